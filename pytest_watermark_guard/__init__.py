@@ -1,0 +1,97 @@
+"""Fail the build when a vision model has learned to react to watermarks.
+
+Public names are imported when they are first used: ``import pytest_watermark_guard`` imports
+neither torch nor torchvision.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AnyScenario": "watermarks.scenarios",
+    "Impact": "report",
+    "PairedFolder": "watermarks.scenarios",
+    "Preprocessing": "models.preprocessing",
+    "ProbeReport": "report",
+    "ProbingBatch": "batches",
+    "ProbingBatches": "batches",
+    "SCENARIOS": "watermarks.scenarios",
+    "Scenario": "watermarks.scenarios",
+    "Scores": "report",
+    "SensitiveUnit": "report",
+    "Verdict": "gate",
+    "assert_not_watermark_sensitive": "gate",
+    "auroc": "statistics.auroc",
+    "extract_features": "models.activations",
+    "judge": "gate",
+    "load_model": "models.specs",
+    "probe": "probing",
+    "probing_batches": "batches",
+    "write_marked_folder": "watermarks.export",
+}
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.batches import (
+        ProbingBatch as ProbingBatch,
+    )
+    from pytest_watermark_guard.batches import (
+        ProbingBatches as ProbingBatches,
+    )
+    from pytest_watermark_guard.batches import (
+        probing_batches as probing_batches,
+    )
+    from pytest_watermark_guard.gate import (
+        Verdict as Verdict,
+    )
+    from pytest_watermark_guard.gate import (
+        assert_not_watermark_sensitive as assert_not_watermark_sensitive,
+    )
+    from pytest_watermark_guard.gate import (
+        judge as judge,
+    )
+    from pytest_watermark_guard.models.activations import extract_features as extract_features
+    from pytest_watermark_guard.models.preprocessing import Preprocessing as Preprocessing
+    from pytest_watermark_guard.models.specs import load_model as load_model
+    from pytest_watermark_guard.probing import probe as probe
+    from pytest_watermark_guard.report import (
+        Impact as Impact,
+    )
+    from pytest_watermark_guard.report import (
+        ProbeReport as ProbeReport,
+    )
+    from pytest_watermark_guard.report import (
+        Scores as Scores,
+    )
+    from pytest_watermark_guard.report import (
+        SensitiveUnit as SensitiveUnit,
+    )
+    from pytest_watermark_guard.statistics.auroc import auroc as auroc
+    from pytest_watermark_guard.watermarks.export import write_marked_folder as write_marked_folder
+    from pytest_watermark_guard.watermarks.scenarios import (
+        SCENARIOS as SCENARIOS,
+    )
+    from pytest_watermark_guard.watermarks.scenarios import (
+        AnyScenario as AnyScenario,
+    )
+    from pytest_watermark_guard.watermarks.scenarios import (
+        PairedFolder as PairedFolder,
+    )
+    from pytest_watermark_guard.watermarks.scenarios import (
+        Scenario as Scenario,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,53 @@
+"""Every error the package raises on purpose, one type per cause."""
+
+from __future__ import annotations
+
+
+class WatermarkGuardError(Exception):
+    """Base of all errors below: the probe could not be made, so there is no verdict."""
+
+
+class SettingsError(WatermarkGuardError, ValueError):
+    """A threshold, device, precision, count or seed that cannot be used."""
+
+
+class ScenarioError(WatermarkGuardError, ValueError):
+    """An unknown scenario, or one that cannot be drawn (glyphs missing, too large, no shaping)."""
+
+
+class ImagesError(WatermarkGuardError, ValueError):
+    """Baseline or marked images that are missing, unreadable, or of a shape that cannot be used."""
+
+
+class ModelSpecError(WatermarkGuardError, ValueError):
+    """A model spec that cannot be parsed, or whose model or weights cannot be loaded."""
+
+
+class PreprocessingError(WatermarkGuardError, ValueError):
+    """A ``preprocess`` argument that cannot be understood or that fails on a batch."""
+
+
+class LayerError(WatermarkGuardError, ValueError):
+    """A layer that cannot be found, or whose output cannot be read as units."""
+
+
+class NonFiniteActivationsError(WatermarkGuardError, ArithmeticError):
+    """The model returned NaN or an infinity, which no ranking can order."""
+
+
+class ReportError(WatermarkGuardError, ValueError):
+    """A report file that cannot be read."""
+
+
+class WatermarkSensitivityError(AssertionError):
+    """The verdict of a failed gate: at least one unit is too sensitive.
+
+    Attributes
+    ----------
+    verdict : pytest_watermark_guard.gate.Verdict
+        The report, the threshold and the units that failed.
+    """
+
+    def __init__(self, message: str, verdict: object = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
