@@ -1,0 +1,1 @@
+"""Text watermarks: scenarios, seeded draws, rendering, compositing, marked copies on disk."""

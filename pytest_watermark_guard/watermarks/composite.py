@@ -1,0 +1,57 @@
+"""Watermarks onto a batch, as tensors on the batch's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pytest_watermark_guard.watermarks.text import Mark
+
+
+def composite(
+    images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
+) -> torch.Tensor:
+    """Print one mark on each image.
+
+    Integer arithmetic throughout: every device, and a marked copy written to disk, give the same
+    bytes.
+
+    Parameters
+    ----------
+    images : Tensor of uint8, shape [B, 3, H, W]
+        Left as it is.
+    marks : sequence of Mark, length B
+        One for each image.
+    color : tuple of int
+        (R, G, B) of the ink, 0 to 255.
+
+    Returns
+    -------
+    Tensor of uint8, shape [B, 3, H, W]
+        round(image · (255 − α) / 255 + color · α / 255), a copy.
+    """
+    height, width = images.shape[-2:]
+    rows = max(mark.alpha.shape[0] for mark in marks)
+    columns = max(mark.alpha.shape[1] for mark in marks)
+    # Only a window of the largest mark's size is touched in each image. Where it would cross the
+    # border it is moved inwards, and the mark within it outwards.
+    alpha = np.zeros((len(marks), 1, rows, columns), dtype=np.int32)
+    marked = images.clone(memory_format=torch.contiguous_format)
+    windows = []
+    for index, mark in enumerate(marks):
+        top, left = min(mark.top, height - rows), min(mark.left, width - columns)
+        down, right = mark.top - top, mark.left - left
+        ink_rows, ink_columns = mark.alpha.shape
+        alpha[index, 0, down : down + ink_rows, right : right + ink_columns] = mark.alpha
+        windows.append(marked[index, :, top : top + rows, left : left + columns])
+    opacity = torch.from_numpy(alpha).to(images.device)
+    ink = torch.tensor(color, dtype=torch.int32, device=images.device).view(3, 1, 1)
+    blended = torch.stack(windows) * (255 - opacity) + ink * opacity
+    # Division by 255, rounded to the nearest: exact for 16 bits, and ten times `//`'s speed.
+    blended += 128
+    blended = (((blended >> 8) + blended) >> 8).to(torch.uint8)
+    for window, pixels in zip(windows, blended, strict=True):
+        window.copy_(pixels)
+    return marked

@@ -1,0 +1,62 @@
+"""Which string goes where: a pure function of seed, scenario and image.
+
+No random generator is involved: the numbers are read off a hash, so that a draw never depends on
+batch size, order, worker count, platform or library version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_watermark_guard.watermarks.scenarios import Scenario
+
+_TWO_64 = 2**64
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One image's watermark, before it is rendered.
+
+    Attributes
+    ----------
+    text : str
+        The string to print.
+    across, down : float
+        Where, in [0, 1): the share of all positions at which the whole ink is visible that lie
+        further left, and further up.
+    """
+
+    text: str
+    across: float
+    down: float
+
+
+def uniform_words(count: int, *key: object) -> Iterator[int]:
+    """Give `count` uniform 64-bit integers that depend on `key` only."""
+    encoded = "\x1f".join(map(str, key)).encode("utf-8", "surrogateescape")
+    return iter(struct.unpack(f"<{count}Q", hashlib.shake_256(encoded).digest(8 * count)))
+
+
+def draw_watermark(scenario: Scenario, seed: int, identity: str) -> Draw:
+    """Draw the string and the place for one image.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Symbols are drawn from its alphabet, uniformly and with replacement.
+    seed : int
+        The probe's seed.
+    identity : str
+        What the baseline calls the image: its path within the folder, or its index.
+    """
+    words = uniform_words(scenario.length + 2, seed, scenario.name, identity)
+    # Scaling a 64-bit word down to a small range is uniform to within 2**-58.
+    symbols = len(scenario.alphabet)
+    text = "".join(
+        scenario.alphabet[next(words) * symbols // _TWO_64] for _ in range(scenario.length)
+    )
+    # 53 bits, so that the quotient is exact and never rounds up to 1.
+    return Draw(text, across=(next(words) >> 11) / 2**53, down=(next(words) >> 11) / 2**53)

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+REAL_DATA = "WATERMARK_GUARD_DATA"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real images and weights, for the tests that measure on them."""
+    folder = os.environ.get(REAL_DATA)
+    if not folder:
+        pytest.skip(f"{REAL_DATA} is not set: no real images and weights to measure on")
+    return Path(folder)
