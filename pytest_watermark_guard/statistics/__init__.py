@@ -1,0 +1,1 @@
+"""AUROC and its intervals: functions of arrays that know no models."""
