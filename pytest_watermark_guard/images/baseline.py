@@ -1,0 +1,174 @@
+"""The images that a probe starts from, whatever they came as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pytest_watermark_guard.errors import ImagesError
+from pytest_watermark_guard.images import cache, folder
+from pytest_watermark_guard.images.arrays import image_from_array
+from pytest_watermark_guard.watermarks.draw import uniform_words
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Unmarked images, each with a name that its watermark is drawn for.
+
+    Attributes
+    ----------
+    description : str
+        For people: which images these are.
+    identities : tuple of str
+        One for each image, all different; the watermark's draw depends on it.
+    read : callable
+        Position in `identities` -> RGB image, or (RGB image, label).
+    labels : mapping of str to int
+        True class indices by identity, over any that `read` knows.
+    root : Path or None
+        The folder that `identities` are relative to, where there is one.
+    """
+
+    description: str
+    identities: tuple[str, ...]
+    read: Callable[[int], Image.Image | tuple[Image.Image, int]]
+    labels: Mapping[str, int] = field(default_factory=dict)
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    def load(self, position: int) -> tuple[Image.Image, int | None]:
+        """Read one image and, where it is known, its label.
+
+        Raises
+        ------
+        ImagesError
+            If the image cannot be read or is not an image.
+        """
+        item = self.read(position)
+        image, label = item if isinstance(item, tuple) else (item, None)
+        return image, self.labels.get(self.identities[position], label)
+
+    def subset(self, count: int, seed: int) -> Baseline:
+        """Keep `count` images: a random choice that depends on `seed` and the identities only.
+
+        The first ones of a sorted folder would be no sample: in ImageNet they are all animals.
+        """
+        if count >= len(self):
+            return self
+        order = sorted(
+            range(len(self)), key=lambda i: next(uniform_words(1, seed, self.identities[i]))
+        )
+        kept = sorted(order[:count])
+        return replace(
+            self,
+            description=f"{count} of {self.description}",
+            identities=tuple(self.identities[i] for i in kept),
+            read=lambda position: self.read(kept[position]),
+        )
+
+
+def open_baseline(
+    images: Any = None, labels: Sequence[int] | Mapping[str, int] | None = None
+) -> Baseline:
+    """Open baseline images.
+
+    Parameters
+    ----------
+    images : None, str, path, Dataset, array, tensor or sequence
+        None: the built-in set. A path: every JPEG, PNG, WebP and BMP below that folder. A Dataset
+        or sequence: items are PIL images, arrays, tensors, (image, label) pairs or dicts with
+        "image" or "pixel_values". An array or tensor: shape [N, H, W, 3] or [N, 3, H, W], uint8,
+        or floating point in [0, 1].
+    labels : sequence or mapping of int, optional
+        True class indices, one for each image in order, or by identity.
+
+    Raises
+    ------
+    ImagesError
+        If there is no image, `images` is none of these, or `labels` do not fit them.
+    """
+    baseline = images if isinstance(images, Baseline) else _open(images)
+    if labels is None:
+        return baseline
+    if not isinstance(labels, Mapping):
+        if len(labels) != len(baseline):
+            raise ImagesError(f"labels: got {len(labels)} of them for {baseline.description}")
+        labels = dict(zip(baseline.identities, map(int, labels), strict=True))
+    elif unknown := labels.keys() - set(baseline.identities):
+        raise ImagesError(f"labels: {sorted(unknown)[0]!r} is not among the {baseline.description}")
+    return replace(baseline, labels=labels)
+
+
+def _open(images: Any) -> Baseline:
+    if images is None:
+        array = cache.builtin_images()
+        return Baseline(
+            f"{len(array)} images of the built-in set {cache.BUILTIN_NAME}",
+            tuple(f"{cache.BUILTIN_NAME}/{index}" for index in range(len(array))),
+            lambda position: Image.fromarray(array[position]),
+        )
+    if isinstance(images, str | Path):
+        root = Path(images).expanduser()
+        paths = folder.image_paths(root)
+        return Baseline(
+            f"{len(paths)} images of {images}",
+            tuple(path.relative_to(root).as_posix() for path in paths),
+            lambda position: folder.read_image(paths[position]),
+            root=root,
+        )
+    if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
+        raise ImagesError(
+            "images must be None (the built-in set), a folder, a map-style Dataset, a sequence of "
+            f"images, or an array or tensor of them; got {type(images).__name__}"
+        )
+    count = len(images)
+    if count == 0:
+        raise ImagesError(
+            f"images: this {type(images).__name__} is empty; there is nothing to probe"
+        )
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim != 4:
+        raise ImagesError(
+            "images: an array of images has shape [N, H, W, 3] or [N, 3, H, W], "
+            f"got {list(images.shape)}"
+        )
+    kind = "an" if type(images).__name__[0] in "AEIOUaeiou" else "a"
+    return Baseline(
+        f"{count} images of {kind} {type(images).__name__}",
+        tuple(map(str, range(count))),
+        lambda position: _read_item(images, position),
+    )
+
+
+def _read_item(images: Sequence[Any], position: int) -> Image.Image | tuple[Image.Image, int]:
+    where = f"images[{position}]"
+    item, label = images[position], None
+    if isinstance(item, dict):
+        label = item.get("label", item.get("labels"))
+        item = item.get("image", item.get("pixel_values"))
+    elif isinstance(item, tuple | list):
+        if len(item) > 1:
+            label = item[1]
+        item = item[0] if item else None
+    if isinstance(item, str | Path):
+        image = folder.read_image(Path(item))
+    elif isinstance(item, Image.Image):
+        image = item.convert("RGB")
+    elif isinstance(item, np.ndarray | torch.Tensor):
+        image = image_from_array(item, where)
+    else:
+        raise ImagesError(
+            f"{where}: expected a PIL image, an array, a tensor or a path (or a pair or dict that "
+            f"holds one), got {type(item).__name__}"
+        )
+    if isinstance(label, np.ndarray | torch.Tensor | np.generic) and label.ndim == 0:
+        label = label.item()
+    # Labels that are no class index (captions, boxes, one-hot vectors) are no use to top-1.
+    return (image, label) if isinstance(label, int) else image

@@ -1,0 +1,92 @@
+"""Image files: finding them, reading them, pairing them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from pytest_watermark_guard.errors import ImagesError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def image_paths(root: Path) -> list[Path]:
+    """List the images below a folder, sorted; hidden files and folders are left out.
+
+    Raises
+    ------
+    ImagesError
+        If the folder does not exist or holds no image.
+    """
+    if not root.is_dir():
+        raise ImagesError(
+            f"images: {str(root)!r} is not a folder; pass one that holds "
+            f"{', '.join(SUFFIXES)} files, or leave images out for the built-in set"
+        )
+    paths = []
+    for parent, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [
+            Path(parent, name)
+            for name in files
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    if not paths:
+        raise ImagesError(
+            f"images: no image in {str(root)!r} or below it; looked for {', '.join(SUFFIXES)}"
+        )
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a file as an RGB image.
+
+    Raises
+    ------
+    ImagesError
+        If it is missing, damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImagesError(
+            f"images: cannot read {str(path)!r}: {error}. Remove or replace the file; "
+            "a probe leaves no image out by itself"
+        ) from error
+
+
+def paired_path(folder: Path, identity: str) -> Path:
+    """Find the marked copy of an image.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the marked copies are.
+    identity : str
+        The image's path within the baseline folder.
+
+    Raises
+    ------
+    ImagesError
+        If there is no such file, or several that differ by their suffix only.
+    """
+    exact = folder / identity
+    if exact.is_file():
+        return exact
+    same_stem = [
+        path
+        for path in sorted(exact.parent.glob("*"))
+        if path.stem == exact.stem and path.suffix.lower() in SUFFIXES
+    ]
+    if len(same_stem) == 1:
+        return same_stem[0]
+    if same_stem:
+        names = ", ".join(path.name for path in same_stem)
+        raise ImagesError(f"marked copy of {identity!r} in {str(folder)!r} is ambiguous: {names}")
+    raise ImagesError(
+        f"no marked copy of {identity!r} in {str(folder)!r}; a paired folder holds one file under "
+        "the same name for every baseline image"
+    )
