@@ -1,0 +1,1 @@
+"""From a model, or a spec that names one, to its logits and features."""

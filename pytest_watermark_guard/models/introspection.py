@@ -1,0 +1,97 @@
+"""Asking a model itself which preprocessing it expects."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from pytest_watermark_guard.models.preprocessing import Preprocessing
+from pytest_watermark_guard.models.presets import (
+    from_hf_processor,
+    from_timm_config,
+    from_torchvision_preset,
+)
+from pytest_watermark_guard.models.state import unwrapped
+
+
+def preprocessing_of(module: nn.Module) -> Preprocessing | None:
+    """Return what a model's own configuration or class says, or None.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A timm model, a transformers model, or one of torchvision's classes.
+    """
+    module = unwrapped(module)
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(module, name, None)
+        if isinstance(config, Mapping) and config.get("mean") is not None:
+            return from_timm_config(config, source=f"{type(module).__name__}.{name}")
+    config = getattr(module, "config", None)
+    if hasattr(config, "image_size") and hasattr(config, "model_type"):
+        return _of_hf_model(type(module).__name__, config)
+    if type(module).__module__.startswith("torchvision.models."):
+        return _of_torchvision_model(module)
+    return None
+
+
+def _of_hf_model(name: str, config: Any) -> Preprocessing:
+    directory = getattr(config, "_name_or_path", "")
+    if directory and Path(directory).is_dir():
+        import transformers
+
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError):  # a directory without a processor
+            pass
+        else:
+            return from_hf_processor(processor, source=f"the image processor in {directory}")
+    sides = config.image_size
+    height, width = (sides, sides) if isinstance(sides, int) else (sides[0], sides[-1])
+    return Preprocessing.imagenet(
+        (height, width),
+        source=f"assumed: ImageNet's mean and std, {height}x{width} px as {name}.config says",
+        assumed=True,
+    )
+
+
+def _of_torchvision_model(module: nn.Module) -> Preprocessing | None:
+    from torchvision.models import WeightsEnum
+
+    family = type(module).__name__
+    entries = [
+        entry
+        for enum in vars(sys.modules[type(module).__module__]).values()
+        if isinstance(enum, type) and issubclass(enum, WeightsEnum)
+        for entry in cast(Any, enum)
+    ]
+    # One class serves many architectures; the number of parameters tells which, unless the
+    # head was replaced.
+    count = sum(parameter.numel() for parameter in module.parameters())
+    same = [entry for entry in entries if entry.meta.get("num_params") == count] or entries
+    presets = [
+        from_torchvision_preset(entry.transforms(), source=f"torchvision's presets of {family}")
+        for entry in same
+    ]
+    side = getattr(module, "image_size", None)  # ViT's tables of positions fix it
+    presets = [preset for preset in presets if side is None or preset.size == (side, side)]
+    if not presets:
+        return side and Preprocessing.imagenet(
+            (side, side),
+            source=f"assumed: ImageNet's mean and std, {side} px as {family}.image_size says",
+            assumed=True,
+        )
+    (best, votes), *_ = Counter(presets).most_common()
+    if votes == len(presets):
+        return best
+    assert best.size is not None
+    return best.as_assumed(
+        f"assumed: the most common of torchvision's presets of {family}, {best.size[0]} px"
+    )

@@ -1,0 +1,284 @@
+"""From a picture of any size to a model's input, in two steps with the watermark between them.
+
+`Preprocessing.fit` does the geometry, so that the text is drawn at the model's own resolution and
+nothing of it is cropped away; `Preprocessing.to_input` scales the values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pytest_watermark_guard.errors import PreprocessingError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_ACCEPTED = (
+    '"auto", "imagenet", "none", a Preprocessing, a dict of its fields, a (mean, std, size) '
+    "tuple, a preset of torchvision's weights, a Compose of resizing, cropping, converting and "
+    "Normalize, or a function of a float batch [B, 3, H, W] in [0, 1]"
+)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images.
+
+    Attributes
+    ----------
+    size : (int, int) or None
+        Height and width of the model's input; None leaves the images as they are.
+    resize : int, (int, int) or None
+        Before the centre crop: length of the shorter side, or height and width. None: no resizing.
+    mean, std : tuple of float
+        Per channel, of values in [0, 1].
+    interpolation : str
+        ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``; downscaling is antialiased.
+    source : str
+        Where all this was read, for the report.
+    assumed : bool
+        Nothing about the model says so; it is a guess.
+    normalize : callable or None
+        Replaces mean and std: float32 batch [B, 3, H, W] in [0, 1] to model input.
+    """
+
+    size: tuple[int, int] | None
+    resize: int | tuple[int, int] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    source: str = "given"
+    assumed: bool = False
+    normalize: Callable[[Tensor], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise PreprocessingError(
+                f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
+            )
+        for name, value in (("size", self.size), ("resize", self.resize)):
+            square = name == "resize" and isinstance(value, int)
+            if value is not None and not _is_pair((value, value) if square else value):
+                raise PreprocessingError(
+                    f"{name}={value!r} is not a height and width in whole pixels"
+                )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise PreprocessingError(
+                f"mean={self.mean!r} and std={self.std!r} must have 3 values each, "
+                "with positive standard deviations"
+            )
+
+    @classmethod
+    def imagenet(cls, size: tuple[int, int] = (224, 224), **fields: Any) -> Preprocessing:
+        """Return ImageNet's mean and std at ``size``, cropped from 8/7 of it (256 for 224)."""
+        height, width = size
+        resize = round(height * 256 / 224) if height == width else (height, width)
+        return cls(**{"size": size, "resize": resize, **fields})
+
+    def as_assumed(self, source: str) -> Preprocessing:
+        """Return a copy that says it is a guess, and why."""
+        return dataclasses.replace(self, source=source, assumed=True)
+
+    def fit(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Resize and crop an image to the model's input size.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            An RGB image that already has the input size is not resampled.
+
+        Returns
+        -------
+        ndarray of uint8, shape [H, W, 3]
+        """
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if self.size is not None and (image.height, image.width) != self.size:
+            image = _centre_crop(self._resized(image), self.size)
+        return np.asarray(image, dtype=np.uint8)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        if self.resize is None:
+            return image
+        if isinstance(self.resize, tuple):
+            height, width = self.resize
+        else:
+            short, long = sorted(image.size)
+            other = int(self.resize * long / short)
+            portrait = image.width <= image.height
+            height, width = (other, self.resize) if portrait else (self.resize, other)
+        if (width, height) == image.size:
+            return image
+        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
+
+    def to_input(self, batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Scale pixel values to what the model was trained on.
+
+        Parameters
+        ----------
+        batch : Tensor
+            uint8 in [0, 255] or floating-point in [0, 1], shape [B, 3, H, W], on any device.
+        dtype : torch.dtype
+            Of the result; computed in float32.
+
+        Returns
+        -------
+        Tensor
+            On the same device; shape [B, 3, H, W] unless `normalize` changes it.
+
+        Raises
+        ------
+        PreprocessingError
+            When `normalize` fails or does not return a batch.
+        """
+        values = batch.to(torch.float32)
+        if not batch.is_floating_point():
+            values = values / 255
+        if self.normalize is not None:
+            return self._normalized(values).to(dtype)
+        mean = torch.tensor(self.mean, device=values.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=values.device).view(3, 1, 1)
+        return ((values - mean) / std).to(dtype)
+
+    def _normalized(self, values: Tensor) -> Tensor:
+        assert self.normalize is not None
+        try:
+            result = self.normalize(values)
+        except Exception as error:
+            raise PreprocessingError(
+                f"preprocess ({self.source}) failed on a float32 batch of shape "
+                f"{[*values.shape]} in [0, 1] with {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(result, Tensor) or result.ndim == 0 or len(result) != len(values):
+            what = f"shape {[*result.shape]}" if isinstance(result, Tensor) else type(result)
+            raise PreprocessingError(
+                f"preprocess ({self.source}) got a batch of shape {[*values.shape]} and returned "
+                f"{what}: it must return one tensor with as many images"
+            )
+        return result
+
+
+def _is_pair(sides: Any) -> bool:
+    return (
+        isinstance(sides, tuple)
+        and len(sides) == 2
+        and all(isinstance(side, int) and side > 0 for side in sides)
+    )
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop as torchvision does, to the pixel: round half to even, pad with black."""
+    height, width = size
+    if width > image.width or height > image.height:
+        padded = Image.new("RGB", (max(width, image.width), max(height, image.height)))
+        corner = ((padded.width - image.width) // 2, (padded.height - image.height) // 2)
+        padded.paste(image, corner)
+        image = padded
+    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def resolve_preprocessing(
+    preprocess: Any, module: nn.Module, loaded: Preprocessing | None = None
+) -> Preprocessing:
+    """Turn a ``preprocess`` argument into a `Preprocessing`.
+
+    Parameters
+    ----------
+    preprocess : str, Preprocessing, dict, tuple or callable
+        ``"auto"``: what the model's spec loaded, else what the model itself says, else ImageNet's
+        at 224 pixels, marked as assumed. ``"none"``: values in [0, 1] at the images' own size.
+        A dict has the fields of `Preprocessing`, a tuple is (mean, std, size). A preset of
+        torchvision's weights and a ``Compose`` of the usual steps are read; any other function
+        is called on each batch [B, 3, H, W] in [0, 1], at its ``size`` attribute or 224 pixels.
+    module : torch.nn.Module
+        Asked for its configuration when ``preprocess`` is ``"auto"``.
+    loaded : Preprocessing, optional
+        What came with the weights.
+
+    Raises
+    ------
+    PreprocessingError
+        When the argument is none of these.
+    """
+    # Those modules build Preprocessing objects, so they import this one.
+    from pytest_watermark_guard.models import presets
+    from pytest_watermark_guard.models.introspection import preprocessing_of
+
+    if isinstance(preprocess, Preprocessing):
+        return preprocess
+    if preprocess == "auto":
+        return (
+            loaded
+            or preprocessing_of(module)
+            or Preprocessing.imagenet(source="assumed: ImageNet, 224 px", assumed=True)
+        )
+    if preprocess == "imagenet":
+        return Preprocessing.imagenet(source="ImageNet, 224 px, as asked for")
+    if preprocess == "none":
+        return Preprocessing(None, None, (0.0,) * 3, (1.0,) * 3, source="none: values in [0, 1]")
+    if isinstance(preprocess, Mapping):
+        return _from_mapping(preprocess)
+    if isinstance(preprocess, (tuple, list)) and len(preprocess) == 3:
+        mean, std, size = preprocess
+        return _from_mapping({"mean": mean, "std": std, "size": size})
+    if presets.is_torchvision_preset(preprocess):
+        return presets.from_torchvision_preset(preprocess, source="torchvision's preset, as given")
+    if presets.is_compose(preprocess):
+        return presets.from_compose(preprocess)
+    if callable(preprocess):
+        size = _sides(getattr(preprocess, "size", 224))
+        name = getattr(preprocess, "__name__", type(preprocess).__name__)
+        return Preprocessing.imagenet(size, source=f"your {name}", normalize=preprocess)
+    raise PreprocessingError(f"preprocess={preprocess!r} is not understood: it may be {_ACCEPTED}")
+
+
+def _from_mapping(fields: Mapping[str, Any]) -> Preprocessing:
+    known = {field.name for field in dataclasses.fields(Preprocessing)}
+    unknown = sorted(set(map(str, fields)) - known)
+    if unknown:
+        raise PreprocessingError(
+            f"preprocess has unknown fields {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    values = dict(fields)
+    try:
+        for name in ("mean", "std"):
+            if name in values:
+                values[name] = channels(values[name])
+        size = None if values.get("size") is None else _sides(values["size"])
+        resize = values.get("resize", size)
+        if resize is not None and not isinstance(resize, int):
+            resize = _sides(resize)
+    except (TypeError, ValueError) as error:
+        raise PreprocessingError(
+            f"preprocess={dict(fields)!r} is not understood: {error}"
+        ) from error
+    if "resize" not in values and size is not None and size[0] == size[1]:
+        resize = size[0]  # keep the aspect ratio
+    return Preprocessing(**{**values, "size": size, "resize": resize})
+
+
+def channels(value: Any) -> tuple[float, ...]:
+    """Return one float per channel from a number, a sequence, an array or a tensor."""
+    numbers = np.asarray(value, dtype=np.float64).reshape(-1).tolist()
+    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    height, width = sides * 2 if len(sides) == 1 else sides
+    return int(height), int(width)

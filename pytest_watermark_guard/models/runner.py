@@ -1,0 +1,72 @@
+"""Running a model over batches of any length, within whatever memory there is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pytest_watermark_guard.device import computing_in
+from pytest_watermark_guard.models.activations import ActivationRecorder
+
+Activations = dict[str, npt.NDArray[np.float32]]
+
+
+class Runner:
+    """Runs forward passes and brings the activations back as arrays.
+
+    Parameters
+    ----------
+    recorder : ActivationRecorder
+        The model and its layers.
+    batch_size : int
+        Images in a forward pass, to begin with.
+    precision : {"float32", "bfloat16"}
+
+    Attributes
+    ----------
+    batch_size : int
+        Halved each time the device runs out of memory, and kept.
+    """
+
+    def __init__(self, recorder: ActivationRecorder, batch_size: int, precision: str) -> None:
+        self._recorder = recorder
+        self._precision = precision
+        self.batch_size = recorder.batch_size or batch_size
+
+    def __call__(self, inputs: torch.Tensor) -> Activations:
+        """Run all rows of `inputs`; returns float32 [n, units] by layer.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            If not even one image fits.
+        """
+        parts: list[Activations] = []
+        done = 0
+        while done < len(inputs):
+            size = self.batch_size
+            try:
+                parts.append(self._forward(inputs[done : done + size]))
+            except RuntimeError as error:
+                # A fixed batch size is part of an exported program: it cannot be halved.
+                if size == 1 or self._recorder.batch_size or not _out_of_memory(error):
+                    raise
+            else:
+                done += size
+                continue
+            # Outside the handler, where the traceback no longer holds the failed batch's tensors.
+            self.batch_size = max(1, size // 2)
+            if inputs.is_cuda:
+                torch.cuda.empty_cache()
+        return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
+
+    def _forward(self, chunk: torch.Tensor) -> Activations:
+        with computing_in(self._precision, chunk.device):
+            units = self._recorder(chunk)
+        return {layer: u.float().cpu().numpy() for layer, u in units.items()}
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The CPU allocator has no type of its own for it.
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
