@@ -79,7 +79,7 @@ class _Draws:
 
 
 def _load_photos() -> list[_Photo]:
-    from sklearn.datasets import load_sample_image  # type: ignore[import-untyped]
+    from sklearn.datasets import load_sample_image
 
     photos = []
     for name in ("china.jpg", "flower.jpg"):

@@ -1,0 +1,63 @@
+"""The run that a probe is part of: its settings, and who wants to see its report.
+
+Under pytest the plugin sets it; elsewhere the defaults hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_watermark_guard.settings import Settings
+from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.report import ProbeReport
+
+
+def _nobody(report: ProbeReport) -> None:
+    """Take a report that nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What probes made now go by.
+
+    Attributes
+    ----------
+    settings : Settings
+        Hold where an argument is not given.
+    scenarios : mapping of str to Scenario or PairedFolder
+        Those that can be asked for by name.
+    worker : int
+        Number of this worker process, which chooses its GPU among several.
+    on_report : callable
+        Receives every finished report.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    scenarios: Mapping[str, AnyScenario] = field(default_factory=lambda: SCENARIOS)
+    worker: int = 0
+    on_report: Callable[[ProbeReport], None] = _nobody
+
+
+# A plain global, not a ContextVar: a thread that a test starts must see its test's settings.
+_current = Run()
+
+
+def current_run() -> Run:
+    """Return the run that is going on."""
+    return _current
+
+
+@contextmanager
+def using_run(run: Run) -> Iterator[None]:
+    """Make `run` the current one within the block."""
+    global _current
+    before, _current = _current, run
+    try:
+        yield
+    finally:
+        _current = before

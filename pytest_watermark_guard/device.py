@@ -1,0 +1,65 @@
+"""Which device a probe runs on, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pytest_watermark_guard.errors import SettingsError
+
+
+def resolve_device(device: str, worker: int = 0) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` ... into a device that is there.
+
+    Parameters
+    ----------
+    device : str
+        ``auto``: a CUDA GPU if there is one, else the CPU.
+    worker : int, default 0
+        With several GPUs, ``auto`` and ``cuda`` deal them out to worker processes in turn.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+        if resolved.type == "cuda" and resolved.index is None and torch.cuda.is_available():
+            resolved = torch.device("cuda", worker % torch.cuda.device_count())
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(
+            f"device {device!r} cannot be used: {reason}. Use 'auto' or 'cpu'"
+        ) from error
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return ``float32`` or ``bfloat16``; ``auto`` is bfloat16 on GPUs that have it."""
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Run the block under bfloat16 autocast, or in float32 without TensorFloat-32."""
+    if precision == "bfloat16":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        # A caller's own autocast must not change what "float32" means.
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

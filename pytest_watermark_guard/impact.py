@@ -1,0 +1,64 @@
+"""What a watermark does to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.report import Impact
+
+
+def prediction_impact(
+    baseline: npt.NDArray[np.float32],
+    marked: npt.NDArray[np.float32],
+    names: Sequence[str],
+    classes: npt.NDArray[np.int64] | None = None,
+) -> Impact:
+    """Compare a model's predictions without and with the mark.
+
+    Parameters
+    ----------
+    baseline, marked : ndarray, shape [n, classes]
+        Logits of the same images.
+    names : sequence of str
+        Of the classes.
+    classes : ndarray of int64, shape [n], optional
+        True classes; −1 where unknown.
+    """
+    before, after = baseline.argmax(axis=1), marked.argmax(axis=1)
+    n_classes = baseline.shape[1]
+    gained = np.bincount(after, minlength=n_classes) - np.bincount(before, minlength=n_classes)
+    winner = int(gained.argmax())
+    gains = gained[winner] > 0
+    known = np.zeros(len(before), bool) if classes is None else classes >= 0
+    top1_baseline = top1_marked = None
+    if classes is not None and known.any():
+        top1_baseline = float((before == classes)[known].mean())
+        top1_marked = float((after == classes)[known].mean())
+    return Impact(
+        flip_rate=float((before != after).mean()),
+        gains_index=winner if gains else None,
+        gains_name=names[winner] if gains else None,
+        gains_share=float(gained[winner] / len(before)) if gains else 0.0,
+        top1_baseline=top1_baseline,
+        top1_marked=top1_marked,
+    )
+
+
+def true_classes(
+    identities: Sequence[str], labels: Sequence[int | None], names: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Give each image's true class index, −1 where it is unknown.
+
+    A label wins; else an image in a folder called like a class is of that class.
+    """
+    by_name = {name: index for index, name in enumerate(names) if not name.isdigit()}
+    return np.array(
+        [
+            by_name.get(identity.split("/")[0], -1) if label is None else label
+            for identity, label in zip(identities, labels, strict=True)
+        ],
+        dtype=np.int64,
+    )

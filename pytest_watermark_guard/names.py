@@ -1,0 +1,56 @@
+"""What units are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pytest_watermark_guard.errors import SettingsError
+
+
+def unit_names(
+    units: Mapping[str, int], given: Sequence[str] | None, loaded: Sequence[str] | None
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Name the units of every layer.
+
+    Parameters
+    ----------
+    units : mapping of str to int
+        Number of units by layer.
+    given : sequence of str, optional
+        The caller's class names.
+    loaded : sequence of str, optional
+        Those that came with the weights.
+
+    Returns
+    -------
+    names : dict of str to tuple of str
+        By layer; a unit without a name is called by its index.
+    notes : tuple of str
+        What was assumed.
+
+    Raises
+    ------
+    SettingsError
+        If `given` does not name each logit once.
+    """
+    names = {layer: tuple(map(str, range(count))) for layer, count in units.items()}
+    count = units.get("logits")
+    if count is None:
+        return names, ()
+    if given is not None:
+        if isinstance(given, str) or len(given) != count:
+            found = repr(given) if isinstance(given, str) else len(given)
+            raise SettingsError(
+                f"class_names must hold one name for each of the {count} logits, got {found}"
+            )
+        names["logits"] = tuple(map(str, given))
+        return names, ()
+    if loaded is not None and len(loaded) == count:
+        names["logits"] = tuple(loaded)
+        return names, ()
+    if count == 1000:
+        from torchvision.models import ResNet18_Weights
+
+        names["logits"] = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+        return names, ("class names are assumed to be ImageNet's: the model has 1000 logits",)
+    return names, ()

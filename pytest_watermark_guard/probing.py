@@ -1,0 +1,263 @@
+"""The main job in one page: images, watermarks, model, scores, report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import pytest_watermark_guard
+from pytest_watermark_guard.batches import ProbingBatches, open_for
+from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.device import computing_in, resolve_device, resolve_precision
+from pytest_watermark_guard.errors import (
+    ModelSpecError,
+    NonFiniteActivationsError,
+    SettingsError,
+)
+from pytest_watermark_guard.impact import prediction_impact, true_classes
+from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
+from pytest_watermark_guard.models.runner import Runner
+from pytest_watermark_guard.models.specs import LoadedModel, load_model
+from pytest_watermark_guard.models.state import preserved, runnable_on
+from pytest_watermark_guard.names import unit_names
+from pytest_watermark_guard.progress import progress_bar
+from pytest_watermark_guard.report import ProbeReport, Scores
+from pytest_watermark_guard.statistics.auroc import paired_auroc
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
+
+UNMARKED = ""  # stands among the scenarios' names, which are never empty
+
+
+def probe(
+    model: nn.Module | str,
+    images: Any = None,
+    scenarios: Sequence[str | AnyScenario] | None = None,
+    layers: Sequence[str] | None = None,
+    preprocess: Any = "auto",
+    class_names: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    max_images: int | None = None,
+    seed: int | None = None,
+    *,
+    labels: Sequence[int] | Mapping[str, int] | None = None,
+    batch_size: int = 32,
+    name: str | None = None,
+    progress: bool = True,
+) -> ProbeReport:
+    """Score every logit and feature unit of a model for its reaction to text watermarks.
+
+    What is not given is taken from the run's settings (pytest's options, ini values and the
+    ``wm_settings`` marker), else the defaults below hold.
+
+    Parameters
+    ----------
+    model : Module or str
+        Maps images to logits or to features; or a model spec such as
+        ``torchvision:resnet18@IMAGENET1K_V1``. It comes back exactly as it was.
+    images : folder, Dataset, array, tensor or sequence, optional
+        Baseline images without watermarks; default is the built-in set.
+    scenarios : sequence of str, Scenario or PairedFolder, optional
+        Default ``("chinese", "latin", "hindi", "arabic_numerals")``.
+    layers : sequence of str, optional
+        ``"logits"``, ``"features"`` (the input of the layer that makes the logits) and names of
+        modules. Default ``("logits", "features")``. Channels are averaged over the map, tokens
+        over the sequence.
+    preprocess : default "auto"
+        ``"auto"`` (what the weights or the model's configuration say), ``"imagenet"``, ``"none"``,
+        a `Preprocessing`, a torchvision transform, or a callable on float32 [B, 3, H, W] in [0, 1].
+    class_names : sequence of str, optional
+        One for each logit.
+    device : str, optional
+        Default ``"auto"``: the GPU if there is one.
+    precision : {"auto", "float32", "bfloat16"}, optional
+        Default ``"auto"``: bfloat16 autocast on GPUs that have it, else float32.
+    max_images : int, optional
+        Take a seeded random subset of at most so many images.
+    seed : int, optional
+        Of draws and subset, default 17.
+    labels : sequence or mapping, optional
+        True class indices: one for each image, or by file name. Known without it where a Dataset
+        gives (image, label), or folders carry the classes' names.
+    batch_size : int, default 32
+        Images in a forward pass; halved when memory runs out.
+    name : str, optional
+        What reports call the model; default its spec or class.
+    progress : bool, default True
+        Show a progress bar where standard error is a terminal and the variable ``CI`` is not set.
+
+    Returns
+    -------
+    ProbeReport
+
+    Raises
+    ------
+    WatermarkGuardError
+        One of its subclasses says what cannot be used and what to do: `SettingsError`,
+        `ScenarioError`, `ImagesError`, `ModelSpecError`, `PreprocessingError`, `LayerError`,
+        `NonFiniteActivationsError`.
+
+    Notes
+    -----
+    The method is that of Bykov et al. (2023), *Mark My Words: Dangers of Watermarked Images in
+    ImageNet*, section 3. The result depends on weights, images, scenarios and seed; batch size and
+    device change it by rounding of the forward pass only.
+    """
+    run = current_run()
+    settings = run.settings.override(
+        images=images,
+        scenarios=scenarios,
+        layers=layers,
+        device=device,
+        precision=precision,
+        max_images=max_images,
+        seed=seed,
+    )
+    resolved = resolve_scenarios(settings.scenarios, run.scenarios)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingsError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+    target = resolve_device(settings.device, run.worker)
+    computed_in = resolve_precision(settings.precision, target)
+    loaded = _loaded(model)
+    module = runnable_on(loaded.module, target)
+    preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
+    baseline = open_for(
+        resolved, settings.images, settings.max_images, settings.seed, labels=labels
+    )
+    batches = ProbingBatches(
+        baseline,
+        resolved,
+        preprocessing,
+        settings.seed,
+        batch_size=max(1, batch_size // (1 + len(resolved))),
+        device=target,
+        dtype=_input_dtype(module),
+    )
+    recording = _run_model(module, batches, settings.layers, computed_in, batch_size, progress)
+
+    names, naming_notes = unit_names(recording.units, class_names, loaded.class_names)
+    scores = {
+        (layer, scenario.name): Scores(
+            layer,
+            scenario.name,
+            *paired_auroc(recording[UNMARKED, layer], recording[scenario.name, layer]),
+            len(baseline),
+            names[layer],
+        )
+        for layer in recording.units
+        for scenario in resolved
+    }
+    impact = {}
+    if "logits" in recording.units:
+        classes = true_classes(baseline.identities, recording.labels, names["logits"])
+        impact = {
+            scenario.name: prediction_impact(
+                recording[UNMARKED, "logits"],
+                recording[scenario.name, "logits"],
+                names["logits"],
+                classes,
+            )
+            for scenario in resolved
+        }
+    report = ProbeReport(
+        model=name or loaded.name,
+        baseline=baseline.description,
+        n_images=len(baseline),
+        seed=settings.seed,
+        scores=scores,
+        impact=impact,
+        preprocessing=preprocessing.source,
+        device=str(target),
+        precision=computed_in,
+        notes=(*loaded.notes, *recording.notes, *naming_notes),
+        version=pytest_watermark_guard.__version__,
+    )
+    run.on_report(report)
+    return report
+
+
+@dataclass
+class _Recording:
+    """Activations of all images, by scenario and layer; those without a mark under `UNMARKED`."""
+
+    units: dict[str, int]
+    notes: tuple[str, ...]
+    parts: dict[tuple[str, str], list[npt.NDArray[np.float32]]]
+    labels: list[int | None]
+
+    def __getitem__(self, key: tuple[str, str]) -> npt.NDArray[np.float32]:
+        return np.concatenate(self.parts[key])
+
+
+def _run_model(
+    module: nn.Module,
+    batches: ProbingBatches,
+    layers: Sequence[str],
+    precision: str,
+    batch_size: int,
+    progress: bool,
+) -> _Recording:
+    """Run every image without and with every mark through the model, once."""
+    recording = _Recording({}, (), defaultdict(list), [])
+    with ExitStack() as stack:
+        stack.enter_context(preserved(module))
+        advance = stack.enter_context(progress_bar(len(batches.baseline), progress))
+        runner: Runner | None = None
+        for batch in batches:
+            if runner is None:
+                # Layers are told apart by comparing numbers: in full precision.
+                with computing_in("float32", batches.device):
+                    recorder = stack.enter_context(
+                        ActivationRecorder(module, layers, batch.images[:2])
+                    )
+                runner = Runner(recorder, batch_size, precision)
+                recording.notes = recorder.notes
+            keys = (UNMARKED, *batch.marked)
+            activations = runner(torch.cat([batch.images, *batch.marked.values()]))
+            for layer, units in activations.items():
+                recording.units[layer] = units.shape[1]
+                for key, rows in zip(keys, np.split(units, len(keys)), strict=True):
+                    _check_finite(rows, layer, key, batch.identities)
+                    recording.parts[key, layer].append(rows)
+            recording.labels += batch.labels
+            advance(len(batch.identities))
+    return recording
+
+
+def _check_finite(
+    rows: npt.NDArray[np.float32], layer: str, scenario: str, identities: Sequence[str]
+) -> None:
+    if np.isfinite(rows).all():
+        return
+    row, unit = map(int, np.argwhere(~np.isfinite(rows))[0])
+    marked = f"with the {scenario!r} mark" if scenario else "without a mark"
+    raise NonFiniteActivationsError(
+        f"the model returned {rows[row, unit]} in {layer} unit {unit} for image "
+        f"{identities[row]!r} {marked}; scores need finite numbers. Check the weights and the "
+        "preprocessing, or probe in float32 if this is a half-precision overflow"
+    )
+
+
+def _loaded(model: nn.Module | str) -> LoadedModel:
+    if isinstance(model, str):
+        return load_model(model)
+    if isinstance(model, nn.Module):
+        return LoadedModel(type(model).__name__, model, None, None, ())
+    raise ModelSpecError(
+        f"model must be a torch.nn.Module or a model spec, got {type(model).__name__}"
+    )
+
+
+def _input_dtype(module: nn.Module) -> torch.dtype:
+    """Return the type that the model computes in: half-precision weights take such input."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)

@@ -1,0 +1,339 @@
+"""What a probe found, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.statistics.intervals import logit_interval
+
+FORMAT = "pytest-watermark-guard/report"
+FORMAT_VERSION = 1
+TIERS = (0.7, 0.8, 0.9, 0.95)
+"""Thresholds on d that tables count units at (Bykov et al., 2023)."""
+
+
+@dataclass(frozen=True)
+class SensitiveUnit:
+    """One unit that tells marked images from clean ones.
+
+    Attributes
+    ----------
+    layer, scenario : str
+    index : int
+        Position in the layer.
+    name : str
+        The class's name for a logit where it is known, else the index.
+    auroc : float
+        A: above 0.5 the unit fires on the mark, below it the mark silences the unit.
+    differentiability : float
+        d = max(A, 1 − A).
+    low, high : float
+        95 % confidence interval of A.
+    """
+
+    layer: str
+    scenario: str
+    index: int
+    name: str
+    auroc: float
+    differentiability: float
+    low: float
+    high: float
+
+    @property
+    def fires(self) -> bool:
+        """Whether the mark makes the unit fire (else it silences it)."""
+        return self.auroc >= 0.5
+
+    @property
+    def label(self) -> str:
+        """Name and index: ``carton [478]``, or ``unit 937`` where there is no name."""
+        return (
+            f"unit {self.index}" if self.name == str(self.index) else f"{self.name} [{self.index}]"
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One layer under one scenario.
+
+    Attributes
+    ----------
+    layer, scenario : str
+    auroc : ndarray of float64, shape [units]
+        Exact AUROC of marked (1) against baseline (0) images; ties count one half.
+    standard_error : ndarray of float64, shape [units]
+        Of `auroc`, images being paired.
+    n_images : int
+        Number of image pairs.
+    names : tuple of str
+        One for each unit: the class's name, or the index.
+    """
+
+    layer: str
+    scenario: str
+    auroc: npt.NDArray[np.float64]
+    standard_error: npt.NDArray[np.float64]
+    n_images: int
+    names: tuple[str, ...]
+
+    @property
+    def differentiability(self) -> npt.NDArray[np.float64]:
+        """D = max(A, 1 − A), float64, shape [units]."""
+        return np.maximum(self.auroc, 1 - self.auroc)
+
+    def interval(self, level: float = 0.95) -> tuple[npt.NDArray[np.float64], ...]:
+        """Confidence interval of `auroc`.
+
+        Parameters
+        ----------
+        level : float, default 0.95
+
+        Returns
+        -------
+        low, high : ndarray of float64, shape [units]
+            For each unit by itself, on the logit scale, from the paired standard error.
+        """
+        return logit_interval(self.auroc, self.standard_error, self.n_images, level)
+
+    def ranking(self) -> npt.NDArray[np.intp]:
+        """Return unit indices, most differentiable first; equal ones by index."""
+        return np.argsort(-self.differentiability, kind="stable")
+
+    def sensitive(self, threshold: float) -> list[SensitiveUnit]:
+        """Return the units with d ≥ `threshold`, most differentiable first."""
+        d = self.differentiability
+        return [self.unit(index) for index in self.ranking() if d[index] >= threshold]
+
+    def count(self, threshold: float) -> int:
+        """Count the units with d ≥ `threshold`."""
+        return int((self.differentiability >= threshold).sum())
+
+    def unit(self, index: int) -> SensitiveUnit:
+        """Return everything about one unit, as plain numbers."""
+        low, high = self._interval95
+        area = float(self.auroc[index])
+        return SensitiveUnit(
+            self.layer,
+            self.scenario,
+            int(index),
+            self.names[index],
+            area,
+            max(area, 1 - area),
+            float(low[index]),
+            float(high[index]),
+        )
+
+    @cached_property
+    def _interval95(self) -> tuple[npt.NDArray[np.float64], ...]:
+        return self.interval(0.95)
+
+
+@dataclass(frozen=True)
+class Impact:
+    """What a scenario does to the model's predictions.
+
+    Attributes
+    ----------
+    flip_rate : float
+        Share of images whose predicted class differs with the mark.
+    gains_index, gains_name : int or None, str or None
+        The class that more images are predicted as with the mark than without; None if no
+        prediction changes.
+    gains_share : float
+        By how much its share of all predictions grows.
+    top1_baseline, top1_marked : float or None
+        Top-1 accuracy, where labels are known.
+    """
+
+    flip_rate: float
+    gains_index: int | None
+    gains_name: str | None
+    gains_share: float
+    top1_baseline: float | None = None
+    top1_marked: float | None = None
+
+    @property
+    def top1_drop(self) -> float | None:
+        """Top-1 accuracy lost to the mark, or None without labels."""
+        if self.top1_baseline is None or self.top1_marked is None:
+            return None
+        return self.top1_baseline - self.top1_marked
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """Everything that one probe of one model found.
+
+    ``report["features", "chinese"]`` gives the `Scores` of one layer under one scenario.
+
+    Attributes
+    ----------
+    model : str
+        The model spec, or the module's class.
+    baseline : str
+        Which images, and how many.
+    n_images : int
+    seed : int
+        Of the watermarks' draws and the images' selection.
+    scores : mapping of (layer, scenario) to Scores
+    impact : mapping of str to Impact
+        By scenario; empty if the logits were not probed.
+    preprocessing : str
+        How pixels became the model's input, and where that is known from.
+    device, precision : str
+        What the model ran on.
+    notes : tuple of str
+        What was assumed, guessed or left out. Read them.
+    version : str
+        The package's.
+    """
+
+    model: str
+    baseline: str
+    n_images: int
+    seed: int
+    scores: Mapping[tuple[str, str], Scores]
+    impact: Mapping[str, Impact] = field(default_factory=dict)
+    preprocessing: str = ""
+    device: str = ""
+    precision: str = ""
+    notes: tuple[str, ...] = ()
+    version: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers probed, in order."""
+        return tuple(dict.fromkeys(layer for layer, _ in self.scores))
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """The scenarios probed, in order."""
+        return tuple(dict.fromkeys(scenario for _, scenario in self.scores))
+
+    def __getitem__(self, key: tuple[str, str]) -> Scores:
+        try:
+            return self.scores[key]
+        except (KeyError, TypeError):
+            raise KeyError(
+                f"no scores for {key!r}; ask for (layer, scenario) with a layer of "
+                f"{', '.join(self.layers)} and a scenario of {', '.join(self.scenarios)}"
+            ) from None
+
+    def __iter__(self) -> Iterator[Scores]:
+        return iter(self.scores.values())
+
+    def sensitive(self, threshold: float) -> list[SensitiveUnit]:
+        """Return the units with d ≥ `threshold` in any layer and scenario, worst first.
+
+        Raises
+        ------
+        SettingsError
+            If `threshold` is not in (0.5, 1].
+        """
+        check_threshold(threshold)
+        units = [unit for scores in self for unit in scores.sensitive(threshold)]
+        return sorted(units, key=lambda unit: -unit.differentiability)
+
+    def to_json(self) -> str:
+        """Return the report as JSON text; every number survives the round trip exactly."""
+        scores = [
+            {
+                "layer": s.layer,
+                "scenario": s.scenario,
+                "auroc": s.auroc.tolist(),
+                # JSON has no NaN: one image gives no error estimate.
+                "standard_error": [None if np.isnan(e) else e for e in s.standard_error.tolist()],
+            }
+            for s in self
+        ]
+        data = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+            "notes": list(self.notes),
+            "names": {s.layer: list(s.names) for s in self},
+            "scores": scores,
+            "impact": {name: vars(impact) for name, impact in self.impact.items()},
+        }
+        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ProbeReport:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ReportError
+            If it is something else, or of a newer format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.get("format") != FORMAT:
+                raise ReportError(f"not a probe report: its format is {data.get('format')!r}")
+            if data["format_version"] > FORMAT_VERSION:
+                raise ReportError(
+                    f"report format {data['format_version']} is newer than this version reads "
+                    f"({FORMAT_VERSION}); upgrade pytest-watermark-guard"
+                )
+            scores = {}
+            for s in data["scores"]:
+                scores[s["layer"], s["scenario"]] = Scores(
+                    s["layer"],
+                    s["scenario"],
+                    np.array(s["auroc"], dtype=np.float64),
+                    np.array(s["standard_error"], dtype=np.float64),
+                    data["n_images"],
+                    tuple(data["names"][s["layer"]]),
+                )
+            return cls(
+                **{name: data[name] for name in _PLAIN_FIELDS},
+                scores=scores,
+                impact={name: Impact(**impact) for name, impact in data["impact"].items()},
+                notes=tuple(data["notes"]),
+            )
+        except ReportError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReportError(f"not a probe report: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the report to a JSON file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProbeReport:
+        """Read a report that `save` wrote.
+
+        Raises
+        ------
+        ReportError
+            If the file cannot be read or holds something else.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ReportError(f"cannot read report {str(path)!r}: {error}") from error
+        return cls.from_json(text)
+
+
+_PLAIN_FIELDS = (
+    "model",
+    "baseline",
+    "n_images",
+    "seed",
+    "preprocessing",
+    "device",
+    "precision",
+    "version",
+)
