@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pytest_watermark_guard.watermarks.scenarios import Scenario
 
 _TWO_64 = 2**64
+# Keeps these numbers apart from any other use of the hash; a new rule of drawing gets a new number.
+_DOMAIN = "pytest-watermark-guard/1"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Draw:
 
 def uniform_words(count: int, *key: object) -> Iterator[int]:
     """Give `count` uniform 64-bit integers that depend on `key` only."""
-    encoded = "\x1f".join(map(str, key)).encode("utf-8", "surrogateescape")
+    encoded = "\x1f".join(map(str, (_DOMAIN, *key))).encode("utf-8", "surrogateescape")
     return iter(struct.unpack(f"<{count}Q", hashlib.shake_256(encoded).digest(8 * count)))
 
 

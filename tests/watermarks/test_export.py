@@ -22,14 +22,14 @@ def written(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("format", ["png", "webp"])
-def test_only_the_ink_differs(photos, tmp_path, format):
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_only_the_ink_differs(photos, tmp_path, suffix):
     scenario = Scenario("mine", "AB", length=2, size=90, color="red")
-    assert write_marked_folder(photos, tmp_path / "out", scenario, format=format) == 3
-    assert written(tmp_path / "out") == [f"a.{format}", f"c.{format}", f"deep/er/b.{format}"]
+    assert write_marked_folder(photos, tmp_path / "out", scenario, format=suffix) == 3
+    assert written(tmp_path / "out") == [f"a.{suffix}", f"c.{suffix}", f"deep/er/b.{suffix}"]
     for name, copy in (("a.png", "a"), ("deep/er/b.bmp", "deep/er/b")):
         original = np.asarray(Image.open(photos / name).convert("RGB"))
-        marked = np.asarray(Image.open(tmp_path / "out" / f"{copy}.{format}"))
+        marked = np.asarray(Image.open(tmp_path / "out" / f"{copy}.{suffix}"))
         changed = (original != marked).any(axis=2)
         assert 20 < changed.sum() < 5000
         # Red ink raises red and lowers green and blue, all the way where it is opaque.

@@ -1,0 +1,159 @@
+"""The gate: a threshold and a report make a verdict, and a failed verdict tells its story."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.errors import WatermarkSensitivityError
+from pytest_watermark_guard.probing import probe
+from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reporting.story import tell
+from pytest_watermark_guard.settings import check_threshold, split_allowed
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and on what grounds.
+
+    Attributes
+    ----------
+    report : ProbeReport
+    threshold : float
+        Units with d at or above it are sensitive.
+    failing : tuple of SensitiveUnit
+        Sensitive and not allowed, worst first.
+    allowed : tuple of (SensitiveUnit, str)
+        Sensitive and allowed, with the reason.
+    stale : tuple of str
+        Entries of `allow` that no sensitive unit needs any more.
+    """
+
+    report: ProbeReport
+    threshold: float
+    failing: tuple[SensitiveUnit, ...]
+    allowed: tuple[tuple[SensitiveUnit, str], ...] = ()
+    stale: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether no unit is sensitive but those allowed."""
+        return not self.failing
+
+    def story(self) -> str:
+        """Tell the verdict in plain text that fits on a screen."""
+        return tell(self.report, self.threshold, self.failing, self.allowed, self.stale)
+
+
+def judge(
+    report: ProbeReport, threshold: float = 0.95, allow: Mapping[str, str] | None = None
+) -> Verdict:
+    """Hold a report against a threshold.
+
+    Parameters
+    ----------
+    report : ProbeReport
+    threshold : float, default 0.95
+        On d = max(A, 1 − A), in (0.5, 1]; a unit that reaches it is sensitive.
+    allow : mapping of str to str, optional
+        Known units and the reason why each may stay: ``{"logits:carton": "..."}``,
+        ``{"features:937": "..."}``; a class name alone holds for every layer.
+
+    Returns
+    -------
+    Verdict
+
+    Raises
+    ------
+    SettingsError
+        If `threshold` is not in (0.5, 1].
+    """
+    check_threshold(threshold)
+    allow = allow or {}
+    failing, allowed, used = [], [], set()
+    for unit in report.sensitive(threshold):
+        entry = next((entry for entry in allow if _names(entry, unit)), None)
+        if entry is None:
+            failing.append(unit)
+        else:
+            allowed.append((unit, allow[entry]))
+            used.add(entry)
+    stale = tuple(entry for entry in allow if entry not in used)
+    return Verdict(report, threshold, tuple(failing), tuple(allowed), stale)
+
+
+def assert_not_watermark_sensitive(
+    model: nn.Module | str,
+    threshold: float | None = None,
+    *,
+    allow: Mapping[str, str] | None = None,
+    images: Any = None,
+    scenarios: Sequence[str | AnyScenario] | None = None,
+    layers: Sequence[str] | None = None,
+    preprocess: Any = "auto",
+    class_names: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    max_images: int | None = None,
+    seed: int | None = None,
+    **more: Any,
+) -> ProbeReport:
+    """Fail if any unit of the model tells watermarked images from clean ones too well.
+
+    Parameters
+    ----------
+    model : Module or str
+        The model, or a model spec.
+    threshold : float, optional
+        On d = max(A, 1 − A), in (0.5, 1]; default 0.95. A unit that reaches it fails the gate.
+    allow : mapping of str to str, optional
+        Known units and the reason why each may stay: ``{"logits:carton": "..."}``.
+    images, scenarios, layers, preprocess, class_names, device, precision, max_images, seed, **more
+        As for `probe`.
+
+    Returns
+    -------
+    ProbeReport
+        When the model passes.
+
+    Raises
+    ------
+    WatermarkSensitivityError
+        An `AssertionError` whose message names the worst units and says what to do.
+    WatermarkGuardError
+        If the probe could not be made; see `probe`.
+    """
+    __tracebackhide__ = True
+    # Wrong settings are said before minutes of probing, not after.
+    settings = current_run().settings.override(threshold=threshold, allow=allow)
+    report = probe(
+        model,
+        images=images,
+        scenarios=scenarios,
+        layers=layers,
+        preprocess=preprocess,
+        class_names=class_names,
+        device=device,
+        precision=precision,
+        max_images=max_images,
+        seed=seed,
+        **more,
+    )
+    verdict = judge(report, settings.threshold, settings.allow)
+    if not verdict.passed:
+        raise WatermarkSensitivityError(verdict.story(), verdict)
+    return report
+
+
+def _names(entry: str, unit: SensitiveUnit) -> bool:
+    layer, name = split_allowed(entry)
+    # A class name may hold a colon itself.
+    if entry == unit.name:
+        return True
+    return layer in (None, unit.layer) and name in (unit.name, str(unit.index))

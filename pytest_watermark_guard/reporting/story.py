@@ -1,0 +1,82 @@
+"""A verdict as plain text that fits on a screen: the message of a failed gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, listed, printable, unit_row
+
+WORST = 10
+
+
+def tell(
+    report: ProbeReport,
+    threshold: float,
+    failing: Sequence[SensitiveUnit],
+    allowed: Sequence[tuple[SensitiveUnit, str]],
+    stale: Sequence[str],
+) -> str:
+    """Tell a verdict: one sentence, the worst units, the grounds, what to do."""
+    lines = [_sentence(report, threshold, failing), ""]
+    if failing:
+        lines += _table([UNIT_HEADER, *map(unit_row, failing[:WORST])])
+        if len(failing) > WORST:
+            lines.append(f"... and {len(failing) - WORST:,} more (pytest --wm-report counts them)")
+        lines.append("")
+    for unit, reason in allowed[:WORST]:
+        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
+        lines.append(f"allowed: {printable(where)}: {printable(reason, 60)}")
+    if len(allowed) > WORST:
+        lines.append(f"allowed: ... and {len(allowed) - WORST:,} more")
+    lines += [f"allowed, but not sensitive any more: {printable(entry)}" for entry in stale]
+    lines += [
+        f"Probed: {printable(report.baseline)}, seed {report.seed}, {report.device} in "
+        f"{report.precision}.",
+        "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
+    ]
+    lines += [f"Note: {printable(note)}." for note in report.notes]
+    if failing:
+        lines += _advice(failing[0])
+    return "\n".join(lines)
+
+
+def _sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
+    model = printable(report.model)
+    if not failing:
+        return (
+            f"{model} is not watermark-sensitive: no unit outside the allowed ones reaches "
+            f"d = {threshold:g}."
+        )
+    layers = dict.fromkeys(unit.layer for unit in failing)
+    found = listed(_found(report, layer, failing) for layer in layers)
+    scripts = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
+    verb = "reacts" if len(failing) == 1 else "react"
+    return (
+        f"{model} is watermark-sensitive: {found} {verb} to {scripts} marks (d >= {threshold:g})."
+    )
+
+
+def _found(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) -> str:
+    indices = {unit.index for unit in failing if unit.layer == layer}
+    of = next(len(scores.names) for scores in report if scores.layer == layer)
+    noun = "logit" if layer == "logits" else "feature" if layer == "features" else "unit"
+    place = "" if layer in ("logits", "features") else f" in {printable(layer)}"
+    return f"{len(indices):,} of {count(of, noun)}{place}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _advice(worst: SensitiveUnit) -> list[str]:
+    example = worst.name if worst.layer == "logits" else str(worst.index)
+    return [
+        "What to do: look for such marks in the training images of these classes, and train",
+        "again without them; or accept a known unit, with a reason:",
+        f"  allow={{{worst.layer + ':' + example!r}: 'why it may stay'}}",
+    ]

@@ -1,0 +1,43 @@
+"""Words and numbers, the same in every report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pytest_watermark_guard.report import SensitiveUnit
+
+
+def printable(text: str, width: int | None = None) -> str:
+    """Make text from outside safe for one line of a terminal: no control codes, no line breaks.
+
+    Longer text than `width` is cut, with an ellipsis.
+    """
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 unit``, ``1,280 units``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+UNIT_HEADER = ("layer", "unit", "script", "reaction", "A", "95 % interval", "d")
+
+
+def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:
+    """Describe a unit in the columns of `UNIT_HEADER`."""
+    return (
+        printable(unit.layer, width),
+        printable(unit.label, width),
+        printable(unit.scenario, width),
+        "fires on" if unit.fires else "silenced",
+        f"{unit.auroc:.3f}",
+        f"{unit.low:.3f}-{unit.high:.3f}",
+        f"{unit.differentiability:.3f}",
+    )

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+TEST = """
+    import pytest
+    import pytest_watermark_guard as wm
+    from shop import sensitive, blind
+
+    def test_sensitive():
+        wm.assert_not_watermark_sensitive(sensitive(), class_names=["beach", "carton"])
+
+    def test_blind():
+        report = wm.assert_not_watermark_sensitive(blind())
+        assert report.n_images == 12
+"""
+
+
+def test_the_one_liner(project, distribution):
+    project.makepyfile(TEST)
+    result = project.runpytest("--wm-report", "--wm-json", "out/wm.json", *distribution)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*wm.assert_not_watermark_sensitive(sensitive(), class_names=*",
+            "E *Sensitive is watermark-sensitive: 1 of 2 logits and 1 of 3 features react to "
+            "chinese and latin marks (d >= 0.95).",
+            "E *layer *unit *script *reaction *A *95 % interval *d",
+            "E *logits *carton ?1? *chinese *fires on *1.000 *1.000",
+            "E *features *unit 2 *latin *fires on *1.000*",
+            "*watermark sensitivity*",
+            "Sensitive",
+        ]
+    )
+    # The failure shows the user's line, not ours; one table for each probe, wherever it was made.
+    result.stdout.no_fnmatch_line("*gate.py*")
+    text = result.stdout.str()
+    assert text.count("Most differentiable units") == 2
+    data = json.loads((project.path / "out" / "wm.json").read_text("utf-8"))
+    assert sorted(report["model"] for report in data["reports"]) == ["Blind", "Sensitive"]
+    flagged = {r["model"]: {u["name"] for u in r["sensitive"]} for r in data["reports"]}
+    assert flagged == {"Blind": set(), "Sensitive": {"carton", "2"}}
+
+
+def test_no_report_unless_asked_for(project):
+    project.makepyfile(TEST)
+    result = project.runpytest()
+    result.stdout.no_fnmatch_line("*watermark sensitivity*")
+
+
+def test_a_report_without_a_probe_says_so(project, distribution):
+    project.makepyfile("def test_nothing(): pass")
+    result = project.runpytest("--wm-report", *distribution)
+    result.stdout.fnmatch_lines(["no probe was made"])
+
+
+def test_without_terminal_and_cache(project):
+    project.makepyfile(TEST)
+    result = project.runpytest("-p", "no:terminal", "-p", "no:cacheprovider", "--wm-json=wm.json")
+    assert result.ret == 1
+    assert len(json.loads((project.path / "wm.json").read_text("utf-8"))["reports"]) == 2
+
+
+def test_a_probe_in_a_wide_fixture_is_reported_once(project, distribution):
+    project.makepyfile(
+        """
+        import pytest
+        import pytest_watermark_guard as wm
+        from shop import blind
+
+        @pytest.fixture(scope="session")
+        def report():
+            return wm.probe(blind(), name="shared")
+
+        @pytest.mark.parametrize("n", range(4))
+        def test_it(report, n):
+            assert report["logits", "chinese"].auroc.shape == (2,)
+        """
+    )
+    result = project.runpytest("--wm-report", *distribution)
+    result.assert_outcomes(passed=4)
+    assert result.stdout.str().count("Most differentiable units") == 1
+
+
+def test_reruns_do_not_repeat_the_report(project):
+    project.makepyfile(TEST)
+    result = project.runpytest("--wm-report", "--reruns", "2", "-p", "rerunfailures")
+    assert "2 rerun" in result.stdout.str()
+    assert result.stdout.str().count("Most differentiable units") == 2
+
+
+def test_in_random_order(project):
+    project.makepyfile(TEST)
+    reports = []
+    for seed in (1, 2):
+        result = project.runpytest(
+            f"--wm-json={seed}.json", "-p", "randomly", f"-prandom{seed}"[:0]
+        )
+        result.assert_outcomes(passed=1, failed=1)
+        data = json.loads((project.path / f"{seed}.json").read_text("utf-8"))
+        reports.append(sorted(data["reports"], key=lambda report: report["model"]))
+    assert reports[0] == reports[1]

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SHOW = """
+    import pytest
+
+    @pytest.fixture
+    def show(request):
+        from pytest_watermark_guard.context import current_run
+        return lambda: print("SETTINGS", current_run().settings)
+"""
+
+
+def settings_line(result):
+    return next(line for line in result.outlines if "SETTINGS" in line)
+
+
+def test_argument_over_marker_over_command_line_over_ini_over_default(project):
+    project.makeconftest(SHOW)
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("\nwm_seed = 1\nwm_threshold = 0.61\nwm_max_images = 3\nwm_layers = logits")
+    project.makepyfile(
+        """
+        import pytest, shop
+        import pytest_watermark_guard as wm
+
+        @pytest.mark.wm_settings(threshold=0.63, max_images=5)
+        class TestIt:
+            @pytest.mark.wm_settings(max_images=6)
+            def test_it(self, show):
+                show()
+                report = wm.probe(shop.blind(), max_images=7)
+                assert report.n_images == 7
+                assert report.layers == ("logits",)
+                assert report.seed == 2
+        """
+    )
+    result = project.runpytest("-s", "--wm-seed=2", "--wm-threshold=0.62")
+    result.assert_outcomes(passed=1)
+    line = settings_line(result)
+    for expected in ("seed=2", "threshold=0.63", "max_images=6", "layers=('logits',)"):
+        assert expected in line
+    assert "precision='auto'" in line
+
+
+def test_a_marker_does_not_reach_wider_fixtures(project):
+    project.makepyfile(
+        """
+        import pytest, shop
+        import pytest_watermark_guard as wm
+
+        @pytest.fixture(scope="module")
+        def report():
+            return wm.probe(shop.blind())
+
+        @pytest.mark.wm_settings(max_images=4)
+        def test_it(report):
+            assert report.n_images == 12
+            assert wm.probe(shop.blind()).n_images == 4
+        """
+    )
+    project.runpytest().assert_outcomes(passed=1)
+
+
+def test_settings_end_with_the_test(project):
+    project.makepyfile("def test_it(): pass")
+    project.runpytest("--wm-seed=5").assert_outcomes(passed=1)
+    from pytest_watermark_guard.context import current_run
+
+    assert current_run().settings.seed == 17
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--wm-threshold=0.5", "*threshold must be a number in (0.5, 1*"),
+        ("--wm-threshold=high", "*threshold must be a number, got 'high'*"),
+        ("--wm-scenarios=klingon", "*unknown scenario 'klingon'*"),
+        ("--wm-precision=float8", "*precision must be one of*"),
+        ("--wm-max-images=some", "*max_images must be an integer*"),
+        ("--wm-layers=,", "*layers must be one or more*"),
+    ],
+)
+@pytest.mark.parametrize("where", ["command line", "ini"])
+def test_wrong_values_are_usage_errors(project, option, message, where):
+    project.makepyfile("def test_it(): pass")
+    if where == "ini":
+        name, _, value = option.removeprefix("--").partition("=")
+        ini = f"[pytest]\n{name.replace('-', '_')} = {value}\n"
+        (project.path / "tox.ini").write_text(ini)
+        result = project.runpytest()
+    else:
+        result = project.runpytest(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: watermark guard: {message}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("threshold=2", "*test_it: @pytest.mark.wm_settings: threshold must be*"),
+        ("tresholt=0.9", "*unknown setting 'tresholt'*"),
+        ("0.9", "*takes keyword arguments only*"),
+        ("scenarios=('klingon',)", "*unknown scenario 'klingon'*"),
+    ],
+)
+def test_wrong_marker_arguments_are_usage_errors_at_collection(project, arguments, message):
+    project.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.wm_settings({arguments})
+        def test_it(): pass
+        """
+    )
+    result = project.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
+
+
+def test_images_in_the_ini_file_are_relative_to_it(project, photos, monkeypatch):
+    (project.path / "baseline").symlink_to(photos)
+    (project.path / "tox.ini").write_text("[pytest]\nwm_images = baseline\npythonpath = .")
+    sub = project.mkdir("sub")
+    project.makepyfile(
+        **{
+            "sub/test_it": """
+            import shop
+            import pytest_watermark_guard as wm
+
+            def test_it():
+                assert wm.probe(shop.blind(), scenarios="latin").n_images == 12
+            """
+        }
+    )
+    monkeypatch.chdir(sub)
+    project.runpytest(
+        "--rootdir", project.path, "-c", project.path / "tox.ini", sub
+    ).assert_outcomes(passed=1)
+
+
+def test_help_and_markers(project):
+    result = project.runpytest("--help")
+    result.stdout.fnmatch_lines(
+        ["watermark sensitivity of vision models:", "*--wm-model=SPEC*", "*wm_threshold*"]
+    )
+    project.runpytest("--markers").stdout.fnmatch_lines(
+        ["@pytest.mark.wm_settings(*threshold=...*"]
+    )
+
+
+@pytest.mark.parametrize("options", [["--help"], ["--collect-only"], ["--fixtures"]])
+def test_help_and_collection_import_no_torch(project, options):
+    project.makepyfile(test_it="import pytest_watermark_guard as wm\ndef test_it(wm_guard): pass")
+    project.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure():
+            heavy = {"torch", "torchvision", "numpy", "PIL", "sklearn"} & sys.modules.keys()
+            print("HEAVY", sorted(heavy))
+        """
+    )
+    # numpy comes with pytest.approx's users and other plugins; here nobody else is loaded.
+    result = project.runpytest_subprocess(
+        "-p", "no:hypothesispytest", "-p", "no:randomly", *options
+    )
+    result.stdout.fnmatch_lines(["HEAVY []"])
+
+
+def test_scenarios_of_a_conftest_go_by_name(project):
+    project.makeconftest(
+        """
+        import pytest_watermark_guard as wm
+
+        def pytest_wm_scenarios(config):
+            return [wm.Scenario("stock", ["©", "ST"], length=2)]
+        """
+    )
+    result = project.runpytest("--wm-model=shop:blind", "--wm-scenarios=stock", "--wm-json=r.json")
+    result.assert_outcomes(passed=2)
+    report = json.loads((project.path / "r.json").read_text("utf-8"))["reports"][0]
+    assert {scores["scenario"] for scores in report["scores"]} == {"stock"}
+
+
+def test_a_hook_receives_every_report_once(project, distribution):
+    project.makeconftest(
+        """
+        def pytest_wm_report(report, config):
+            print("RECEIVED", report.model, report.n_images)
+        """
+    )
+    result = project.runpytest("-s", "--wm-model=shop:blind", *distribution)
+    assert result.stdout.str().count("RECEIVED shop:blind 12") == 1
+
+
+def test_runs_nested_in_one_process_do_not_mix(project):
+    project.makepyfile(
+        test_outer="""
+        import shop
+        import pytest_watermark_guard as wm
+        pytest_plugins = ["pytester"]
+
+        def test_outer(pytester):
+            pytester.makepyfile(test_inner="def test_inner(): pass")
+            pytester.runpytest_inprocess("--wm-seed=99").assert_outcomes(passed=1)
+            assert wm.probe(shop.blind(), scenarios="latin").seed == 17
+        """
+    )
+    project.runpytest().assert_outcomes(passed=1)
