@@ -26,6 +26,7 @@ _HOMES = {
     "Verdict": "gate",
     "assert_not_watermark_sensitive": "gate",
     "auroc": "statistics.auroc",
+    "builtin_images": "images.cache",
     "extract_features": "models.activations",
     "judge": "gate",
     "load_model": "models.specs",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.gate import (
         judge as judge,
     )
+    from pytest_watermark_guard.images.cache import builtin_images as builtin_images
     from pytest_watermark_guard.models.activations import extract_features as extract_features
     from pytest_watermark_guard.models.preprocessing import Preprocessing as Preprocessing
     from pytest_watermark_guard.models.specs import load_model as load_model

@@ -24,6 +24,7 @@ from pytest_watermark_guard.errors import (
 )
 from pytest_watermark_guard.impact import prediction_impact, true_classes
 from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.models.introspection import class_names_of
 from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
 from pytest_watermark_guard.models.runner import Runner
 from pytest_watermark_guard.models.specs import LoadedModel, load_model
@@ -73,10 +74,12 @@ def probe(
         modules. Default ``("logits", "features")``. Channels are averaged over the map, tokens
         over the sequence.
     preprocess : default "auto"
-        ``"auto"`` (what the weights or the model's configuration say), ``"imagenet"``, ``"none"``,
-        a `Preprocessing`, a torchvision transform, or a callable on float32 [B, 3, H, W] in [0, 1].
+        ``"auto"`` (what the weights, the model's configuration or its attribute ``preprocessing``
+        say), ``"imagenet"``, ``"none"``, a `Preprocessing`, a torchvision transform, or a callable
+        on float32 [B, 3, H, W] in [0, 1].
     class_names : sequence of str, optional
-        One for each logit.
+        One for each logit; default: those of the weights, of the model's attribute
+        ``class_names``, or ImageNet's for 1000 logits.
     device : str, optional
         Default ``"auto"``: the GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}, optional
@@ -144,7 +147,8 @@ def probe(
     )
     recording = _run_model(module, batches, settings.layers, computed_in, batch_size, progress)
 
-    names, naming_notes = unit_names(recording.units, class_names, loaded.class_names)
+    own_names = loaded.class_names or class_names_of(module)
+    names, naming_notes = unit_names(recording.units, class_names, own_names)
     scores = {
         (layer, scenario.name): Scores(
             layer,

@@ -293,6 +293,17 @@ def test_class_names(net, photos):
     assert any("assumed to be ImageNet's" in note for note in imagenet.notes)
 
 
+def test_a_model_of_your_own_says_what_it_wants(photos):
+    model = Net(2)
+    model.preprocessing = wm.Preprocessing((112, 112), 112, source="mine")
+    model.class_names = ["day", "night"]
+    report = wm.probe(model, photos, "latin")
+    assert report.preprocessing == "mine"
+    assert report["logits", "latin"].names == ("day", "night")
+    (batch,) = wm.probing_batches(photos, "latin", model=model)
+    assert batch.images.shape == (N, 3, 112, 112)
+
+
 def test_assumptions_are_announced(net, photos):
     report = wm.probe(net, photos, "latin")
     assert "assumed" in report.preprocessing

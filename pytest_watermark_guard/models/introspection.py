@@ -1,10 +1,10 @@
-"""Asking a model itself which preprocessing it expects."""
+"""Asking a model itself which preprocessing it expects, and what its classes are called."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +25,13 @@ def preprocessing_of(module: nn.Module) -> Preprocessing | None:
     Parameters
     ----------
     module : torch.nn.Module
-        A timm model, a transformers model, or one of torchvision's classes.
+        A model with a `Preprocessing` as its attribute ``preprocessing``, a timm model, a
+        transformers model, or one of torchvision's classes.
     """
     module = unwrapped(module)
+    told = getattr(module, "preprocessing", None)
+    if isinstance(told, Preprocessing):
+        return told
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(module, name, None)
         if isinstance(config, Mapping) and config.get("mean") is not None:
@@ -38,6 +42,27 @@ def preprocessing_of(module: nn.Module) -> Preprocessing | None:
     if type(module).__module__.startswith("torchvision.models."):
         return _of_torchvision_model(module)
     return None
+
+
+def class_names_of(module: nn.Module) -> tuple[str, ...] | None:
+    """Return a model's own class names, or None.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A model with strings as its attribute ``class_names``, or a transformers model whose
+        configuration names its labels.
+    """
+    module = unwrapped(module)
+    told = getattr(module, "class_names", None)
+    if isinstance(told, Sequence) and all(isinstance(name, str) for name in told):
+        return tuple(told)
+    labels = getattr(getattr(module, "config", None), "id2label", None)
+    if not isinstance(labels, Mapping):
+        return None
+    names = tuple(str(labels[index]) for index in sorted(labels))
+    placeholders = tuple(f"LABEL_{index}" for index in range(len(names)))
+    return None if names == placeholders else names
 
 
 def _of_hf_model(name: str, config: Any) -> Preprocessing:

@@ -22,6 +22,7 @@ from pytest_watermark_guard.models.checkpoints import (
     read_state_dict,
     weights_only,
 )
+from pytest_watermark_guard.models.introspection import class_names_of
 from pytest_watermark_guard.models.preprocessing import Preprocessing
 from pytest_watermark_guard.models.presets import (
     from_hf_processor,
@@ -183,13 +184,8 @@ def _load_hf(spec: ModelSpec) -> LoadedModel:
         notes.append(f"no image processor could be loaded for {spec.name}: {first_line(error)}")
     else:
         preprocessing = from_hf_processor(processor, source=f"the image processor of {spec.name}")
-    names = tuple(str(module.config.id2label[i]) for i in sorted(module.config.id2label))
-    meaningful = spec.tag != RANDOM and not all(
-        name == f"LABEL_{i}" for i, name in enumerate(names)
-    )
-    return LoadedModel(
-        spec.text, module.eval(), preprocessing, names if meaningful else None, tuple(notes)
-    )
+    names = None if spec.tag == RANDOM else class_names_of(module)
+    return LoadedModel(spec.text, module.eval(), preprocessing, names, tuple(notes))
 
 
 def _load_factory(spec: ModelSpec) -> LoadedModel:

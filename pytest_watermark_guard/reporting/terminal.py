@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pytest_watermark_guard.report import TIERS, ProbeReport, Scores
+from pytest_watermark_guard.report import TIERS, ProbeReport
 from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, printable, unit_row
 
 WORST = 10
@@ -60,7 +60,8 @@ def render_reports(
         for part in _report(report, threshold, box.ASCII if ascii_only else box.SIMPLE_HEAD):
             console.print(part, soft_wrap=False)
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    return text.encode("ascii", "backslashreplace").decode() if ascii_only else text
+    # One character for another, so that columns stay in line.
+    return text.replace("…", ".").encode("ascii", "replace").decode() if ascii_only else text
 
 
 def _report(report: ProbeReport, threshold: float, lines: box.Box) -> Iterator[RenderableType]:
@@ -71,45 +72,46 @@ def _report(report: ProbeReport, threshold: float, lines: box.Box) -> Iterator[R
     )
     for note in report.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
+    yield Text()
     yield _counts(report, lines)
     if report.impact:
         yield _impact(report, lines)
     yield _worst(report, threshold, lines)
+    yield _verdict(report, threshold)
+
+
+def _verdict(report: ProbeReport, threshold: float) -> Text:
     sensitive = len(report.sensitive(threshold))
-    style = "red" if sensitive else "green"
+    if not sensitive:
+        return Text(f"No unit reaches d = {threshold:g}.", style="green")
     verb = "reaches" if sensitive == 1 else "reach"
-    yield Text(f"{count(sensitive, 'unit')} {verb} d = {threshold:g}.", style=style)
+    return Text(f"{count(sensitive, 'unit')} {verb} d = {threshold:g}.", style="red")
 
 
 def _counts(report: ProbeReport, lines: box.Box) -> Table:
-    table = _table(
-        lines,
-        ("layer", "script", "units", *(f"d>={tier:g}" for tier in TIERS), "max d", "highest A"),
-        numbers=range(2, 8),
-    )
+    tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
+    columns = ("layer", "script", "units", *tiers, "max d", "unit")
+    table = _table(lines, columns, numbers=range(2, 8), title="Units by d, and the highest")
     for scores in report:
         d = scores.differentiability
+        worst = scores.unit(scores.ranking()[0])
         row = (
-            printable(scores.layer, 24),
-            printable(scores.scenario, 24),
+            printable(scores.layer, 20),
+            printable(scores.scenario, 20),
             str(len(d)),
             *(str(scores.count(tier)) for tier in TIERS),
-            f"{d.max():.3f}",
-            _highest(scores),
+            f"{worst.differentiability:.3f}",
+            printable(worst.label, 30),
         )
         table.add_row(*map(Text, row))
     return table
 
 
-def _highest(scores: Scores) -> str:
-    best = int(scores.auroc.argmax())
-    return f"{printable(scores.unit(best).label, 30)} {scores.auroc[best]:.3f}"
-
-
 def _impact(report: ProbeReport, lines: box.Box) -> Table:
     labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
-    columns = ["script", "predictions that change", "class that gains most"]
-    table = _table(lines, (*columns, "top-1", "with mark") if labelled else columns, numbers=(1,))
+    columns = ["script", "change", "class that gains most"]
+    columns += ["top-1", "marked"] if labelled else []
+    table = _table(lines, columns, numbers=(1, 3, 4), title="Predictions under the mark")
     for scenario, impact in report.impact.items():
         gains = "-"
         if impact.gains_name is not None:
@@ -129,18 +131,21 @@ def _worst(report: ProbeReport, threshold: float, lines: box.Box) -> Table:
         (scores.unit(index) for scores in report for index in scores.ranking()[:WORST]),
         key=lambda unit: -unit.differentiability,
     )
-    table = _table(lines, UNIT_HEADER, numbers=(4, 6))
-    table.title = "Most differentiable units"
+    table = _table(lines, UNIT_HEADER, numbers=(4, 6), title="Most differentiable units")
     for unit in units[:WORST]:
         sensitive = unit.differentiability >= threshold
         table.add_row(*map(Text, unit_row(unit)), style="red" if sensitive else None)
     return table
 
 
-def _table(lines: box.Box, columns: Sequence[str], numbers: Sequence[int]) -> Table:
-    table = Table(box=lines, title_justify="left", pad_edge=False)
+def _table(lines: box.Box, columns: Sequence[str], numbers: Sequence[int], title: str) -> Table:
+    table = Table(
+        box=lines, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
-        table.add_column(
-            Text(column), justify="right" if index in numbers else "left", overflow="fold"
-        )
+        # Where a terminal is narrow, names are cut and numbers never.
+        if index in numbers:
+            table.add_column(column, justify="right", no_wrap=True, min_width=max(4, len(column)))
+        else:
+            table.add_column(column, overflow="ellipsis", no_wrap=True)
     return table
