@@ -17,3 +17,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip(f"{REAL_DATA} is not set: no real images and weights to measure on")
     return Path(folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden texts anew")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--update-golden")

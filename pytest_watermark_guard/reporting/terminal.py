@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,13 @@ from pytest_watermark_guard.report import TIERS, ProbeReport
 from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, printable, unit_row
 
 WORST = 10
+_GAP = 2  # columns between cells
+_SHORTEST_WORD = 8
+
+
+class _Style(NamedTuple):
+    width: int
+    box: box.Box
 
 
 def render_reports(
@@ -43,6 +52,7 @@ def render_reports(
     str
         Lines, the last one ended.
     """
+    style = _Style(width, box.ASCII if ascii_only else box.SIMPLE_HEAD)
     out = io.StringIO()
     console = Console(
         file=out,
@@ -57,14 +67,14 @@ def render_reports(
     for index, report in enumerate(reports):
         if index:
             console.print()
-        for part in _report(report, threshold, box.ASCII if ascii_only else box.SIMPLE_HEAD):
-            console.print(part, soft_wrap=False)
+        for part in _report(report, threshold, style):
+            console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
     # One character for another, so that columns stay in line.
     return text.replace("…", ".").encode("ascii", "replace").decode() if ascii_only else text
 
 
-def _report(report: ProbeReport, threshold: float, lines: box.Box) -> Iterator[RenderableType]:
+def _report(report: ProbeReport, threshold: float, style: _Style) -> Iterator[RenderableType]:
     yield Text(printable(report.model), style="bold")
     yield Text(
         f"{printable(report.baseline)}; seed {report.seed}; {report.device}, {report.precision}; "
@@ -73,10 +83,10 @@ def _report(report: ProbeReport, threshold: float, lines: box.Box) -> Iterator[R
     for note in report.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
     yield Text()
-    yield _counts(report, lines)
+    yield _counts(report, style)
     if report.impact:
-        yield _impact(report, lines)
-    yield _worst(report, threshold, lines)
+        yield _impact(report, style)
+    yield _worst(report, threshold, style)
     yield _verdict(report, threshold)
 
 
@@ -88,64 +98,89 @@ def _verdict(report: ProbeReport, threshold: float) -> Text:
     return Text(f"{count(sensitive, 'unit')} {verb} d = {threshold:g}.", style="red")
 
 
-def _counts(report: ProbeReport, lines: box.Box) -> Table:
+def _counts(report: ProbeReport, style: _Style) -> Table:
     tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
     columns = ("layer", "script", "units", *tiers, "max d", "unit")
-    table = _table(lines, columns, numbers=range(2, 8), title="Units by d, and the highest")
+    rows = []
     for scores in report:
-        d = scores.differentiability
         worst = scores.unit(scores.ranking()[0])
-        row = (
-            printable(scores.layer, 20),
-            printable(scores.scenario, 20),
-            str(len(d)),
-            *(str(scores.count(tier)) for tier in TIERS),
-            f"{worst.differentiability:.3f}",
-            printable(worst.label, 30),
+        rows.append(
+            (
+                printable(scores.layer),
+                printable(scores.scenario),
+                str(len(scores.names)),
+                *(str(scores.count(tier)) for tier in TIERS),
+                f"{worst.differentiability:.3f}",
+                printable(worst.label),
+            )
         )
-        table.add_row(*map(Text, row))
-    return table
+    return _table(style, "Units by d, and the highest", columns, rows, words=(0, 1, 8))
 
 
-def _impact(report: ProbeReport, lines: box.Box) -> Table:
+def _impact(report: ProbeReport, style: _Style) -> Table:
     labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
     columns = ["script", "change", "class that gains most"]
     columns += ["top-1", "marked"] if labelled else []
-    table = _table(lines, columns, numbers=(1, 3, 4), title="Predictions under the mark")
+    rows = []
     for scenario, impact in report.impact.items():
         gains = "-"
         if impact.gains_name is not None:
             gains = f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
-        row = [printable(scenario, 24), f"{impact.flip_rate:.1%}", gains]
+        row = [printable(scenario), f"{impact.flip_rate:.1%}", gains]
         if labelled:
             row += [
                 "-" if share is None else f"{share:.1%}"
                 for share in (impact.top1_baseline, impact.top1_marked)
             ]
-        table.add_row(*map(Text, row))
-    return table
+        rows.append(row)
+    return _table(style, "Predictions under the mark", columns, rows, words=(0, 2))
 
 
-def _worst(report: ProbeReport, threshold: float, lines: box.Box) -> Table:
+def _worst(report: ProbeReport, threshold: float, style: _Style) -> Table:
     units = sorted(
         (scores.unit(index) for scores in report for index in scores.ranking()[:WORST]),
         key=lambda unit: -unit.differentiability,
+    )[:WORST]
+    return _table(
+        style,
+        "Most differentiable units",
+        UNIT_HEADER,
+        [unit_row(unit) for unit in units],
+        words=(0, 1, 2),
+        red=[unit.differentiability >= threshold for unit in units],
     )
-    table = _table(lines, UNIT_HEADER, numbers=(4, 6), title="Most differentiable units")
-    for unit in units[:WORST]:
-        sensitive = unit.differentiability >= threshold
-        table.add_row(*map(Text, unit_row(unit)), style="red" if sensitive else None)
-    return table
 
 
-def _table(lines: box.Box, columns: Sequence[str], numbers: Sequence[int], title: str) -> Table:
+def _table(
+    style: _Style,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Sequence[int],
+    red: Sequence[bool] = (),
+) -> Table:
+    """Lay out a table; where the terminal is narrow, words are cut and figures are not."""
+    widths = [
+        max(cell_len(row[index]) for row in (columns, *rows)) for index in range(len(columns))
+    ]
+    spare = style.width - sum(widths) - _GAP * (len(columns) + 1)
+    while spare < 0 and max(widths[index] for index in words) > _SHORTEST_WORD:
+        longest = max(words, key=widths.__getitem__)
+        widths[longest] -= 1
+        spare += 1
     table = Table(
-        box=lines, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+        box=style.box, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
     )
     for index, column in enumerate(columns):
-        # Where a terminal is narrow, names are cut and numbers never.
-        if index in numbers:
-            table.add_column(column, justify="right", no_wrap=True, min_width=max(4, len(column)))
-        else:
-            table.add_column(column, overflow="ellipsis", no_wrap=True)
+        table.add_column(
+            column,
+            justify="left" if index in words else "right",
+            overflow="ellipsis",
+            no_wrap=True,
+            width=widths[index],
+        )
+    # Too wide even so, it is printed whole: rich would leave out columns.
+    table.width = style.width - spare
+    for index, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="red" if red and red[index] else None)
     return table
