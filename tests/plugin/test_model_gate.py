@@ -27,7 +27,7 @@ def test_a_clean_model_passes(project, distribution):
 
 
 def test_one_item_for_each_model_layer_and_scenario(project):
-    result = project.runpytest("--wm-model=shop:blind", "--wm-model=shop:sensitive", "--co", "-q")
+    result = project.runpytest("--wm-model=shop:blind", "--wm-model=shop:sensitive", "--co", "-q", "-pno:randomly")
     result.stdout.fnmatch_lines(
         [
             f"shop:{model}::{layer}-{scenario}"
