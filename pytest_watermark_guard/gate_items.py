@@ -82,7 +82,8 @@ class GateItem(pytest.Item):
         self._scenario = scenario
         # With `--dist loadgroup` xdist keeps a model's items, and so its probe, in one worker.
         assert isinstance(self.parent, ModelGate)
-        self.add_marker(pytest.mark.xdist_group(self.parent.name))
+        if self.config.pluginmanager.hasplugin("xdist"):
+            self.add_marker(pytest.mark.xdist_group(self.parent.name))
 
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""

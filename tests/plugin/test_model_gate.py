@@ -18,6 +18,7 @@ def test_a_checkpoint_without_any_test_file(project, distribution):
     )
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*gate_items.py*")
+    result.stdout.no_fnmatch_line("*warning*")
 
 
 def test_a_clean_model_passes(project, distribution):
@@ -27,7 +28,9 @@ def test_a_clean_model_passes(project, distribution):
 
 
 def test_one_item_for_each_model_layer_and_scenario(project):
-    result = project.runpytest("--wm-model=shop:blind", "--wm-model=shop:sensitive", "--co", "-q", "-pno:randomly")
+    result = project.runpytest(
+        "--wm-model=shop:blind", "--wm-model=shop:sensitive", "--co", "-q", "-pno:randomly"
+    )
     result.stdout.fnmatch_lines(
         [
             f"shop:{model}::{layer}-{scenario}"
