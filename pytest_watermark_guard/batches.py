@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import nn
 
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
-from pytest_watermark_guard.errors import ImagesError
+from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.images.folder import paired_path, read_image
 from pytest_watermark_guard.models.preprocessing import Preprocessing, resolve_preprocessing
-from pytest_watermark_guard.models.specs import load_model
+from pytest_watermark_guard.models.specs import as_loaded
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.draw import draw_watermark
 from pytest_watermark_guard.watermarks.scenarios import (
@@ -109,6 +109,19 @@ class ProbingBatches:
             device=str(self.device),
         )
 
+    def example(self) -> torch.Tensor:
+        """Return two different inputs, the same whatever the batch size.
+
+        Returns
+        -------
+        Tensor, shape [2, 3, H, W]
+            The first image, and one from the middle with a mark, lest they be the same photo.
+        """
+        two = self.baseline.take((0, len(self.baseline) // 2))
+        (batch,) = replace(self, baseline=two, batch_size=2)
+        marked = next(iter(batch.marked.values()))
+        return torch.stack([batch.images[0], marked[1]])
+
     def _print(
         self, renderer: Renderer, scenario: Scenario, images: torch.Tensor, chunk: Sequence[str]
     ) -> torch.Tensor:
@@ -120,12 +133,13 @@ class ProbingBatches:
         positions = range(len(self.baseline))
         starts = positions[:: self.batch_size]
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="wm-decode") as pool:
+            submit = pool.submit if self.baseline.concurrent else _done
             ahead: deque[list[Future[Any]]] = deque()
             try:
                 for start in (*starts, None):
                     if start is not None:
                         batch = positions[start : start + self.batch_size]
-                        ahead.append([pool.submit(self._read, position) for position in batch])
+                        ahead.append([submit(self._read, position) for position in batch])
                     if len(ahead) > 1 or (start is None and ahead):
                         decoded = [future.result() for future in ahead.popleft()]
                         yield tuple(i for _, _, _, i in decoded), [d[:3] for d in decoded]
@@ -185,16 +199,11 @@ def probing_batches(
     settings = run.settings.override(
         images=images, scenarios=scenarios, max_images=max_images, seed=seed, device=device
     )
-    loaded = load_model(model) if isinstance(model, str) else None
-    if model is None:
-        module: nn.Module = nn.Identity()
-        preprocess = preprocess or "imagenet"
-    else:
-        assert loaded is not None or isinstance(model, nn.Module)
-        module = loaded.module if loaded is not None else model  # type: ignore[assignment]
-    preprocessing = resolve_preprocessing(
-        preprocess or "auto", module, loaded.preprocessing if loaded is not None else None
-    )
+    check_batch_size(batch_size)
+    if preprocess is None:
+        preprocess = "imagenet" if model is None else "auto"
+    loaded = as_loaded(nn.Identity() if model is None else model)
+    preprocessing = resolve_preprocessing(preprocess, loaded.module, loaded.preprocessing)
     resolved = resolve_scenarios(settings.scenarios, run.scenarios)
     return ProbingBatches(
         open_for(resolved, settings.images, settings.max_images, settings.seed),
@@ -233,6 +242,19 @@ def open_for(
                     f"scenario {scenario.name!r}: {scenario.folder!r} is not a folder"
                 )
     return baseline if max_images is None else baseline.subset(max_images, seed)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `SettingsError` unless a batch holds at least one image."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingsError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+
+
+def _done(function: Callable[[int], Any], position: int) -> Future[Any]:
+    """Call a function now, in this thread, where an executor would call it later."""
+    future: Future[Any] = Future()
+    future.set_result(function(position))
+    return future
 
 
 def _stacked(pixels: Sequence[Pixels], identities: Sequence[str]) -> torch.Tensor:

@@ -14,11 +14,12 @@ from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
 
 if TYPE_CHECKING:
+    from pytest_watermark_guard.gate import Verdict
     from pytest_watermark_guard.report import ProbeReport
 
 
-def _nobody(report: ProbeReport) -> None:
-    """Take a report that nobody waits for."""
+def _nobody(found: object) -> None:
+    """Take a report or a verdict that nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ class Run:
         Number of this worker process, which chooses its GPU among several.
     on_report : callable
         Receives every finished report.
+    on_verdict : callable
+        Receives every gate's verdict, after its report.
     """
 
     settings: Settings = field(default_factory=Settings)
     scenarios: Mapping[str, AnyScenario] = field(default_factory=lambda: SCENARIOS)
     worker: int = 0
     on_report: Callable[[ProbeReport], None] = _nobody
+    on_verdict: Callable[[Verdict], None] = _nobody
 
 
 # A plain global, not a ContextVar: a thread that a test starts must see its test's settings.

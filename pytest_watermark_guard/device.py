@@ -32,6 +32,8 @@ def resolve_device(device: str, worker: int = 0) -> torch.device:
         if resolved.type == "cuda" and resolved.index is None and torch.cuda.is_available():
             resolved = torch.device("cuda", worker % torch.cuda.device_count())
         torch.empty(0, device=resolved)
+        if resolved.type == "meta":
+            raise RuntimeError("nothing is computed on it")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingsError(
@@ -55,11 +57,27 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # A caller's own autocast must not change what "float32" means.
+    with torch.autocast(device.type, enabled=False), _without_tensorfloat(device):
+        yield
+
+
+@contextmanager
+def _without_tensorfloat(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
+    if hasattr(backends[0], "fp32_precision"):  # torch 2.9 and later
+        name, exact = "fp32_precision", "ieee"
+    else:
+        backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        name, exact = "allow_tf32", False  # type: ignore[assignment]
+    before = [getattr(backend, name) for backend in backends]
     try:
-        # A caller's own autocast must not change what "float32" means.
-        with torch.autocast(device.type, enabled=False):
-            yield
+        for backend in backends:
+            setattr(backend, name, exact)
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for backend, value in zip(backends, before, strict=True):
+            setattr(backend, name, value)

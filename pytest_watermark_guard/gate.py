@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from pytest_watermark_guard.errors import WatermarkSensitivityError
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reporting.story import tell
-from pytest_watermark_guard.settings import check_threshold, split_allowed
+from pytest_watermark_guard.settings import split_allowed
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 
 
@@ -29,6 +29,8 @@ class Verdict:
         Units with d at or above it are sensitive.
     failing : tuple of SensitiveUnit
         Sensitive and not allowed, worst first.
+    allow : mapping of str to str
+        The known units, with reasons, that the gate was told of.
     allowed : tuple of (SensitiveUnit, str)
         Sensitive and allowed, with the reason.
     stale : tuple of str
@@ -38,6 +40,7 @@ class Verdict:
     report: ProbeReport
     threshold: float
     failing: tuple[SensitiveUnit, ...]
+    allow: Mapping[str, str] = field(default_factory=dict)
     allowed: tuple[tuple[SensitiveUnit, str], ...] = ()
     stale: tuple[str, ...] = ()
 
@@ -52,18 +55,19 @@ class Verdict:
 
 
 def judge(
-    report: ProbeReport, threshold: float = 0.95, allow: Mapping[str, str] | None = None
+    report: ProbeReport, threshold: float | None = None, allow: Mapping[str, str] | None = None
 ) -> Verdict:
     """Hold a report against a threshold.
 
     Parameters
     ----------
     report : ProbeReport
-    threshold : float, default 0.95
-        On d = max(A, 1 − A), in (0.5, 1]; a unit that reaches it is sensitive.
+    threshold : float, optional
+        On d = max(A, 1 − A), in (0.5, 1]; default 0.95. A unit that reaches it is sensitive.
     allow : mapping of str to str, optional
         Known units and the reason why each may stay: ``{"logits:carton": "..."}``,
-        ``{"features:937": "..."}``; a class name alone holds for every layer.
+        ``{"features:937": "..."}``; a class name alone holds for every layer. Where a number is the
+        name of a class, the class is meant.
 
     Returns
     -------
@@ -72,20 +76,22 @@ def judge(
     Raises
     ------
     SettingsError
-        If `threshold` is not in (0.5, 1].
+        If `threshold` is not in (0.5, 1], or `allow` gives no reason.
     """
-    check_threshold(threshold)
-    allow = allow or {}
+    settings = current_run().settings.override(threshold=threshold, allow=allow)
+    names = {scores.layer: frozenset(scores.names) for scores in report}
     failing, allowed, used = [], [], set()
-    for unit in report.sensitive(threshold):
-        entry = next((entry for entry in allow if _names(entry, unit)), None)
+    for unit in report.sensitive(settings.threshold):
+        entry = next((e for e in settings.allow if _means(e, unit, names[unit.layer])), None)
         if entry is None:
             failing.append(unit)
         else:
-            allowed.append((unit, allow[entry]))
+            allowed.append((unit, settings.allow[entry]))
             used.add(entry)
-    stale = tuple(entry for entry in allow if entry not in used)
-    return Verdict(report, threshold, tuple(failing), tuple(allowed), stale)
+    stale = tuple(entry for entry in settings.allow if entry not in used)
+    return Verdict(
+        report, settings.threshold, tuple(failing), settings.allow, tuple(allowed), stale
+    )
 
 
 def assert_not_watermark_sensitive(
@@ -146,14 +152,15 @@ def assert_not_watermark_sensitive(
         **more,
     )
     verdict = judge(report, settings.threshold, settings.allow)
+    current_run().on_verdict(verdict)
     if not verdict.passed:
         raise WatermarkSensitivityError(verdict.story(), verdict)
     return report
 
 
-def _names(entry: str, unit: SensitiveUnit) -> bool:
+def _means(entry: str, unit: SensitiveUnit, names: frozenset[str]) -> bool:
     layer, name = split_allowed(entry)
-    # A class name may hold a colon itself.
-    if entry == unit.name:
+    if entry == unit.name:  # a class name may hold a colon itself
         return True
-    return layer in (None, unit.layer) and name in (unit.name, str(unit.index))
+    wanted = unit.name if name in names else str(unit.index)
+    return layer in (None, unit.layer) and name == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.context import Run, current_run
+from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.models.specs import parse_spec
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
@@ -19,33 +20,28 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.gate import Verdict
 
 
-def collect_gates(session: pytest.Session, specs: Sequence[str], run: Run) -> list[pytest.Item]:
-    """Make one item for each model, layer and scenario.
+def check_spec(spec: str, config: pytest.Config) -> None:
+    """Raise `ModelSpecError` for a spec of no known form, unless a plugin loads its own forms."""
+    if not config.hook.pytest_wm_load_model.get_hookimpls():
+        parse_spec(spec)
 
-    Raises
-    ------
-    ModelSpecError
-        If a spec is of no known form, and no plugin offers to load forms of its own.
-    """
-    offered = session.config.hook.pytest_wm_load_model.get_hookimpls()
+
+def collect_gates(session: pytest.Session, specs: Sequence[str]) -> list[pytest.Item]:
+    """Make one item for each model, layer and scenario."""
     items: list[pytest.Item] = []
     for spec in specs:
-        if not offered:
-            parse_spec(spec)
-        gate = ModelGate.from_parent(session, name=spec, nodeid=spec)
-        items += gate.items(run)
+        items += ModelGate.from_parent(session, name=spec, nodeid=spec).collect()
     return items
 
 
 class ModelGate(pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
-    def collect(self) -> Iterator[pytest.Item]:
-        """Give the items of the run's settings."""
-        return self.items(current_run())
+    _told = False
 
-    def items(self, run: Run) -> Iterator[pytest.Item]:
-        """Give one item for each layer and scenario."""
+    def collect(self) -> Iterator[pytest.Item]:
+        """Give one item for each layer and scenario of the run's settings."""
+        run = current_run()
         for layer in run.settings.layers:
             for scenario in resolve_scenarios(run.settings.scenarios, run.scenarios):
                 yield GateItem.from_parent(
@@ -53,9 +49,16 @@ class ModelGate(pytest.Collector):
                 )
 
     def verdict(self) -> Verdict:
-        """Probe the model, the first time, and judge it; what went wrong then is raised again."""
+        """Probe the model, the first time, and judge it; later calls repeat how that ended."""
         outcome = self._outcome
+        if isinstance(outcome, WatermarkGuardError):
+            # The message says it all; a traceback through us helps nobody.
+            pytest.fail(str(outcome), pytrace=False)
         if isinstance(outcome, Exception):
+            if self._told:
+                name = type(outcome).__name__
+                pytest.fail(f"{self.name} raised {name}, see its first item", pytrace=False)
+            self._told = True
             raise outcome
         return outcome
 
@@ -64,13 +67,18 @@ class ModelGate(pytest.Collector):
         from pytest_watermark_guard.gate import judge
         from pytest_watermark_guard.probing import probe
 
-        settings = current_run().settings
+        run = current_run()
+        capture = self.config.pluginmanager.getplugin("capturemanager")
         try:
             loaded = self.config.hook.pytest_wm_load_model(spec=self.name, config=self.config)
-            report = probe(self.name if loaded is None else loaded, name=self.name)
-            return judge(report, settings.threshold, settings.allow)
+            # Captured, standard error is no terminal, and there would be no progress bar.
+            with capture.global_and_fixture_disabled() if capture else nullcontext():
+                report = probe(self.name if loaded is None else loaded, name=self.name)
+            verdict = judge(report)
         except Exception as error:
             return error
+        run.on_verdict(verdict)
+        return verdict
 
 
 class GateItem(pytest.Item):
@@ -85,13 +93,14 @@ class GateItem(pytest.Item):
         if self.config.pluginmanager.hasplugin("xdist"):
             self.add_marker(pytest.mark.xdist_group(self.parent.name))
 
+    @property
+    def probe_key(self) -> str:
+        """What this item's probe is told by, whichever worker makes it."""
+        return self._gate.name
+
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""
-        try:
-            self._gate.verdict()
-        except WatermarkGuardError as error:
-            # The message says it all; a traceback through us helps nobody.
-            pytest.fail(str(error), pytrace=False)
+        self._gate.verdict()
 
     def runtest(self) -> None:
         """Judge this item's share of the report."""

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.report import Impact
 
 
 def prediction_impact(
-    baseline: npt.NDArray[np.float32],
-    marked: npt.NDArray[np.float32],
+    baseline: npt.NDArray[np.floating],
+    marked: npt.NDArray[np.floating],
     names: Sequence[str],
     classes: npt.NDArray[np.int64] | None = None,
 ) -> Impact:
@@ -27,8 +28,8 @@ def prediction_impact(
     classes : ndarray of int64, shape [n], optional
         True classes; −1 where unknown.
     """
-    before, after = baseline.argmax(axis=1), marked.argmax(axis=1)
-    n_classes = baseline.shape[1]
+    before, after = _predicted(baseline), _predicted(marked)
+    n_classes = max(2, baseline.shape[1])
     gained = np.bincount(after, minlength=n_classes) - np.bincount(before, minlength=n_classes)
     winner = int(gained.argmax())
     gains = gained[winner] > 0
@@ -40,11 +41,25 @@ def prediction_impact(
     return Impact(
         flip_rate=float((before != after).mean()),
         gains_index=winner if gains else None,
-        gains_name=names[winner] if gains else None,
+        gains_name=_class_name(winner, names) if gains else None,
         gains_share=float(gained[winner] / len(before)) if gains else 0.0,
         top1_baseline=top1_baseline,
         top1_marked=top1_marked,
     )
+
+
+def _predicted(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
+    """Return each image's class; a single logit says "yes" above 0."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).astype(np.intp)
+    predicted: npt.NDArray[np.intp] = logits.argmax(axis=1)
+    return predicted
+
+
+def _class_name(index: int, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{'' if index else 'not '}{names[0]}"
+    return names[index]
 
 
 def true_classes(
@@ -53,7 +68,19 @@ def true_classes(
     """Give each image's true class index, −1 where it is unknown.
 
     A label wins; else an image in a folder called like a class is of that class.
+
+    Raises
+    ------
+    ImagesError
+        If a label is no class index.
     """
+    n_classes = max(2, len(names))
+    for identity, label in zip(identities, labels, strict=True):
+        if label is not None and not 0 <= label < n_classes:
+            raise ImagesError(
+                f"labels: {label} of image {identity!r} is no index of the model's "
+                f"{n_classes} classes"
+            )
     by_name = {name: index for index, name in enumerate(names) if not name.isdigit()}
     return np.array(
         [

@@ -8,7 +8,9 @@ from pytest_watermark_guard.errors import SettingsError
 
 
 def unit_names(
-    units: Mapping[str, int], given: Sequence[str] | None, loaded: Sequence[str] | None
+    units: Mapping[str, int],
+    given: Sequence[str] | Mapping[int, str] | None,
+    loaded: Sequence[str] | None,
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Name the units of every layer.
 
@@ -16,7 +18,7 @@ def unit_names(
     ----------
     units : mapping of str to int
         Number of units by layer.
-    given : sequence of str, optional
+    given : sequence of str, or mapping of int to str, optional
         The caller's class names.
     loaded : sequence of str, optional
         Those that came with the weights.
@@ -37,6 +39,9 @@ def unit_names(
     count = units.get("logits")
     if count is None:
         return names, ()
+    if isinstance(given, Mapping):
+        # As in transformers' id2label.
+        given = [given[index] for index in sorted(given)]
     if given is not None:
         if isinstance(given, str) or len(given) != count:
             found = repr(given) if isinstance(given, str) else len(given)

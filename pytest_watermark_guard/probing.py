@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,20 +15,16 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard
-from pytest_watermark_guard.batches import ProbingBatches, open_for
+from pytest_watermark_guard.batches import ProbingBatches, check_batch_size, open_for
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import computing_in, resolve_device, resolve_precision
-from pytest_watermark_guard.errors import (
-    ModelSpecError,
-    NonFiniteActivationsError,
-    SettingsError,
-)
+from pytest_watermark_guard.errors import NonFiniteActivationsError
 from pytest_watermark_guard.impact import prediction_impact, true_classes
 from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.introspection import class_names_of
 from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
 from pytest_watermark_guard.models.runner import Runner
-from pytest_watermark_guard.models.specs import LoadedModel, load_model
+from pytest_watermark_guard.models.specs import as_loaded
 from pytest_watermark_guard.models.state import preserved, runnable_on
 from pytest_watermark_guard.names import unit_names
 from pytest_watermark_guard.progress import progress_bar
@@ -35,6 +32,9 @@ from pytest_watermark_guard.report import ProbeReport, Scores
 from pytest_watermark_guard.statistics.auroc import paired_auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 
+# Two probes of one model would switch its mode under each other's feet.
+_ONE_AT_A_TIME = threading.RLock()
+_PREPARED = 32  # rows prepared at once, however few the model takes at a time
 UNMARKED = ""  # stands among the scenarios' names, which are never empty
 
 
@@ -44,14 +44,14 @@ def probe(
     scenarios: Sequence[str | AnyScenario] | None = None,
     layers: Sequence[str] | None = None,
     preprocess: Any = "auto",
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     max_images: int | None = None,
     seed: int | None = None,
     *,
     labels: Sequence[int] | Mapping[str, int] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> ProbeReport:
@@ -77,7 +77,7 @@ def probe(
         ``"auto"`` (what the weights, the model's configuration or its attribute ``preprocessing``
         say), ``"imagenet"``, ``"none"``, a `Preprocessing`, a torchvision transform, or a callable
         on float32 [B, 3, H, W] in [0, 1].
-    class_names : sequence of str, optional
+    class_names : sequence of str, or mapping of int to str, optional
         One for each logit; default: those of the weights, of the model's attribute
         ``class_names``, or ImageNet's for 1000 logits.
     device : str, optional
@@ -91,8 +91,9 @@ def probe(
     labels : sequence or mapping, optional
         True class indices: one for each image, or by file name. Known without it where a Dataset
         gives (image, label), or folders carry the classes' names.
-    batch_size : int, default 32
-        Images in a forward pass; halved when memory runs out.
+    batch_size : int, optional
+        Images in a forward pass; halved when memory runs out. Default: 64, on a CPU two for each
+        thread, as many as its caches like.
     name : str, optional
         What reports call the model; default its spec or class.
     progress : bool, default True
@@ -126,11 +127,12 @@ def probe(
         seed=seed,
     )
     resolved = resolve_scenarios(settings.scenarios, run.scenarios)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise SettingsError(f"batch_size must be an integer >= 1, got {batch_size!r}")
     target = resolve_device(settings.device, run.worker)
+    if batch_size is None:
+        batch_size = 64 if target.type != "cpu" else 2 * torch.get_num_threads()
+    check_batch_size(batch_size)
     computed_in = resolve_precision(settings.precision, target)
-    loaded = _loaded(model)
+    loaded = as_loaded(model)
     module = runnable_on(loaded.module, target)
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
     baseline = open_for(
@@ -141,7 +143,7 @@ def probe(
         resolved,
         preprocessing,
         settings.seed,
-        batch_size=max(1, batch_size // (1 + len(resolved))),
+        batch_size=max(1, max(batch_size, _PREPARED) // (1 + len(resolved))),
         device=target,
         dtype=_input_dtype(module),
     )
@@ -181,7 +183,7 @@ def probe(
         impact=impact,
         preprocessing=preprocessing.source,
         device=str(target),
-        precision=computed_in,
+        precision=_described(computed_in, module),
         notes=(*loaded.notes, *recording.notes, *naming_notes),
         version=pytest_watermark_guard.__version__,
     )
@@ -195,10 +197,10 @@ class _Recording:
 
     units: dict[str, int]
     notes: tuple[str, ...]
-    parts: dict[tuple[str, str], list[npt.NDArray[np.float32]]]
+    parts: dict[tuple[str, str], list[npt.NDArray[np.floating]]]
     labels: list[int | None]
 
-    def __getitem__(self, key: tuple[str, str]) -> npt.NDArray[np.float32]:
+    def __getitem__(self, key: tuple[str, str]) -> npt.NDArray[np.floating]:
         return np.concatenate(self.parts[key])
 
 
@@ -213,18 +215,16 @@ def _run_model(
     """Run every image without and with every mark through the model, once."""
     recording = _Recording({}, (), defaultdict(list), [])
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(preserved(module))
+        # Layers are told apart by comparing numbers: in full precision.
+        with computing_in("float32", batches.device):
+            recorder = ActivationRecorder(module, layers, batches.example())
+        stack.enter_context(recorder)
+        recording.notes = recorder.notes
+        runner = Runner(recorder, batch_size, precision)
         advance = stack.enter_context(progress_bar(len(batches.baseline), progress))
-        runner: Runner | None = None
         for batch in batches:
-            if runner is None:
-                # Layers are told apart by comparing numbers: in full precision.
-                with computing_in("float32", batches.device):
-                    recorder = stack.enter_context(
-                        ActivationRecorder(module, layers, batch.images[:2])
-                    )
-                runner = Runner(recorder, batch_size, precision)
-                recording.notes = recorder.notes
             keys = (UNMARKED, *batch.marked)
             activations = runner(torch.cat([batch.images, *batch.marked.values()]))
             for layer, units in activations.items():
@@ -238,7 +238,7 @@ def _run_model(
 
 
 def _check_finite(
-    rows: npt.NDArray[np.float32], layer: str, scenario: str, identities: Sequence[str]
+    rows: npt.NDArray[np.floating], layer: str, scenario: str, identities: Sequence[str]
 ) -> None:
     if np.isfinite(rows).all():
         return
@@ -251,14 +251,9 @@ def _check_finite(
     )
 
 
-def _loaded(model: nn.Module | str) -> LoadedModel:
-    if isinstance(model, str):
-        return load_model(model)
-    if isinstance(model, nn.Module):
-        return LoadedModel(type(model).__name__, model, None, None, ())
-    raise ModelSpecError(
-        f"model must be a torch.nn.Module or a model spec, got {type(model).__name__}"
-    )
+def _described(precision: str, module: nn.Module) -> str:
+    dtype = _input_dtype(module)
+    return precision if dtype is torch.float32 else f"{precision}, {dtype} weights"
 
 
 def _input_dtype(module: nn.Module) -> torch.dtype:

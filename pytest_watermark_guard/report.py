@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +63,7 @@ class SensitiveUnit:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """One layer under one scenario.
 
@@ -171,7 +171,7 @@ class Impact:
         return self.top1_baseline - self.top1_marked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeReport:
     """Everything that one probe of one model found.
 
@@ -266,7 +266,7 @@ class ProbeReport:
             "scores": scores,
             "impact": {name: vars(impact) for name, impact in self.impact.items()},
         }
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+        return json.dumps(data, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> ProbeReport:
@@ -289,22 +289,23 @@ class ProbeReport:
             scores = {}
             for s in data["scores"]:
                 scores[s["layer"], s["scenario"]] = Scores(
-                    s["layer"],
-                    s["scenario"],
+                    str(s["layer"]),
+                    str(s["scenario"]),
                     np.array(s["auroc"], dtype=np.float64),
                     np.array(s["standard_error"], dtype=np.float64),
-                    data["n_images"],
-                    tuple(data["names"][s["layer"]]),
+                    int(data["n_images"]),
+                    tuple(map(str, data["names"][s["layer"]])),
                 )
+            _check_scores(scores.values())
             return cls(
-                **{name: data[name] for name in _PLAIN_FIELDS},
+                **{name: kind(data[name]) for name, kind in _PLAIN_FIELDS.items()},
                 scores=scores,
-                impact={name: Impact(**impact) for name, impact in data["impact"].items()},
-                notes=tuple(data["notes"]),
+                impact={name: _read_impact(impact) for name, impact in data["impact"].items()},
+                notes=tuple(map(str, data["notes"])),
             )
         except ReportError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ReportError(f"not a probe report: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -327,13 +328,32 @@ class ProbeReport:
         return cls.from_json(text)
 
 
-_PLAIN_FIELDS = (
-    "model",
-    "baseline",
-    "n_images",
-    "seed",
-    "preprocessing",
-    "device",
-    "precision",
-    "version",
-)
+_PLAIN_FIELDS = {
+    "model": str,
+    "baseline": str,
+    "n_images": int,
+    "seed": int,
+    "preprocessing": str,
+    "device": str,
+    "precision": str,
+    "version": str,
+}
+
+
+def _check_scores(found: Iterable[Scores]) -> None:
+    for scores in found:
+        units = len(scores.names)
+        where = f"{scores.layer!r} under {scores.scenario!r}"
+        if scores.auroc.shape != (units,) or scores.standard_error.shape != (units,):
+            raise ReportError(f"not a probe report: {where} does not have one score for each unit")
+        if not units or not ((scores.auroc >= 0) & (scores.auroc <= 1)).all():
+            raise ReportError(f"not a probe report: {where} has scores outside [0, 1]")
+
+
+def _read_impact(data: Mapping[str, Any]) -> Impact:
+    kinds: dict[str, type] = {"gains_index": int, "gains_name": str}
+    values: dict[str, Any] = {
+        name: None if value is None else kinds.get(name, float)(value)
+        for name, value in data.items()
+    }
+    return Impact(**values)

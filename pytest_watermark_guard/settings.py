@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from pytest_watermark_guard.errors import SettingsError
@@ -37,6 +38,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
+        object.__setattr__(self, "threshold", float(self.threshold))
         # One name or scenario alone is as good as a sequence of one.
         for name in ("scenarios", "layers"):
             value = getattr(self, name)
@@ -54,9 +56,12 @@ class Settings:
             raise SettingsError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             )
-        _check_integer("seed", self.seed, least=0)
+        if isinstance(self.images, str) and not self.images:
+            raise SettingsError("images is empty; name a folder, or leave it out")
+        object.__setattr__(self, "seed", _plain_integer("seed", self.seed, least=0))
         if self.max_images is not None:
-            _check_integer("max_images", self.max_images, least=2)
+            plain = _plain_integer("max_images", self.max_images, least=2)
+            object.__setattr__(self, "max_images", plain)
         _check_allow(self.allow)
 
     def override(self, **given: Any) -> Settings:
@@ -74,8 +79,14 @@ class Settings:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
-def parse_setting(name: str, text: str | list[str]) -> Any:
-    """Read a setting's value from the command line or an ini file.
+def parse_setting(name: str, text: Any) -> Any:
+    """Read a setting's value from the command line (text) or a configuration file.
+
+    Parameters
+    ----------
+    name : str
+    text : str, list of str, int or float
+        TOML gives numbers and lists where ini files give text.
 
     Raises
     ------
@@ -85,15 +96,21 @@ def parse_setting(name: str, text: str | list[str]) -> Any:
     if name == "allow":
         lines = [text] if isinstance(text, str) else text
         return dict(_parse_allow(line) for line in lines)
-    assert isinstance(text, str)
     if name in ("scenarios", "layers"):
-        return tuple(text.replace(",", " ").split())
+        # Names with spaces are separated by commas.
+        entries = text if isinstance(text, list) else [text]
+        return tuple(
+            part.strip()
+            for entry in entries
+            for part in (entry.split(",") if "," in entry else entry.split())
+            if part.strip()
+        )
     try:
         if name == "threshold":
             return float(text)
         if name in ("seed", "max_images"):
             return int(text)
-    except ValueError:
+    except (TypeError, ValueError):
         kind = "a number" if name == "threshold" else "an integer"
         raise SettingsError(f"{name} must be {kind}, got {text!r}") from None
     return text
@@ -101,7 +118,7 @@ def parse_setting(name: str, text: str | list[str]) -> Any:
 
 def check_threshold(threshold: float) -> None:
     """Raise `SettingsError` unless the threshold on d is in (0.5, 1]."""
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if not number or not 0.5 < threshold <= 1:
         raise SettingsError(
             f"threshold must be a number in (0.5, 1], got {threshold!r}: d = max(A, 1 - A) is "
@@ -141,6 +158,7 @@ def _check_allow(allow: Mapping[str, str]) -> None:
             raise SettingsError(f"allow: {entry!r} needs a reason, for whoever reads it in a year")
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def _plain_integer(name: str, value: object, least: int) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise SettingsError(f"{name} must be an integer >= {least}, got {value!r}")
+    return int(value)

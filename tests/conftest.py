@@ -4,8 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torchvision  # noqa: F401
+
+import pytest_watermark_guard as wm
 
 pytest_plugins = ["pytester"]
+
+# pytester forgets modules that a run inside a test imported first; imported twice, classes would
+# no longer be themselves, and torch would break.
+for name in dir(wm):
+    getattr(wm, name)
 
 REAL_DATA = "WATERMARK_GUARD_DATA"
 

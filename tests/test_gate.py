@@ -68,6 +68,18 @@ def test_known_units_are_allowed(allow, left):
     assert verdict.passed == (not left)
 
 
+def test_a_number_that_is_a_class_name_is_that_class():
+    digits = report({("logits", "latin"): [0.99, 0.98]}, {"logits": ["1", "0"]})
+    (left,) = judge(digits, 0.95, {"logits:1": "r"}).failing
+    assert (left.name, left.index) == ("0", 1)
+
+
+@pytest.mark.parametrize("allow", [{"937": "r"}, {"carton": " "}])
+def test_entries_that_say_too_little(allow):
+    with pytest.raises(SettingsError, match=r"of which layer|needs a reason"):
+        judge(report(TWO_LAYERS), 0.95, allow)
+
+
 def test_class_names_with_colons_can_be_allowed():
     named = report({("logits", "latin"): [0.99]}, {"logits": ["fruit: kiwi"]})
     assert judge(named, 0.95, {"fruit: kiwi": "r"}).passed
@@ -102,7 +114,7 @@ A: how often a marked image scores above a clean one. d = max(A, 1 - A).
 Note: preprocessing was assumed.
 What to do: look for such marks in the training images of these classes, and train
 again without them; or accept a known unit, with a reason:
-  allow={'logits:carton': 'why it may stay'}"""
+  allow={'logits:carton': 'why it may stay'}, or --wm-allow='logits:carton=why'"""
 
 
 def test_the_story_of_a_failed_gate():
@@ -116,7 +128,16 @@ def test_the_story_fits_on_a_screen():
     assert "2,000 of 2,000 features" in story
     assert "... and 1,990 more" in story
     assert len(story.splitlines()) <= 24
+    stale = judge(many, 0.95, {f"class {i}": "r" for i in range(100)}).story()
+    assert "class 9 and 90 more" in stale
+    assert len(stale.splitlines()) <= 25
     assert max(map(len, story.splitlines()[1:])) <= 88
+
+
+def test_wide_letters_stay_in_line():
+    named = report({("logits", "latin"): [0.99, 0.98]}, {"logits": ["的的", "abcd"]})
+    rows = judge(named, 0.95).story().splitlines()[3:5]
+    assert rows[0].index("latin") == rows[1].index("latin") - 2
 
 
 def test_names_cannot_break_the_story():

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-import copy
 import io
 import random
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,16 +28,18 @@ N = 10
 
 
 class Net(nn.Module):
-    """Convolution, batch norm, pooling, dropout, head: everything whose state could leak."""
+    """Convolution, batch norm, pooling, dropout, head, a counter: all whose state could leak."""
 
     def __init__(self, classes=4):
         super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
         self.stem = nn.Conv2d(3, 8, 7, stride=4)
         self.norm = nn.BatchNorm2d(8)
         self.drop = nn.Dropout(0.5)
         self.fc = nn.Linear(8, classes)
 
     def forward(self, x):
+        self.calls = self.calls + 1
         return self.fc(self.drop(self.norm(self.stem(x)).relu().mean((2, 3))))
 
 
@@ -103,15 +106,20 @@ def test_batch_size_does_not_matter(net, photos, batch_size):
         assert np.median(np.abs(scores.auroc - twin.auroc)) == 0
 
 
-def test_order_does_not_matter(net, folder):
-    names = sorted(p.name for p in folder.rglob("*.png"))
-    report = wm.probe(net, folder, "chinese")
-    again = wm.probe(net, folder, "chinese", max_images=len(names))
-    np.testing.assert_array_equal(
-        report["features", "chinese"].auroc, again["features", "chinese"].auroc
-    )
-    different = wm.probe(net, folder, "chinese", seed=18)
-    assert (report["features", "chinese"].auroc != different["features", "chinese"].auroc).any()
+def test_only_the_image_s_name_decides_its_mark(net, photos, folder):
+    """The same photos, without the first ones: the others keep their marks, and their scores."""
+    (whole,) = wm.probing_batches(folder, "chinese", batch_size=N)
+    for name in ("a/0.png", "b/1.png"):
+        (folder / name).unlink()
+    (fewer,) = wm.probing_batches(folder, "chinese", batch_size=N)
+    kept = [whole.identities.index(name) for name in fewer.identities]
+    assert kept != list(range(len(kept)))
+    assert torch.equal(fewer.marked["chinese"], whole.marked["chinese"][kept])
+
+
+def test_the_seed_counts(net, folder):
+    one, other = (wm.probe(net, folder, "chinese", seed=seed) for seed in (17, 18))
+    assert (one["features", "chinese"].auroc != other["features", "chinese"].auroc).any()
 
 
 def test_a_marked_copy_on_disk_gives_the_same_numbers(net, folder, tmp_path):
@@ -147,7 +155,8 @@ def state(model):
     return {
         "training": [m.training for m in model.modules()],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-        "parameters": [(p.data_ptr(), p.requires_grad, p.grad) for p in model.parameters()],
+        "parameters": [(p.data_ptr(), p.requires_grad, id(p.grad)) for p in model.parameters()],
+        "buffers": [id(b) for b in model.buffers()],
         "values": [v.clone() for v in model.state_dict().values()],
         "random": (
             random.getstate(),
@@ -159,12 +168,12 @@ def state(model):
 
 
 class Breaks(Net):
-    calls = 0
+    runs = 0
 
     def forward(self, x):
         torch.rand(1), np.random.rand(), random.random()
-        self.calls += 1
-        if self.calls > 3:
+        self.runs += 1
+        if self.runs > 3:
             raise RuntimeError("half-way")
         return super().forward(x)
 
@@ -175,6 +184,7 @@ def test_the_model_comes_back_as_it_was(photos, build):
     model.train()
     model.drop.eval()
     model.stem.weight.requires_grad_(False)
+    Net.forward(model, torch.rand(4, 3, 32, 32)).sum().backward()
     before = state(model)
     if build is Breaks:
         with pytest.raises(RuntimeError, match="half-way"):
@@ -222,11 +232,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(photos, error):
 
 def test_out_of_memory_at_one_image_is_raised(photos):
     class Starved(Net):
-        calls = 0
+        runs = 0
 
         def forward(self, x):
-            self.calls += 1
-            if self.calls == 1:  # the layers are found
+            self.runs += 1
+            if self.runs == 1:  # the layers are found
                 return super().forward(x)
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -282,6 +292,11 @@ def test_folders_called_like_classes_are_labels(folder):
     assert unnamed.impact["latin"].top1_baseline is None
 
 
+def test_class_names_by_index(net, photos):
+    report = wm.probe(net, photos, "latin", class_names={1: "b", 0: "a", 3: "d", 2: "c"})
+    assert report["logits", "latin"].names == ("a", "b", "c", "d")
+
+
 def test_class_names(net, photos):
     report = wm.probe(net, photos, "latin", class_names=["beach", "carton", "dog", "safe"])
     assert report["logits", "latin"].names[1] == "carton"
@@ -311,24 +326,143 @@ def test_assumptions_are_announced(net, photos):
     assert "assumed" not in told.preprocessing
 
 
-def test_bfloat16_is_close_to_float32(net, photos):
-    exact = wm.probe(net, photos, "chinese", precision="float32")
-    mixed = wm.probe(net, photos, "chinese", precision="bfloat16")
+def test_bfloat16_is_used_and_close_to_float32(photos):
+    types = []
+
+    class Watched(Net):
+        def forward(self, x):
+            types.append(self.stem(x).dtype)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Watched()
+    exact = wm.probe(model, photos, "chinese", precision="float32")
+    assert set(types) == {torch.float32}
+    mixed = wm.probe(model, photos, "chinese", precision="bfloat16")
+    assert torch.bfloat16 in types
     assert (exact.precision, mixed.precision) == ("float32", "bfloat16")
     difference = exact["features", "chinese"].auroc - mixed["features", "chinese"].auroc
-    assert 0 < np.abs(difference).max() + 1e-9 < 0.15
+    assert np.abs(difference).max() < 0.15
 
 
-def test_half_precision_weights_take_half_precision_input(photos):
-    wm.probe(copy.deepcopy(Net()).to(torch.bfloat16), photos, "latin")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_other_types_get_their_own_input_and_are_told(photos, dtype):
+    report = wm.probe(Net().to(dtype), photos, "latin")
+    assert report.precision == f"float32, {dtype} weights"
+    assert report["logits", "latin"].auroc.shape == (4,)
 
 
-def test_a_copy_runs_where_the_model_is_not(photos):
-    """The meta device stands in for a GPU: the module must not be moved there."""
-    model = Net()
-    with pytest.raises(Exception):  # noqa: B017, PT011 - nothing can be computed on meta
-        wm.probe(model, photos, "latin", device="meta")
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
+def test_double_precision_is_kept(photos):
+    model = Net().double()
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.weight[0, 0] = 1
+        model.fc.bias.fill_(1e9)  # in single precision, everything would tie
+    report = wm.probe(model, photos, "chinese")
+    np.testing.assert_array_equal(
+        report["logits", "chinese"].auroc[0], report["features", "chinese"].auroc[0]
+    )
+
+
+def test_precision_leaves_torch_s_own_settings_alone(photos):
+    torch.set_float32_matmul_precision("medium")
+    try:
+        wm.probe(Net(), photos, "latin", precision="float32")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+class NotThreadSafe(torch.utils.data.Dataset):
+    """One file position for all, as in many Datasets."""
+
+    def __init__(self, photos):
+        self.photos = photos
+        self.position = 0
+
+    def __len__(self):
+        return len(self.photos)
+
+    def __getitem__(self, index):
+        self.position = index
+        time.sleep(0.001)
+        return self.photos[self.position]
+
+
+def test_a_dataset_is_read_by_one_thread(photos):
+    (batch,) = wm.probing_batches(NotThreadSafe(photos), "latin", batch_size=N)
+    (plain,) = wm.probing_batches(photos, "latin", batch_size=N)
+    assert torch.equal(batch.images, plain.images)
+
+
+def test_probes_in_threads_do_not_disturb_each_other(photos):
+    model = Net().train()
+    expected = wm.probe(model, photos, "latin")["features", "latin"].auroc
+    with ThreadPoolExecutor(3) as pool:
+        for report in pool.map(lambda _: wm.probe(model, photos, "latin"), range(6)):
+            np.testing.assert_array_equal(report["features", "latin"].auroc, expected)
+    assert all(module.training for module in model.modules())
+
+
+class Scaled(Net):
+    """A head that can only be guessed: the output is no linear function of it."""
+
+    def forward(self, x):
+        return super().forward(x).tanh() * 5 + 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_which_layers_there_are_does_not_depend_on_the_batch_size(photos, batch_size):
+    twice = np.concatenate([photos[:1], photos[:1], photos])
+    report = wm.probe(Scaled(), twice, "latin", batch_size=batch_size)
+    assert report.layers == ("logits", "features")
+
+
+def test_a_lazy_model_has_to_run_first(photos):
+    with pytest.raises(LayerError, match="lazy parameters"):
+        wm.probe(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), photos, "latin")
+
+
+class Switch(nn.Module):
+    """One logit: yes where there is anything quite white."""
+
+    def forward(self, x):
+        return self.fc(x.amin(1).amax((1, 2))[:, None])
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+        with torch.no_grad():
+            self.fc.weight.fill_(1)
+            self.fc.bias.fill_(-0.99)
+
+
+def test_a_single_logit_says_yes_or_no(photos):
+    dark = photos // 2
+    report = wm.probe(
+        Switch(), dark, "latin", preprocess="none", class_names=["text"], labels=[0] * N
+    )
+    impact = report.impact["latin"]
+    assert (impact.flip_rate, impact.gains_name, impact.gains_share) == (1, "text", 1)
+    assert (impact.top1_baseline, impact.top1_marked) == (1, 0)
+
+
+def test_labels_that_are_no_classes(net, photos):
+    with pytest.raises(ImagesError, match=r"9 of image '0' is no index of the model's 4"):
+        wm.probe(net, photos, "latin", labels=[9] * N)
+    with pytest.raises(ImagesError, match="expected a class index for '0', got 'cat'"):
+        wm.probe(net, photos, "latin", labels=["cat"] * N)
+
+
+def test_a_mark_that_changes_nothing_is_no_scenario(net, photos):
+    faint = wm.Scenario("faint", "AB", opacity=0.001)
+    with pytest.raises(ScenarioError, match=r"at opacity 0\.001 no pixel changes"):
+        wm.probe(net, photos, [faint])
+
+
+def test_a_model_on_another_device_is_not_moved_there(net, photos):
+    with pytest.raises(SettingsError, match="device 'meta' cannot be used"):
+        wm.probe(net, photos, "latin", device="meta")
 
 
 class Terminal(io.StringIO):

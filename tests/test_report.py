@@ -63,6 +63,7 @@ def test_saved_and_loaded(tmp_path):
         ("{}", "its format is None"),
         ('{"format": "pytest-watermark-guard/report", "format_version": 99}', "is newer"),
         ('{"format": "pytest-watermark-guard/report", "format_version": 1}', "KeyError"),
+        ("[" * 200_000, "RecursionError"),
     ],
 )
 def test_what_is_no_report(tmp_path, text, message):
@@ -74,6 +75,31 @@ def test_what_is_no_report(tmp_path, text, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ReportError, match="cannot read report"):
         ProbeReport.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("auroc", [0.5, 7], "outside"),
+        ("auroc", [0.5], "one score for each unit"),
+        ("auroc", [None, 0.5], "outside"),
+        ("standard_error", [0.1], "one score for each unit"),
+        ("layer", 3, "KeyError"),
+    ],
+)
+def test_scores_that_are_none(field, value, message):
+    scores = Scores("l", "s", np.array([0.5, 0.5]), np.zeros(2), 9, ("a", "b"))
+    data = json.loads(ProbeReport("m", "b", 9, 1, {("l", "s"): scores}).to_json())
+    data["scores"][0][field] = value
+    with pytest.raises(ReportError, match=message):
+        ProbeReport.from_json(json.dumps(data))
+
+
+def test_names_that_are_not_utf_8_can_be_saved(tmp_path):
+    scores = Scores("l", "s", np.array([0.5]), np.zeros(1), 9, ("a",))
+    report = ProbeReport("m", "photos of b\udcff", 9, 1, {("l", "s"): scores})
+    report.save(tmp_path / "r.json")
+    assert ProbeReport.load(tmp_path / "r.json").baseline == report.baseline
 
 
 def test_ranking_and_counting():

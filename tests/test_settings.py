@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
@@ -9,6 +10,7 @@ from pytest_watermark_guard.settings import Settings, parse_setting
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"images": ""}, "images is empty"),
         ({"threshold": 0.5}, r"threshold must be a number in \(0.5, 1\], got 0.5"),
         ({"threshold": 1.01}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
@@ -33,6 +35,12 @@ def test_values_that_cannot_be_used(given, message):
         Settings().override(**given)
 
 
+def test_numbers_of_numpy_become_plain_ones():
+    settings = Settings(threshold=np.float32(0.75), seed=np.int64(3), max_images=np.int32(9))
+    assert (settings.threshold, settings.seed, settings.max_images) == (0.75, 3, 9)
+    assert {type(settings.threshold), type(settings.seed)} == {float, int}
+
+
 def test_none_leaves_a_setting_alone():
     settings = Settings(threshold=0.8)
     assert settings.override(threshold=None, seed=3) == Settings(threshold=0.8, seed=3)
@@ -48,6 +56,8 @@ def test_one_name_is_as_good_as_a_list_of_one():
         ("threshold", "0.9", 0.9),
         ("seed", "3", 3),
         ("scenarios", "chinese, latin", ("chinese", "latin")),
+        ("scenarios", ["chinese", "stock logo, latin"], ("chinese", "stock logo", "latin")),
+        ("threshold", 0.9, 0.9),
         ("layers", "logits features", ("logits", "features")),
         ("images", "a folder", "a folder"),
         ("allow", ["logits:carton = it is = fine"], {"logits:carton": "it is = fine"}),

@@ -28,7 +28,8 @@ def image_from_array(array: npt.NDArray[Any] | torch.Tensor, where: str) -> Imag
         If shape, type or values are none of these.
     """
     if isinstance(array, torch.Tensor):
-        array = array.detach().cpu().numpy()
+        tensor = array.detach().cpu()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     pixels = np.asarray(array)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
         pixels = pixels.transpose(1, 2, 0)

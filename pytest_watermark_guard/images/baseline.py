@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Baseline:
         True class indices by identity, over any that `read` knows.
     root : Path or None
         The folder that `identities` are relative to, where there is one.
+    concurrent : bool
+        Whether `read` may be called from several threads; a Dataset's may not.
     """
 
     description: str
@@ -40,6 +43,7 @@ class Baseline:
     read: Callable[[int], Image.Image | tuple[Image.Image, int]]
     labels: Mapping[str, int] = field(default_factory=dict)
     root: Path | None = None
+    concurrent: bool = False
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -66,12 +70,15 @@ class Baseline:
         order = sorted(
             range(len(self)), key=lambda i: next(uniform_words(1, seed, self.identities[i]))
         )
-        kept = sorted(order[:count])
+        chosen = self.take(sorted(order[:count]))
+        return replace(chosen, description=f"{count} of {self.description}")
+
+    def take(self, positions: Sequence[int]) -> Baseline:
+        """Keep the images at these positions."""
         return replace(
             self,
-            description=f"{count} of {self.description}",
-            identities=tuple(self.identities[i] for i in kept),
-            read=lambda position: self.read(kept[position]),
+            identities=tuple(self.identities[i] for i in positions),
+            read=lambda position: self.read(positions[position]),
         )
 
 
@@ -83,10 +90,10 @@ def open_baseline(
     Parameters
     ----------
     images : None, str, path, Dataset, array, tensor or sequence
-        None: the built-in set. A path: every JPEG, PNG, WebP and BMP below that folder. A Dataset
-        or sequence: items are PIL images, arrays, tensors, (image, label) pairs or dicts with
-        "image" or "pixel_values". An array or tensor: shape [N, H, W, 3] or [N, 3, H, W], uint8,
-        or floating point in [0, 1].
+        None or "builtin": the built-in set. A path: every JPEG, PNG, WebP and BMP below that
+        folder. A Dataset or sequence: items are PIL images, arrays, tensors, (image, label) pairs
+        or dicts with "image" or "pixel_values". An array or tensor: shape [N, H, W, 3] or
+        [N, 3, H, W], uint8, or floating point in [0, 1].
     labels : sequence or mapping of int, optional
         True class indices, one for each image in order, or by identity.
 
@@ -101,19 +108,23 @@ def open_baseline(
     if not isinstance(labels, Mapping):
         if len(labels) != len(baseline):
             raise ImagesError(f"labels: got {len(labels)} of them for {baseline.description}")
-        labels = dict(zip(baseline.identities, map(int, labels), strict=True))
+        labels = dict(zip(baseline.identities, labels, strict=True))
     elif unknown := labels.keys() - set(baseline.identities):
         raise ImagesError(f"labels: {sorted(unknown)[0]!r} is not among the {baseline.description}")
-    return replace(baseline, labels=labels)
+    for identity, label in labels.items():
+        if not isinstance(label, Integral):
+            raise ImagesError(f"labels: expected a class index for {identity!r}, got {label!r}")
+    return replace(baseline, labels={name: int(label) for name, label in labels.items()})
 
 
 def _open(images: Any) -> Baseline:
-    if images is None:
+    if images is None or (isinstance(images, str) and images == "builtin"):
         array = cache.builtin_images()
         return Baseline(
             f"{len(array)} images of the built-in set {cache.BUILTIN_NAME}",
             tuple(f"{cache.BUILTIN_NAME}/{index}" for index in range(len(array))),
             lambda position: Image.fromarray(array[position]),
+            concurrent=True,
         )
     if isinstance(images, str | Path):
         root = Path(images).expanduser()
@@ -123,11 +134,13 @@ def _open(images: Any) -> Baseline:
             tuple(path.relative_to(root).as_posix() for path in paths),
             lambda position: folder.read_image(paths[position]),
             root=root,
+            concurrent=True,
         )
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ImagesError(
-            "images must be None (the built-in set), a folder, a map-style Dataset, a sequence of "
-            f"images, or an array or tensor of them; got {type(images).__name__}"
+            "images must be None (the built-in set), a folder, a map-style Dataset (of a "
+            "DataLoader: its dataset), a sequence of images, or an array or tensor of them; "
+            f"got {type(images).__name__}"
         )
     count = len(images)
     if count == 0:
@@ -144,6 +157,7 @@ def _open(images: Any) -> Baseline:
         f"{count} images of {kind} {type(images).__name__}",
         tuple(map(str, range(count))),
         lambda position: _read_item(images, position),
+        concurrent=isinstance(images, np.ndarray | torch.Tensor),
     )
 
 
@@ -160,7 +174,7 @@ def _read_item(images: Sequence[Any], position: int) -> Image.Image | tuple[Imag
     if isinstance(item, str | Path):
         image = folder.read_image(Path(item))
     elif isinstance(item, Image.Image):
-        image = item.convert("RGB")
+        image = folder.as_rgb(item, where)
     elif isinstance(item, np.ndarray | torch.Tensor):
         image = image_from_array(item, where)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pytest_watermark_guard.errors import ImagesError
@@ -26,8 +27,14 @@ def image_paths(root: Path) -> list[Path]:
             f"{', '.join(SUFFIXES)} files, or leave images out for the built-in set"
         )
     paths = []
-    for parent, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set()
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
+        # A link to a folder above would lead round for ever.
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [
             Path(parent, name)
             for name in files
@@ -50,12 +57,37 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return as_rgb(image, str(path))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImagesError(
             f"images: cannot read {str(path)!r}: {error}. Remove or replace the file; "
             "a probe leaves no image out by itself"
         ) from error
+
+
+def as_rgb(image: Image.Image, where: str) -> Image.Image:
+    """Convert an image to 8-bit RGB; transparency is dropped.
+
+    Raises
+    ------
+    ImagesError
+        If its values have no known range: 32-bit integers and floating point.
+    """
+    if image.mode.startswith("I"):
+        # Pillow's own conversion would clip 16 bits to white.
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImagesError(f"{where}: 32-bit values have no known range; convert it to 8 bits")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ImagesError(
+            f"{where}: floating-point values have no known range; convert it to 8 bits"
+        )
+    return image.convert("RGB")
+
+
+def _unreadable(error: OSError) -> None:
+    raise ImagesError(f"images: cannot read folder {error.filename!r}: {error.strerror}") from error
 
 
 def paired_path(folder: Path, identity: str) -> Path:

@@ -85,6 +85,11 @@ class ActivationRecorder:
         if not wanted:
             raise LayerError('no layers were asked for; the default is ("logits", "features")')
         self._module = unwrapped(module)
+        if any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
+            raise LayerError(
+                f"{type(self._module).__name__} has lazy parameters without a shape; run it on one "
+                "batch first: a probe leaves a model as it was"
+            )
         with preserved(self._module), eager(self._module):
             self._reader, notes = _reader_of(self._module, wanted, example[:_EXAMPLES])
         if self._reader.headless and "logits" in wanted:

@@ -158,6 +158,8 @@ class Preprocessing:
         assert self.normalize is not None
         try:
             result = self.normalize(values)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:
             raise PreprocessingError(
                 f"preprocess ({self.source}) failed on a float32 batch of shape "

@@ -9,7 +9,7 @@ import torch
 from pytest_watermark_guard.device import computing_in
 from pytest_watermark_guard.models.activations import ActivationRecorder
 
-Activations = dict[str, npt.NDArray[np.float32]]
+Activations = dict[str, npt.NDArray[np.floating]]
 
 
 class Runner:
@@ -35,7 +35,7 @@ class Runner:
         self.batch_size = recorder.batch_size or batch_size
 
     def __call__(self, inputs: torch.Tensor) -> Activations:
-        """Run all rows of `inputs`; returns float32 [n, units] by layer.
+        """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer.
 
         Raises
         ------
@@ -64,9 +64,20 @@ class Runner:
     def _forward(self, chunk: torch.Tensor) -> Activations:
         with computing_in(self._precision, chunk.device):
             units = self._recorder(chunk)
-        return {layer: u.float().cpu().numpy() for layer, u in units.items()}
+        return {layer: _as_array(u) for layer, u in units.items()}
+
+
+def _as_array(units: torch.Tensor) -> npt.NDArray[np.floating]:
+    wide = units if units.dtype is torch.float64 else units.float()
+    array: npt.NDArray[np.floating] = wide.cpu().numpy()
+    return array
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator has no type of its own for it.
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # Not every device has a type of its own for it.
+    told = str(error)
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError)
+        or "can't allocate memory" in told
+        or "out of memory" in told
+    )

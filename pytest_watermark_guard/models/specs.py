@@ -130,6 +130,25 @@ def parse_spec(text: str) -> ModelSpec:
     raise _error(text, "it names no model")
 
 
+def as_loaded(model: nn.Module | str) -> LoadedModel:
+    """Take a model as it is, or load the one that a spec names.
+
+    Raises
+    ------
+    ModelSpecError
+        If it is neither, or as for `load_model`.
+    """
+    if isinstance(model, str):
+        return load_model(model)
+    from torch import nn
+
+    if isinstance(model, nn.Module):
+        return LoadedModel(type(model).__name__, model)
+    raise ModelSpecError(
+        f"model must be a torch.nn.Module or a model spec, got {type(model).__name__}"
+    )
+
+
 def _options(text: str, query: str, question: str) -> tuple[str | None, int | None]:
     if question and not query:
         raise _error(text, "nothing follows '?'")

@@ -31,6 +31,7 @@ def preserved(module: nn.Module) -> Iterator[None]:
     """
     training = [(m, m.training) for m in module.modules() if getattr(m, "training", None)]
     buffers = [(b, _version(b), b.detach().clone()) for b in module.buffers()]
+    registered = [(m, dict(m._buffers)) for m in module.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     with _global_random_state():
         try:
@@ -43,6 +44,10 @@ def preserved(module: nn.Module) -> Iterator[None]:
         finally:
             for submodule, flag in training:
                 submodule.training = flag
+            for submodule, own in registered:
+                # `self.steps = self.steps + 1` puts another tensor in a buffer's place.
+                submodule._buffers.clear()
+                submodule._buffers.update(own)
             with torch.no_grad():
                 for buffer, version, saved in buffers:
                     # Writing bumps the version counter, which a pending backward checks.

@@ -6,15 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.report import ProbeReport
 
 FORMAT = "pytest-watermark-guard/run"
 FORMAT_VERSION = 1
 
 
-def write_json(path: Path, reports: Sequence[ProbeReport], threshold: float) -> None:
-    """Write the reports of a run, each with the units that reach the run's threshold."""
+def write_json(
+    path: Path, entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]], threshold: float
+) -> None:
+    """Write a run's reports, the units that reach its threshold, and its gates' verdicts."""
     data = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -23,9 +27,20 @@ def write_json(path: Path, reports: Sequence[ProbeReport], threshold: float) -> 
             {
                 **json.loads(report.to_json()),
                 "sensitive": [asdict(unit) for unit in report.sensitive(threshold)],
+                "gates": [_verdict(verdict) for verdict in verdicts],
             }
-            for report in reports
+            for report, verdicts in entries
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "passed": verdict.passed,
+        "threshold": verdict.threshold,
+        "failing": [asdict(unit) for unit in verdict.failing],
+        "allowed": [{**asdict(unit), "reason": reason} for unit, reason in verdict.allowed],
+        "stale": list(verdict.stale),
+    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len, set_cell_size
 
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, listed, printable, unit_row
@@ -24,21 +26,31 @@ def tell(
         if len(failing) > WORST:
             lines.append(f"... and {len(failing) - WORST:,} more (pytest --wm-report counts them)")
         lines.append("")
-    for unit, reason in allowed[:WORST]:
-        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
-        lines.append(f"allowed: {printable(where)}: {printable(reason, 60)}")
-    if len(allowed) > WORST:
-        lines.append(f"allowed: ... and {len(allowed) - WORST:,} more")
-    lines += [f"allowed, but not sensitive any more: {printable(entry)}" for entry in stale]
+    lines += allowed_lines(allowed, stale)
     lines += [
-        f"Probed: {printable(report.baseline)}, seed {report.seed}, {report.device} in "
-        f"{report.precision}.",
+        f"Probed: {printable(report.baseline)}, seed {report.seed}, {printable(report.device)} in "
+        f"{printable(report.precision)}.",
         "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
     ]
     lines += [f"Note: {printable(note)}." for note in report.notes]
     if failing:
         lines += _advice(failing[0])
     return "\n".join(lines)
+
+
+def allowed_lines(
+    allowed: Sequence[tuple[SensitiveUnit, str]], stale: Sequence[str]
+) -> Iterator[str]:
+    """Tell which units were allowed and why, and which entries nothing needs any more."""
+    for unit, reason in allowed[:WORST]:
+        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
+        yield f"allowed: {printable(where)}: {printable(reason, 60)}"
+    if len(allowed) > WORST:
+        yield f"allowed: ... and {len(allowed) - WORST:,} more"
+    if stale:
+        shown = ", ".join(printable(entry, 30) for entry in stale[:WORST])
+        more = f" and {len(stale) - WORST:,} more" if len(stale) > WORST else ""
+        yield f"allowed, but not sensitive any more: {shown}{more}"
 
 
 def _sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
@@ -66,17 +78,19 @@ def _found(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) ->
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(
+            set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         for row in rows
     ]
 
 
 def _advice(worst: SensitiveUnit) -> list[str]:
-    example = worst.name if worst.layer == "logits" else str(worst.index)
+    entry = f"{worst.layer}:{printable(worst.name)}"
     return [
         "What to do: look for such marks in the training images of these classes, and train",
         "again without them; or accept a known unit, with a reason:",
-        f"  allow={{{worst.layer + ':' + example!r}: 'why it may stay'}}",
+        f"  allow={{{entry!r}: 'why it may stay'}}, or --wm-allow={entry + '=why'!r}",
     ]

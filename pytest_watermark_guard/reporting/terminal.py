@@ -12,7 +12,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.report import TIERS, ProbeReport
+from pytest_watermark_guard.reporting.story import allowed_lines
 from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, printable, unit_row
 
 WORST = 10
@@ -26,7 +28,7 @@ class _Style(NamedTuple):
 
 
 def render_reports(
-    reports: Sequence[ProbeReport],
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
     threshold: float,
     *,
     width: int = 80,
@@ -37,9 +39,10 @@ def render_reports(
 
     Parameters
     ----------
-    reports : sequence of ProbeReport
+    entries : sequence of (ProbeReport, sequence of Verdict)
+        Each probe with the verdicts of the gates that used it.
     threshold : float
-        Units with d at or above it are shown as sensitive.
+        For probes that no gate used: units with d at or above it are shown as sensitive.
     width : int, default 80
         Columns of the terminal.
     color : bool, default False
@@ -64,21 +67,25 @@ def render_reports(
         markup=False,
         legacy_windows=False,
     )
-    for index, report in enumerate(reports):
+    for index, (report, verdicts) in enumerate(entries):
         if index:
             console.print()
-        for part in _report(report, threshold, style):
+        for part in _report(report, verdicts, threshold, style):
             console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
     # One character for another, so that columns stay in line.
     return text.replace("…", ".").encode("ascii", "replace").decode() if ascii_only else text
 
 
-def _report(report: ProbeReport, threshold: float, style: _Style) -> Iterator[RenderableType]:
+def _report(
+    report: ProbeReport, verdicts: Sequence[Verdict], threshold: float, style: _Style
+) -> Iterator[RenderableType]:
     yield Text(printable(report.model), style="bold")
     yield Text(
-        f"{printable(report.baseline)}; seed {report.seed}; {report.device}, {report.precision}; "
-        f"{printable(report.preprocessing)}"
+        printable(
+            f"{report.baseline}; seed {report.seed}; {report.device}, {report.precision}; "
+            f"{report.preprocessing}"
+        )
     )
     for note in report.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
@@ -86,16 +93,25 @@ def _report(report: ProbeReport, threshold: float, style: _Style) -> Iterator[Re
     yield _counts(report, style)
     if report.impact:
         yield _impact(report, style)
-    yield _worst(report, threshold, style)
-    yield _verdict(report, threshold)
+    yield _worst(report, min((v.threshold for v in verdicts), default=threshold), style)
+    if not verdicts:
+        sensitive = len(report.sensitive(threshold))
+        yield Text(f"{_reach(sensitive, threshold)}.", style="red" if sensitive else "green")
+    for verdict in verdicts:
+        yield from _verdict(verdict)
 
 
-def _verdict(report: ProbeReport, threshold: float) -> Text:
-    sensitive = len(report.sensitive(threshold))
-    if not sensitive:
-        return Text(f"No unit reaches d = {threshold:g}.", style="green")
-    verb = "reaches" if sensitive == 1 else "reach"
-    return Text(f"{count(sensitive, 'unit')} {verb} d = {threshold:g}.", style="red")
+def _verdict(verdict: Verdict) -> Iterator[Text]:
+    outcome, style = ("passed", "green") if verdict.passed else ("failed", "red")
+    sensitive = len(verdict.failing) + len(verdict.allowed)
+    yield Text(f"Gate {outcome}: {_reach(sensitive, verdict.threshold)}.", style=style)
+    for line in allowed_lines(verdict.allowed, verdict.stale):
+        yield Text(line, style="yellow")
+
+
+def _reach(number: int, threshold: float) -> str:
+    verb = "reaches" if number <= 1 else "reach"
+    return f"{count(number, 'unit') if number else 'no unit'} {verb} d = {threshold:g}"
 
 
 def _counts(report: ProbeReport, style: _Style) -> Table:

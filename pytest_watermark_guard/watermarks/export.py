@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pytest_watermark_guard.errors import ImagesError, SettingsError
+from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.errors import ImagesError, ScenarioError, SettingsError
 from pytest_watermark_guard.images.folder import image_paths, read_image
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.draw import draw_watermark
-from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, Scenario, resolve_scenarios
+from pytest_watermark_guard.watermarks.scenarios import Scenario, resolve_scenarios
 from pytest_watermark_guard.watermarks.text import Renderer
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,8 +64,11 @@ def write_marked_folder(
     """
     if format not in _SAVE_OPTIONS:
         raise SettingsError(f"format must be one of {', '.join(_SAVE_OPTIONS)}, got {format!r}")
-    (resolved,) = resolve_scenarios((scenario,), SCENARIOS)
-    assert isinstance(resolved, Scenario)
+    (resolved,) = resolve_scenarios((scenario,), current_run().scenarios)
+    if not isinstance(resolved, Scenario):
+        raise ScenarioError(
+            f"scenario {resolved.name!r} is a folder of marked copies: there is nothing to draw"
+        )
     root, target = Path(images).expanduser(), Path(output).expanduser()
     copies: dict[Path, Path] = {}
     for path in image_paths(root):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 
@@ -91,9 +92,9 @@ class Scenario:
             raise ScenarioError(
                 f"scenario {name!r}: length must be an integer >= 1, got {length!r}"
             )
-        if not 0 < size < float("inf"):
+        if not isinstance(size, Real) or not 0 < size < float("inf"):
             raise ScenarioError(f"scenario {name!r}: size must be a positive number, got {size!r}")
-        if not 0 < opacity <= 1:
+        if not isinstance(opacity, Real) or not 0 < opacity <= 1:
             raise ScenarioError(f"scenario {name!r}: opacity must be in (0, 1], got {opacity!r}")
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "alphabet", symbols)
@@ -101,7 +102,7 @@ class Scenario:
         object.__setattr__(self, "length", length)
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "opacity", float(opacity))
-        object.__setattr__(self, "color", color)
+        object.__setattr__(self, "color", color if isinstance(color, str) else tuple(color))
 
 
 @dataclass(frozen=True)

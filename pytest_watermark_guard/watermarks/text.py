@@ -98,6 +98,11 @@ class Renderer:
         alpha = np.asarray(canvas.crop(box))
         if self._scenario.opacity < 1:
             alpha = np.rint(alpha * self._scenario.opacity).astype(np.uint8)
+            if not alpha.any():
+                raise ScenarioError(
+                    f"scenario {self._scenario.name!r}: at opacity {self._scenario.opacity:g} no "
+                    "pixel changes; raise it"
+                )
         return alpha
 
 

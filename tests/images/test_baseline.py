@@ -46,8 +46,8 @@ def test_a_folder_is_read_whole_and_in_order(tmp_path):
         [{"pixel_values": torch.from_numpy(p).permute(2, 0, 1)} for p in PIXELS],
         [(p, index) for index, p in enumerate(PIXELS)],
         torch.utils.data.TensorDataset(torch.from_numpy(PIXELS)),
+        list(PIXELS),
     ],
-    ids=str,
 )
 def test_arrays_tensors_and_datasets_hold_the_same_pixels(images):
     baseline = open_baseline(images)
@@ -65,6 +65,27 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
         Image.fromarray(PIXELS[0]).convert(mode).save(tmp_path / f"{mode}.png")
     baseline = open_baseline(tmp_path)
     assert {baseline.load(i)[0].mode for i in range(5)} == {"RGB"}
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path):
+    shades = np.linspace(0, 65535, 80).reshape(8, 10).astype(np.uint16)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(
+        pixels_of(open_baseline(tmp_path))[0, :, :, 0], np.rint(shades / 257)
+    )
+
+
+def test_values_without_a_range_are_refused(tmp_path):
+    with pytest.raises(
+        ImagesError, match=r"images\[0\]: floating-point values have no known range"
+    ):
+        open_baseline([Image.fromarray(np.zeros((4, 4), np.float32))]).load(0)
+
+
+def test_links_that_lead_round_are_walked_once(tmp_path):
+    save(tmp_path, "a.png", "deep/b.png")
+    (tmp_path / "deep" / "again").symlink_to(tmp_path)
+    assert open_baseline(tmp_path).identities == ("a.png", "deep/b.png")
 
 
 def test_labels_come_along():

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torch")
-
 SHOP = '''
 import torch
 from torch import nn

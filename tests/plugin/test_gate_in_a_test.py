@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 TEST = """
     import pytest
     import pytest_watermark_guard as wm
@@ -40,6 +42,49 @@ def test_the_one_liner(project, distribution):
     assert sorted(report["model"] for report in data["reports"]) == ["Blind", "Sensitive"]
     flagged = {r["model"]: {u["name"] for u in r["sensitive"]} for r in data["reports"]}
     assert flagged == {"Blind": set(), "Sensitive": {"carton", "2"}}
+
+
+def test_the_report_tells_the_gate_s_own_verdict(project, distribution):
+    project.makepyfile(
+        """
+        import pytest_watermark_guard as wm
+        from shop import sensitive
+
+        def test_it():
+            allow = {"logits:1": "known", "features:2": "known too", "features:0": "old"}
+            wm.assert_not_watermark_sensitive(sensitive(), threshold=0.99, allow=allow)
+        """
+    )
+    result = project.runpytest("--wm-report", "--wm-json=wm.json", *distribution)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "Gate passed: 4 units reach d = 0.99.",
+            "allowed: logits unit 1, chinese, d 1.000: known",
+            "allowed, but not sensitive any more: features:0",
+        ]
+    )
+    (report,) = json.loads((project.path / "wm.json").read_text("utf-8"))["reports"]
+    (gate,) = report["gates"]
+    assert (gate["passed"], gate["threshold"], gate["stale"]) == (True, 0.99, ["features:0"])
+    assert {unit["reason"] for unit in gate["allowed"]} == {"known", "known too"}
+
+
+def test_probes_made_while_collecting_go_by_the_run_too(project):
+    project.makepyfile(
+        """
+        import pytest_watermark_guard as wm
+        from shop import blind
+
+        REPORT = wm.probe(blind(), name="early", max_images=5)
+
+        def test_it():
+            assert REPORT.scenarios == ("chinese", "latin")
+        """
+    )
+    result = project.runpytest("--wm-report")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["early", "5 of 12 images of *"])
 
 
 def test_no_report_unless_asked_for(project):
@@ -90,13 +135,13 @@ def test_reruns_do_not_repeat_the_report(project):
 
 
 def test_in_random_order(project):
+    pytest.importorskip("pytest_randomly")
     project.makepyfile(TEST)
     reports = []
     for seed in (1, 2):
-        result = project.runpytest(
-            f"--wm-json={seed}.json", "-p", "randomly", f"-prandom{seed}"[:0]
-        )
+        name = f"{seed}.json"
+        result = project.runpytest(f"--wm-json={name}", f"--randomly-seed={seed}")
         result.assert_outcomes(passed=1, failed=1)
-        data = json.loads((project.path / f"{seed}.json").read_text("utf-8"))
+        data = json.loads((project.path / name).read_text("utf-8"))
         reports.append(sorted(data["reports"], key=lambda report: report["model"]))
     assert reports[0] == reports[1]

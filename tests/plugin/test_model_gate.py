@@ -80,8 +80,40 @@ def test_a_model_that_cannot_be_loaded_is_an_error(project, spec, message):
     result.stdout.no_fnmatch_line("*gate_items.py*")
 
 
-def test_a_spec_of_no_known_form_is_a_usage_error(project):
-    result = project.runpytest("--wm-model", "resnet18")
+def test_a_model_that_fails_is_shown_once(project):
+    project.makepyfile(
+        picky="""
+        from shop import Blind
+
+        class Picky(Blind):
+            def forward(self, x):
+                raise RuntimeError("expected 1 channel")
+
+        build = Picky
+        """
+    )
+    result = project.runpytest("--wm-model=picky:build")
+    result.assert_outcomes(errors=4)
+    text = result.stdout.str()
+    assert text.count("E       RuntimeError: expected 1 channel") == 1
+    assert text.count("picky:build raised RuntimeError, see its first item") >= 3
+
+
+@pytest.mark.parametrize("options", [["--junitxml=junit.xml"], ["--lf"], ["-x"], ["--co"]])
+def test_with_pytest_s_own_options(project, options):
+    result = project.runpytest("--wm-model=shop:blind", *options)
+    assert result.ret == 0
+
+
+def test_models_in_addopts_leave_the_tests_alone(project):
+    project.makepyfile(test_other="def test_other(): pass")
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("\naddopts = --wm-model=shop:blind\n")
+    project.runpytest().assert_outcomes(passed=5)
+
+
+def test_a_spec_of_no_known_form_is_a_usage_error(project, distribution):
+    result = project.runpytest("--wm-model", "resnet18", *distribution)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: watermark guard: model spec 'resnet18'*torchvision:NAME*"])
 
@@ -131,7 +163,7 @@ def test_known_units_are_allowed_with_a_reason(project):
 def test_reports_cross_from_workers_exactly(project):
     pytest.importorskip("xdist")
     reports = []
-    for name, options in (("one", ["-p", "no:xdist"]), ("two", ["-n2", "--dist=loadgroup"])):
+    for name, options in (("one", ["-p", "no:xdist"]), ("two", ["-n2"])):
         project.runpytest("--wm-model=shop:sensitive", f"--wm-json={name}.json", *options)
         reports.append(json.loads((project.path / f"{name}.json").read_text("utf-8")))
     assert reports[0] == reports[1]

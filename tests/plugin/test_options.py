@@ -46,6 +46,26 @@ def test_argument_over_marker_over_command_line_over_ini_over_default(project):
     assert "precision='auto'" in line
 
 
+def test_a_class_s_marker_reaches_its_fixtures(project):
+    project.makepyfile(
+        """
+        import pytest, shop
+        import pytest_watermark_guard as wm
+
+        @pytest.mark.wm_settings(max_images=3)
+        class TestIt:
+            @pytest.fixture(scope="class")
+            def report(self, wm_guard):
+                return wm_guard.probe(shop.blind())
+
+            @pytest.mark.wm_settings(max_images=4)
+            def test_it(self, report):
+                assert report.n_images == 3
+        """
+    )
+    project.runpytest().assert_outcomes(passed=1)
+
+
 def test_a_marker_does_not_reach_wider_fixtures(project):
     project.makepyfile(
         """
@@ -77,10 +97,10 @@ def test_settings_end_with_the_test(project):
     ("option", "message"),
     [
         ("--wm-threshold=0.5", "*threshold must be a number in (0.5, 1*"),
-        ("--wm-threshold=high", "*threshold must be a number, got 'high'*"),
+        ("--wm-threshold=high", "*'high'*"),
         ("--wm-scenarios=klingon", "*unknown scenario 'klingon'*"),
         ("--wm-precision=float8", "*precision must be one of*"),
-        ("--wm-max-images=some", "*max_images must be an integer*"),
+        ("--wm-max-images=some", "*'some'*"),
         ("--wm-layers=,", "*layers must be one or more*"),
     ],
 )
@@ -95,7 +115,8 @@ def test_wrong_values_are_usage_errors(project, option, message, where):
     else:
         result = project.runpytest(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: watermark guard: {message}"])
+    # pytest itself checks numbers in configuration files.
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
 
 
 @pytest.mark.parametrize(
@@ -119,6 +140,109 @@ def test_wrong_marker_arguments_are_usage_errors_at_collection(project, argument
     result = project.runpytest()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([message])
+
+
+def test_a_wrong_marker_is_told_by_workers_too(project):
+    pytest.importorskip("xdist")
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.wm_settings(threshold=2)
+        def test_it(): pass
+        """
+    )
+    result = project.runpytest("-n2")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*test_it: @pytest.mark.wm_settings: threshold must be*"])
+
+
+def test_settings_in_pyproject_toml(project, photos):
+    (project.path / "tox.ini").unlink()
+    project.makepyprojecttoml(
+        f"""
+        [tool.pytest.ini_options]
+        pythonpath = ["."]
+        wm_images = "{photos}"
+        wm_scenarios = ["chinese", "latin"]
+        wm_layers = "logits"
+        wm_threshold = "0.9"
+        wm_max_images = "7"
+        wm_allow = ["logits:1 = ticket 12"]
+        wm_report = true
+        """
+    )
+    result = project.runpytest("--wm-model=shop:sensitive")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["7 of 12 images of *"])
+
+
+@pytest.mark.skipif(
+    pytest.version_tuple < (9, 0), reason="this pytest has no TOML table of its own"
+)
+def test_settings_in_pytest_s_own_toml_table(project, photos):
+    (project.path / "tox.ini").unlink()
+    project.makepyprojecttoml(
+        f"""
+        [tool.pytest]
+        pythonpath = ["."]
+        wm_images = "{photos}"
+        wm_scenarios = ["chinese", "latin"]
+        wm_threshold = 0.9
+        wm_max_images = 7
+        wm_allow = ["logits:1 = ticket 12"]
+        wm_report = true
+        """
+    )
+    result = project.runpytest("--wm-model=shop:sensitive", "--wm-layers=logits")
+    result.assert_outcomes(passed=2)
+    wrong = project.path / "pyproject.toml"
+    wrong.write_text(wrong.read_text().replace("0.9", '"high"'))
+    result = project.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *wm_threshold*expects a float*"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--wm-images=", "*images is empty*"),
+        ("--wm-json=/proc/no/such.json", "*json: cannot write '/proc/no/such.json'*"),
+    ],
+)
+def test_paths_that_cannot_be_used(project, option, message):
+    result = project.runpytest(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: watermark guard: {message}"])
+
+
+def test_images_on_the_command_line_are_relative_to_where_it_was_typed(project, photos):
+    (project.path / "photos").symlink_to(photos)
+    project.makepyfile(
+        """
+        import shop
+        import pytest_watermark_guard as wm
+
+        def test_it(monkeypatch, tmp_path):
+            monkeypatch.chdir(tmp_path)
+            assert wm.probe(shop.blind(), max_images=3).n_images == 3
+        """
+    )
+    project.runpytest("--wm-images=photos").assert_outcomes(passed=1)
+
+
+def test_the_built_in_set_has_a_word(project):
+    project.makepyfile(
+        """
+        import shop
+        import pytest_watermark_guard as wm
+
+        def test_it():
+            report = wm.probe(shop.blind(), images="builtin", max_images=3)
+            assert "built-in set" in report.baseline
+        """
+    )
+    project.runpytest("--wm-images=builtin").assert_outcomes(passed=1)
 
 
 def test_images_in_the_ini_file_are_relative_to_it(project, photos, monkeypatch):

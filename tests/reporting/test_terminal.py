@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_watermark_guard import Impact, ProbeReport, Scores
+from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
 from pytest_watermark_guard.reporting.terminal import render_reports
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,6 +46,7 @@ PLAIN = ProbeReport(
 HOSTILE = replace(
     PLAIN,
     model="evil\n\x1b[2J[bold]model[/bold]",
+    device="\x1b[2Jcpu",
     scores=dict([scores("logits", "latin", [0.99], ("[red]a\nb\x07" + "的" * 40,))]),
     impact={},
     notes=("[link=x]note[/link]\r",),
@@ -57,22 +58,25 @@ HEADLESS = replace(
     impact={},
     notes=("no head found",),
 )
+FAILED = judge(PLAIN, 0.9, {"carton": "shipping labels", "beach": "old"})
+PASSED = judge(PLAIN, 0.99)
 CASES = {
-    "plain-80": ([PLAIN], {"width": 80}),
-    "plain-120": ([PLAIN], {"width": 120}),
-    "narrow-60": ([PLAIN], {"width": 60}),
-    "ascii-80": ([PLAIN], {"width": 80, "ascii_only": True}),
-    "two-80": ([HEADLESS, PLAIN], {"width": 80}),
-    "hostile-80": ([HOSTILE], {"width": 80}),
-    "color-80": ([PLAIN], {"width": 80, "color": True}),
+    "plain-80": ([(PLAIN, [])], {"width": 80}),
+    "plain-120": ([(PLAIN, [])], {"width": 120}),
+    "narrow-60": ([(PLAIN, [])], {"width": 60}),
+    "ascii-80": ([(PLAIN, [])], {"width": 80, "ascii_only": True}),
+    "two-80": ([(HEADLESS, []), (PLAIN, [])], {"width": 80}),
+    "gates-80": ([(PLAIN, [FAILED, PASSED])], {"width": 80}),
+    "hostile-80": ([(HOSTILE, [])], {"width": 80}),
+    "color-80": ([(PLAIN, [FAILED])], {"width": 80, "color": True}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case, update_golden, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    reports, options = CASES[case]
-    text = render_reports(reports, 0.95, **options)
+    entries, options = CASES[case]
+    text = render_reports(entries, 0.95, **options)
     path = GOLDEN / f"{case}.txt"
     if update_golden:
         path.write_text(text, encoding="utf-8")
@@ -81,24 +85,24 @@ def test_golden(case, update_golden, monkeypatch):
 
 @pytest.mark.parametrize("width", [72, 80, 120])
 def test_no_line_is_wider_than_the_terminal(width):
-    text = render_reports([PLAIN, HEADLESS], 0.95, width=width)
+    text = render_reports([(PLAIN, []), (HEADLESS, [])], 0.95, width=width)
     assert max(map(len, text.splitlines())) <= width
 
 
 def test_a_narrow_terminal_costs_no_figure():
-    text = render_reports([PLAIN], 0.95, width=30)
+    text = render_reports([(PLAIN, [])], 0.95, width=30)
     for figure in ("288", "176", "0.980", "38.2%", "0.007-0.053"):
         assert figure in text
 
 
 def test_no_color_is_honoured(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    text = render_reports([PLAIN], 0.95, color=True)
+    text = render_reports([(PLAIN, [])], 0.95, color=True)
     assert "\x1b[31m" not in text
 
 
 def test_text_from_outside_stays_text():
-    text = render_reports([HOSTILE], 0.95)
+    text = render_reports([(HOSTILE, [])], 0.95)
     assert "\x1b" not in text
     assert "[bold]model[/bold]" in text
     assert "[red]a\\nb\\x07" in text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pytest_watermark_guard import Scenario, write_marked_folder
+from pytest_watermark_guard import PairedFolder, Scenario, write_marked_folder
 from pytest_watermark_guard.errors import ImagesError, ScenarioError, SettingsError
 
 
@@ -70,5 +70,7 @@ def test_two_originals_for_one_name(photos, tmp_path):
 def test_wrong_words(photos, tmp_path):
     with pytest.raises(SettingsError, match="format must be one of png, webp, jpeg, got 'gif'"):
         write_marked_folder(photos, tmp_path / "out", format="gif")
+    with pytest.raises(ScenarioError, match="there is nothing to draw"):
+        write_marked_folder(photos, tmp_path / "out", PairedFolder("p", "q"))
     with pytest.raises(ScenarioError, match="unknown scenario"):
         write_marked_folder(photos, tmp_path / "out", "klingon")

@@ -43,6 +43,8 @@ def test_alphabets(alphabet, symbols):
         ({"alphabet": "a", "length": 0}, "length must be an integer"),
         ({"alphabet": "a", "length": 2.5}, "length must be an integer"),
         ({"alphabet": "a", "size": 0}, "size must be a positive number"),
+        ({"alphabet": "a", "size": "30"}, "size must be a positive number"),
+        ({"alphabet": "a", "opacity": "1"}, r"opacity must be in \(0, 1\]"),
         ({"alphabet": "a", "opacity": 0}, r"opacity must be in \(0, 1\]"),
         ({"alphabet": "a", "opacity": 1.1}, r"opacity must be in \(0, 1\]"),
     ],

@@ -1,0 +1,117 @@
+"""pytest's options and their ini twins, and how both become settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.settings import PRECISIONS, Settings, parse_setting
+from pytest_watermark_guard.watermarks.scenarios import SCENARIOS
+
+# setting -> (metavar, help); each is --wm-NAME on the command line and wm_NAME in an ini file
+SETTINGS = {
+    "images": ("FOLDER", "baseline images without watermarks (default: the built-in set)"),
+    "threshold": ("D", "units with d >= D fail the gate, 0.5 < D <= 1 (default: 0.95)"),
+    "scenarios": ("NAMES", f"comma-separated (default: {','.join(SCENARIOS)})"),
+    "layers": ("NAMES", "logits, features, or names of modules (default: logits,features)"),
+    "device": ("DEVICE", "auto, cpu, cuda, cuda:1 ... (default: auto)"),
+    "precision": ("NAME", f"{', '.join(PRECISIONS)} (default: auto)"),
+    "max_images": ("N", "probe with a random subset of N images (default: all)"),
+    "seed": ("N", "seed of the watermarks and the subset (default: 17)"),
+    "allow": ("UNIT=REASON", "accept a known unit, as in 'logits:carton=harmless'; repeatable"),
+}
+INI_TYPES = {
+    "threshold": "float",
+    "scenarios": "args",
+    "layers": "args",
+    "max_images": "int",
+    "seed": "int",
+    "allow": "linelist",
+}
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option with its ini twin."""
+    group = parser.getgroup("watermark-guard", "watermark sensitivity of vision models")
+
+    def add(name: str, help_text: str, ini_type: Any = None, **options: Any) -> None:
+        group.addoption(f"--wm-{name.replace('_', '-')}", help=help_text, default=None, **options)
+        default = {"bool": False, "linelist": [], "args": []}.get(ini_type)
+        parser.addini(f"wm_{name}", f"as --wm-{name.replace('_', '-')}", ini_type, default)
+
+    add(
+        "model",
+        "gate a model, no test file needed: torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, "
+        "package.module:factory or file.pt2, with ?weights=FILE; repeatable",
+        "linelist",
+        action="append",
+        metavar="SPEC",
+    )
+    add("report", "print a table for every probe", "bool", action="store_true")
+    add("json", "write all probes' numbers to a JSON file", metavar="FILE")
+    # Older versions take numbers as text, which they are anyway but in pytest 9's own TOML tables.
+    numbers = pytest.version_tuple >= (8, 4)
+    for name, (metavar, help_text) in SETTINGS.items():
+        ini_type = INI_TYPES.get(name)
+        if ini_type in ("float", "int") and not numbers:
+            ini_type = None
+        repeatable = {"action": "append"} if name == "allow" else {}
+        add(name, help_text, ini_type, metavar=metavar, **repeatable)
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Return the run's settings: the command line over the ini file over the defaults.
+
+    Raises
+    ------
+    SettingsError
+        If a value cannot be used.
+    """
+    given = {}
+    for name in SETTINGS:
+        value = config.getoption(f"wm_{name}")
+        folder = config.invocation_params.dir
+        if value is None:
+            folder = config.inipath.parent if config.inipath else folder
+            value = _ini_value(config, f"wm_{name}")
+        if value is not None:
+            if name == "images" and value and value != "builtin":
+                value = str(folder / Path(value).expanduser())
+            given[name] = parse_setting(name, value)
+    return Settings().override(**given)
+
+
+def _ini_value(config: pytest.Config, name: str) -> Any:
+    try:
+        value = config.getini(name)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{name} in {config.inipath}: {error}") from None
+    # One that was never set reads as None, "" or [], by pytest version and type.
+    return None if value in ("", []) else value
+
+
+def json_path(config: pytest.Config) -> Path | None:
+    """Return where ``--wm-json`` goes, which can be written to.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot.
+    """
+    name, folder = config.getoption("wm_json"), config.invocation_params.dir
+    if not name:
+        name = _ini_value(config, "wm_json")
+        folder = config.inipath.parent if config.inipath else folder
+    if not name:
+        return None
+    path = folder / Path(name).expanduser()
+    try:
+        # Now, not after an hour of probing.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise SettingsError(f"json: cannot write {str(path)!r}: {error.strerror}") from None
+    return path

@@ -1,0 +1,124 @@
+"""Probes on their way from the test that made them to the end of the run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.gate import Verdict
+    from pytest_watermark_guard.report import ProbeReport
+
+
+@dataclass
+class Probed:
+    """A probe's report and the gates that used it, as text that crosses process borders."""
+
+    report: str
+    gates: list[dict[str, Any]] = field(default_factory=list)
+
+
+def send(test_report: pytest.TestReport, pending: list[Probed], key: str | None) -> None:
+    """Put finished probes on a test report, as text: so they cross from a worker without files.
+
+    Parameters
+    ----------
+    test_report : TestReport
+    pending : list of Probed
+        Emptied.
+    key : str or None
+        What tells these probes from others, whichever worker makes them; default their content.
+    """
+    entries = [{"key": key or probed.report, **asdict(probed)} for probed in pending]
+    test_report.wm_probed = entries  # type: ignore[attr-defined]
+    pending.clear()
+
+
+class Summary:
+    """Gathers probes where the run is summed up: not in an xdist worker.
+
+    Parameters
+    ----------
+    config : pytest.Config
+    pending : list of Probed
+        Where probes wait that no test report has taken along.
+    show_report : bool
+        Whether to print tables.
+    json_path : Path or None
+        Where to write all numbers.
+    threshold : float
+        The run's.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        pending: list[Probed],
+        show_report: bool,
+        json_path: Path | None,
+        threshold: float,
+    ) -> None:
+        self._config = config
+        self._pending = pending
+        self._show_report = show_report
+        self._json_path = json_path
+        self._threshold = threshold
+        self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        probed: list[dict[str, Any]] = getattr(report, "wm_probed", [])
+        for entry in probed:
+            self._add(**entry)
+
+    def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
+        from pytest_watermark_guard.gate import judge
+        from pytest_watermark_guard.report import ProbeReport
+
+        if key not in self._probed:  # else a rerun, or another worker's probe of it
+            probe_report = ProbeReport.from_json(report)
+            self._probed[key] = (probe_report, [])
+            self._config.hook.pytest_wm_report(report=probe_report, config=self._config)
+        probe_report, verdicts = self._probed[key]
+        for gate in gates:
+            verdict = judge(probe_report, gate["threshold"], gate["allow"])
+            if verdict not in verdicts:
+                verdicts.append(verdict)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        # Probes that no test made: at collection, or while the session ended.
+        for probed in self._pending:
+            self._add(key=probed.report, **asdict(probed))
+        if self._json_path is None:
+            return
+        from pytest_watermark_guard.reporting.json_file import write_json
+
+        entries = list(self._probed.values())
+        write_json(self._json_path, entries, self._threshold)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._json_path is not None:
+            terminalreporter.write_line(f"watermark guard: wrote {self._json_path}")
+        if not self._show_report:
+            return
+        terminalreporter.section("watermark sensitivity")
+        if not self._probed:
+            terminalreporter.write_line("no probe was made")
+            return
+        from pytest_watermark_guard.reporting.terminal import render_reports
+
+        writer = self._config.get_terminal_writer()
+        encoding = (getattr(sys.__stdout__, "encoding", None) or "utf-8").lower()
+        terminalreporter.write(
+            render_reports(
+                list(self._probed.values()),
+                self._threshold,
+                width=writer.fullwidth,
+                color=writer.hasmarkup,
+                ascii_only=not encoding.startswith("utf"),
+            )
+        )
