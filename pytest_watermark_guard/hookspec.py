@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 def pytest_wm_scenarios(config: pytest.Config) -> Iterable[AnyScenario]:  # type: ignore[empty-body]
     """Offer scenarios of your own by name, to ``--wm-scenarios`` and to every probe.
 
+    Called once, when pytest starts: implement it in a plugin or in the first conftest.py.
+
     Example::
 
         import pytest_watermark_guard as wm

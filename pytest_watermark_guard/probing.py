@@ -174,6 +174,10 @@ def probe(
             )
             for scenario in resolved
         }
+    assumed: tuple[str, ...] = ()
+    if preprocessing.assumed:
+        advice = "pass preprocess=, or set the model's attribute preprocessing"
+        assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
     report = ProbeReport(
         model=name or loaded.name,
         baseline=baseline.description,
@@ -184,7 +188,7 @@ def probe(
         preprocessing=preprocessing.source,
         device=str(target),
         precision=_described(computed_in, module),
-        notes=(*loaded.notes, *recording.notes, *naming_notes),
+        notes=(*assumed, *loaded.notes, *recording.notes, *naming_notes),
         version=pytest_watermark_guard.__version__,
     )
     run.on_report(report)

@@ -21,6 +21,7 @@ def report(auroc, names=None, **fields):
             tuple((names or {}).get(layer) or map(str, range(len(areas)))),
         )
     given = {"model": "net", "baseline": "256 images of photos/", "n_images": 256, "seed": 17}
+    given["preprocessing"] = "ImageNet"
     return ProbeReport(
         **{**given, "device": "cpu", "precision": "float32", **fields}, scores=scores
     )
@@ -89,7 +90,7 @@ def test_class_names_with_colons_can_be_allowed():
 def test_entries_that_nothing_needs_any_more_are_told():
     verdict = judge(report(TWO_LAYERS, NAMES), 0.95, {"dog": "old", "carton": "known"})
     assert verdict.stale == ("dog",)
-    assert "allowed, but not sensitive any more: dog" in verdict.story()
+    assert "no longer needed in allow: dog" in verdict.story()
     assert "allowed: logits carton [1], chinese, d 0.970: known" in verdict.story()
 
 
@@ -109,12 +110,12 @@ features  unit 1      chinese  silenced  0.030  0.016-0.057    0.970
 features  unit 0      chinese  fires on  0.960  0.935-0.976    0.960
 logits    carton [1]  latin    fires on  0.950  0.926-0.966    0.950
 
-Probed: 256 images of photos/, seed 17, cpu in float32.
+Probed: 256 images of photos/, seed 17, cpu in float32; preprocessing: ImageNet.
 A: how often a marked image scores above a clean one. d = max(A, 1 - A).
 Note: preprocessing was assumed.
 What to do: look for such marks in the training images of these classes, and train
 again without them; or accept a known unit, with a reason:
-  allow={'logits:carton': 'why it may stay'}, or --wm-allow='logits:carton=why'"""
+  allow={'logits:carton': 'why it may stay'}, or --wm-allow='logits:carton=why', or wm_allow"""
 
 
 def test_the_story_of_a_failed_gate():

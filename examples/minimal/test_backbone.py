@@ -1,4 +1,8 @@
-"""The one test to add to a repository that ships a vision model."""
+"""The one test to add to a repository that ships a vision model.
+
+The threshold is that of ``wm_threshold`` in the ini file or ``--wm-threshold``, 0.95 if neither is
+given.
+"""
 
 import pytest
 import torchvision
@@ -13,4 +17,4 @@ def model():
 
 
 def test_backbone_is_not_watermark_sensitive(model):
-    wm.assert_not_watermark_sensitive(model, threshold=0.95, max_images=64)
+    wm.assert_not_watermark_sensitive(model)

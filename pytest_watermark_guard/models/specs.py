@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 GRAMMAR = (
     "torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, package.module:factory or path/to/file.pt2; "
-    "all but .pt2 take ?weights=PATH, the first three also @random and &num_classes=N"
+    "all but .pt2 take ?weights=PATH, the first three also @random, and ?num_classes=N or "
+    "?weights=PATH&num_classes=N"
 )
 RANDOM = "random"
 _LIBRARIES = ("torchvision", "timm", "hf")

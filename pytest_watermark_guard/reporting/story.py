@@ -24,17 +24,17 @@ def tell(
     if failing:
         lines += _table([UNIT_HEADER, *map(unit_row, failing[:WORST])])
         if len(failing) > WORST:
-            lines.append(f"... and {len(failing) - WORST:,} more (pytest --wm-report counts them)")
+            lines.append(f"... and {len(failing) - WORST:,} more (--wm-json=FILE lists them all)")
         lines.append("")
     lines += allowed_lines(allowed, stale)
     lines += [
         f"Probed: {printable(report.baseline)}, seed {report.seed}, {printable(report.device)} in "
-        f"{printable(report.precision)}.",
+        f"{printable(report.precision)}; preprocessing: {printable(report.preprocessing)}.",
         "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
     ]
     lines += [f"Note: {printable(note)}." for note in report.notes]
     if failing:
-        lines += _advice(failing[0])
+        lines += _advice(failing)
     return "\n".join(lines)
 
 
@@ -50,7 +50,7 @@ def allowed_lines(
     if stale:
         shown = ", ".join(printable(entry, 30) for entry in stale[:WORST])
         more = f" and {len(stale) - WORST:,} more" if len(stale) > WORST else ""
-        yield f"allowed, but not sensitive any more: {shown}{more}"
+        yield f"no longer needed in allow: {shown}{more}"
 
 
 def _sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
@@ -87,10 +87,12 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _advice(worst: SensitiveUnit) -> list[str]:
-    entry = f"{worst.layer}:{printable(worst.name)}"
+def _advice(failing: Sequence[SensitiveUnit]) -> list[str]:
+    entry = f"{failing[0].layer}:{printable(failing[0].name)}"
+    classes = any(unit.layer == "logits" for unit in failing)
+    where = "of these classes" if classes else "that excite these units most"
     return [
-        "What to do: look for such marks in the training images of these classes, and train",
+        f"What to do: look for such marks in the training images {where}, and train",
         "again without them; or accept a known unit, with a reason:",
-        f"  allow={{{entry!r}: 'why it may stay'}}, or --wm-allow={entry + '=why'!r}",
+        f"  allow={{{entry!r}: 'why it may stay'}}, or --wm-allow={entry + '=why'!r}, or wm_allow",
     ]

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_watermark_guard.gate import Verdict
-from pytest_watermark_guard.report import TIERS, ProbeReport
+from pytest_watermark_guard.report import TIERS, ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reporting.story import allowed_lines
 from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, printable, unit_row
 
@@ -95,23 +95,31 @@ def _report(
         yield _impact(report, style)
     yield _worst(report, min((v.threshold for v in verdicts), default=threshold), style)
     if not verdicts:
-        sensitive = len(report.sensitive(threshold))
-        yield Text(f"{_reach(sensitive, threshold)}.", style="red" if sensitive else "green")
+        sensitive = report.sensitive(threshold)
+        told = _reach(sensitive, threshold)
+        yield Text(f"{told[0].upper()}{told[1:]}.", style="red" if sensitive else "green")
     for verdict in verdicts:
         yield from _verdict(verdict)
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:
     outcome, style = ("passed", "green") if verdict.passed else ("failed", "red")
-    sensitive = len(verdict.failing) + len(verdict.allowed)
-    yield Text(f"Gate {outcome}: {_reach(sensitive, verdict.threshold)}.", style=style)
+    allowed = f", {_distinct([u for u, _ in verdict.allowed])} allowed" if verdict.allowed else ""
+    reach = _reach(verdict.failing, verdict.threshold)
+    yield Text(f"Gate {outcome}: {reach}{allowed}.", style=style)
     for line in allowed_lines(verdict.allowed, verdict.stale):
         yield Text(line, style="yellow")
 
 
-def _reach(number: int, threshold: float) -> str:
+def _reach(units: Sequence[SensitiveUnit], threshold: float) -> str:
+    number = _distinct(units)
     verb = "reaches" if number <= 1 else "reach"
     return f"{count(number, 'unit') if number else 'no unit'} {verb} d = {threshold:g}"
+
+
+def _distinct(units: Sequence[SensitiveUnit]) -> int:
+    """Count units once, however many scripts they react to."""
+    return len({(unit.layer, unit.index) for unit in units})
 
 
 def _counts(report: ProbeReport, style: _Style) -> Table:

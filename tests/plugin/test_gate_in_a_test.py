@@ -59,9 +59,9 @@ def test_the_report_tells_the_gate_s_own_verdict(project, distribution):
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
         [
-            "Gate passed: 4 units reach d = 0.99.",
+            "Gate passed: no unit reaches d = 0.99, 2 allowed.",
             "allowed: logits unit 1, chinese, d 1.000: known",
-            "allowed, but not sensitive any more: features:0",
+            "no longer needed in allow: features:0",
         ]
     )
     (report,) = json.loads((project.path / "wm.json").read_text("utf-8"))["reports"]

@@ -154,7 +154,7 @@ def test_known_units_are_allowed_with_a_reason(project):
     project.runpytest("--wm-model=shop:sensitive", *allowed).assert_outcomes(passed=4)
     result = project.runpytest("--wm-model=shop:sensitive", allowed[0], "--wm-allow=features:0=old")
     result.assert_outcomes(passed=2, failed=2)
-    result.stdout.fnmatch_lines(["allowed, but not sensitive any more: features:0"])
+    result.stdout.fnmatch_lines(["no longer needed in allow: features:0"])
     without = project.runpytest("--wm-model=shop:sensitive", "--wm-allow=logits:1")
     assert without.ret == pytest.ExitCode.USAGE_ERROR
     without.stderr.fnmatch_lines(["*expected LAYER:UNIT = REASON*"])
