@@ -110,12 +110,13 @@ features  unit 1      chinese  silenced  0.030  0.016-0.057    0.970
 features  unit 0      chinese  fires on  0.960  0.935-0.976    0.960
 logits    carton [1]  latin    fires on  0.950  0.926-0.966    0.950
 
-Probed: 256 images of photos/, seed 17, cpu in float32; preprocessing: ImageNet.
+Probed: 256 images of photos/, seed 17, cpu in float32.
+Preprocessing: ImageNet.
 A: how often a marked image scores above a clean one. d = max(A, 1 - A).
 Note: preprocessing was assumed.
 What to do: look for such marks in the training images of these classes, and train
 again without them; or accept a known unit, with a reason:
-  allow={'logits:carton': 'why it may stay'}, or --wm-allow='logits:carton=why', or wm_allow"""
+  allow={'logits:carton': 'why'}, --wm-allow='logits:carton=why' or wm_allow"""
 
 
 def test_the_story_of_a_failed_gate():

@@ -29,7 +29,8 @@ def tell(
     lines += allowed_lines(allowed, stale)
     lines += [
         f"Probed: {printable(report.baseline)}, seed {report.seed}, {printable(report.device)} in "
-        f"{printable(report.precision)}; preprocessing: {printable(report.preprocessing)}.",
+        f"{printable(report.precision)}.",
+        f"Preprocessing: {printable(report.preprocessing)}.",
         "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
     ]
     lines += [f"Note: {printable(note)}." for note in report.notes]
@@ -94,5 +95,5 @@ def _advice(failing: Sequence[SensitiveUnit]) -> list[str]:
     return [
         f"What to do: look for such marks in the training images {where}, and train",
         "again without them; or accept a known unit, with a reason:",
-        f"  allow={{{entry!r}: 'why it may stay'}}, or --wm-allow={entry + '=why'!r}, or wm_allow",
+        f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow",
     ]
