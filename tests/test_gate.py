@@ -114,8 +114,8 @@ Probed: 256 images of photos/, seed 17, cpu in float32.
 Preprocessing: ImageNet.
 A: how often a marked image scores above a clean one. d = max(A, 1 - A).
 Note: preprocessing was assumed.
-What to do: look for such marks in the training images of these classes, and train
-again without them; or accept a known unit, with a reason:
+What to do: look for such marks in the training images of these classes,
+and train again without them; or accept a known unit, with a reason:
   allow={'logits:carton': 'why'}, --wm-allow='logits:carton=why' or wm_allow"""
 
 

@@ -93,7 +93,7 @@ def _advice(failing: Sequence[SensitiveUnit]) -> list[str]:
     classes = any(unit.layer == "logits" for unit in failing)
     where = "of these classes" if classes else "that excite these units most"
     return [
-        f"What to do: look for such marks in the training images {where}, and train",
-        "again without them; or accept a known unit, with a reason:",
+        f"What to do: look for such marks in the training images {where},",
+        "and train again without them; or accept a known unit, with a reason:",
         f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow",
     ]
