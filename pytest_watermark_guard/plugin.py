@@ -77,7 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     def on_verdict(verdict: Verdict) -> None:
         gate = {"threshold": verdict.threshold, "allow": dict(verdict.allow)}
-        pending[-1].gates.append(gate)
+        text = verdict.report.to_json()
+        next(probed for probed in pending if probed.report == text).gates.append(gate)
 
     run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict)
     config.stash[STATE] = GuardState(

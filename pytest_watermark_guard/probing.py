@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,10 +148,13 @@ def probe(
         device=target,
         dtype=_input_dtype(module),
     )
-    recording = _run_model(module, batches, settings.layers, computed_in, batch_size, progress)
-
-    own_names = loaded.class_names or class_names_of(module)
-    names, naming_notes = unit_names(recording.units, class_names, own_names)
+    naming = partial(
+        unit_names, given=class_names, loaded=loaded.class_names or class_names_of(module)
+    )
+    recording = _run_model(
+        module, batches, settings.layers, computed_in, batch_size, naming, progress
+    )
+    names = recording.names
     scores = {
         (layer, scenario.name): Scores(
             layer,
@@ -159,11 +163,11 @@ def probe(
             len(baseline),
             names[layer],
         )
-        for layer in recording.units
+        for layer in names
         for scenario in resolved
     }
     impact = {}
-    if "logits" in recording.units:
+    if "logits" in names:
         classes = true_classes(baseline.identities, recording.labels, names["logits"])
         impact = {
             scenario.name: prediction_impact(
@@ -188,7 +192,7 @@ def probe(
         preprocessing=preprocessing.source,
         device=str(target),
         precision=_described(computed_in, module),
-        notes=(*assumed, *loaded.notes, *recording.notes, *naming_notes),
+        notes=(*assumed, *loaded.notes, *recording.notes),
         version=pytest_watermark_guard.__version__,
     )
     run.on_report(report)
@@ -199,10 +203,12 @@ def probe(
 class _Recording:
     """Activations of all images, by scenario and layer; those without a mark under `UNMARKED`."""
 
-    units: dict[str, int]
-    notes: tuple[str, ...]
-    parts: dict[tuple[str, str], list[npt.NDArray[np.floating]]]
-    labels: list[int | None]
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    labels: list[int | None] = field(default_factory=list)
+    parts: dict[tuple[str, str], list[npt.NDArray[np.floating]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def __getitem__(self, key: tuple[str, str]) -> npt.NDArray[np.floating]:
         return np.concatenate(self.parts[key])
@@ -214,10 +220,11 @@ def _run_model(
     layers: Sequence[str],
     precision: str,
     batch_size: int,
+    naming: Callable[[Mapping[str, int]], tuple[dict[str, tuple[str, ...]], tuple[str, ...]]],
     progress: bool,
 ) -> _Recording:
     """Run every image without and with every mark through the model, once."""
-    recording = _Recording({}, (), defaultdict(list), [])
+    recording = _Recording()
     with ExitStack() as stack:
         stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(preserved(module))
@@ -231,8 +238,12 @@ def _run_model(
         for batch in batches:
             keys = (UNMARKED, *batch.marked)
             activations = runner(torch.cat([batch.images, *batch.marked.values()]))
+            if not recording.names:
+                # Now, so that wrong class names are said before minutes of probing.
+                widths = {layer: units.shape[1] for layer, units in activations.items()}
+                recording.names, notes = naming(widths)
+                recording.notes += notes
             for layer, units in activations.items():
-                recording.units[layer] = units.shape[1]
                 for key, rows in zip(keys, np.split(units, len(keys)), strict=True):
                     _check_finite(rows, layer, key, batch.identities)
                     recording.parts[key, layer].append(rows)

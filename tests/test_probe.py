@@ -292,6 +292,19 @@ def test_folders_called_like_classes_are_labels(folder):
     assert unnamed.impact["latin"].top1_baseline is None
 
 
+def test_wrong_class_names_are_said_at_once(photos):
+    runs = []
+
+    class Counted(Net):
+        def forward(self, x):
+            runs.append(len(x))
+            return super().forward(x)
+
+    with pytest.raises(SettingsError, match="got 2"):
+        wm.probe(Counted(), np.tile(photos, (6, 1, 1, 1)), "latin", class_names=["a", "b"])
+    assert sum(runs) < 60  # of 120
+
+
 def test_class_names_by_index(net, photos):
     report = wm.probe(net, photos, "latin", class_names={1: "b", 0: "a", 3: "d", 2: "c"})
     assert report["logits", "latin"].names == ("a", "b", "c", "d")
