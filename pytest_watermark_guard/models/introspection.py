@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -68,10 +69,9 @@ def class_names_of(module: nn.Module) -> tuple[str, ...] | None:
 def _of_hf_model(name: str, config: Any) -> Preprocessing:
     directory = getattr(config, "_name_or_path", "")
     if directory and Path(directory).is_dir():
-        import transformers
-
+        transformers: Any = importlib.import_module("transformers")
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            processor = transformers.AutoImageProcessor.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError):  # a directory without a processor
