@@ -18,6 +18,13 @@ for name in dir(wm):
 REAL_DATA = "WATERMARK_GUARD_DATA"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the built-in images out of the user's cache folder."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("WATERMARK_GUARD_CACHE", folder)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with real images and weights, for the tests that measure on them."""

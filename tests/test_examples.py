@@ -1,0 +1,40 @@
+"""The examples run as their texts say; the planted shortcut has a tox environment of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import features
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+pytestmark = pytest.mark.skipif(not features.check("raqm"), reason="this Pillow has no raqm")
+
+
+def run_pytest(folder, *arguments):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    return done
+
+
+def test_minimal():
+    done = run_pytest(EXAMPLES / "minimal", "test_backbone.py", "-c", os.devnull)
+    assert done.returncode == 0
+    assert "1 passed" in done.stdout
+
+
+def test_pre_release():
+    text = (EXAMPLES / "pre_release" / "README.md").read_text("utf-8")
+    command = re.search(r"pytest (--wm-model=\"[^\"]*@random[^\n]*)", text)
+    assert command
+    done = run_pytest(EXAMPLES / "pre_release", *shlex.split(command[1]))
+    assert "64 of 256 images of the built-in set" in done.stdout
+    assert re.search(r"\d+ (passed|failed)", done.stdout)
+    assert "error" not in done.stdout.lower()
