@@ -7,11 +7,13 @@ import pytest
 import torchvision  # noqa: F401
 
 import pytest_watermark_guard as wm
+import pytest_watermark_guard.reporting.json_file
+import pytest_watermark_guard.reporting.terminal
 
 pytest_plugins = ["pytester"]
 
 # pytester forgets modules that a run inside a test imported first; imported twice, classes would
-# no longer be themselves, and torch would break.
+# no longer be themselves, and torch and rich would break.
 for name in dir(wm):
     getattr(wm, name)
 
