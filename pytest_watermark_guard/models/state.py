@@ -31,7 +31,9 @@ def preserved(module: nn.Module) -> Iterator[None]:
     """
     training = [(m, m.training) for m in module.modules() if getattr(m, "training", None)]
     buffers = [(b, _version(b), b.detach().clone()) for b in module.buffers()]
-    registered = [(m, dict(m._buffers)) for m in module.modules()]
+    # TorchScript keeps its buffers elsewhere, and code cannot rebind them.
+    plain = [m for m in module.modules() if isinstance(m._buffers, dict)]
+    registered = [(m, dict(m._buffers)) for m in plain]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     with _global_random_state():
         try:
