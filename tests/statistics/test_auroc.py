@@ -97,7 +97,7 @@ def test_paired_area_is_the_area(n, random):
     assert paired_auroc(baseline, marked).auroc == auroc(baseline, marked)
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 0.9]))
 def test_standard_error_is_the_spread_over_repetitions(seed, correlation):
     """With correlated scores too, where the unpaired formula would be too wide."""

@@ -28,7 +28,7 @@ def place(mark, height, width):
     return plane
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data(), st.integers(100, 500), st.integers(100, 500), st.integers(0, 99))
 def test_the_whole_ink_is_inside(data, height, width, identity):
     names = [name for name in SCENARIOS if name != "hindi" or features.check("raqm")]
@@ -137,7 +137,7 @@ IMAGES = st.integers(0, 2**32 - 1).map(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     IMAGES,
     st.tuples(*[st.integers(0, 255)] * 3),
