@@ -41,9 +41,9 @@ def logit_interval(
     inside = (auroc > 0) & (auroc < 1)
     area = np.where(inside, auroc, 0.5)
     logit = np.log(area / (1 - area))
-    reach = z * standard_error / (area * (1 - area))
-    # exp overflows to infinity for an absurdly wide interval, whose bound is then rightly 0.
+    # Overflow to infinity means an absurdly wide interval, whose bound is then rightly 0 or 1.
     with np.errstate(over="ignore"):
+        reach = z * standard_error / (area * (1 - area))
         low = 1 / (1 + np.exp(reach - logit))
         high = 1 / (1 + np.exp(-reach - logit))
     separated = tail ** (1 / n_images)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_watermark_guard.statistics.auroc import paired_auroc
@@ -11,6 +11,7 @@ from pytest_watermark_guard.statistics.intervals import logit_interval
 AREAS = st.floats(0, 1)
 
 
+@example(5e-324, 0.5, 1, 0.5)
 @given(AREAS, st.floats(0, 0.5), st.integers(1, 5000), st.floats(0.01, 0.999))
 def test_holds_the_area_within_zero_and_one(area, error, n, level):
     low, high = logit_interval(np.array([area]), np.array([error]), n, level)
