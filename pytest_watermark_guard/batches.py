@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,12 @@ from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.images.decoded import DecodedImages
 from pytest_watermark_guard.images.folder import paired_path, read_image
 from pytest_watermark_guard.models.preprocessing import Preprocessing, resolve_preprocessing
 from pytest_watermark_guard.models.specs import as_loaded
 from pytest_watermark_guard.watermarks.composite import composite
+from pytest_watermark_guard.watermarks.control import draw_control
 from pytest_watermark_guard.watermarks.draw import draw_watermark
 from pytest_watermark_guard.watermarks.scenarios import (
     AnyScenario,
@@ -29,7 +32,8 @@ from pytest_watermark_guard.watermarks.scenarios import (
     Scenario,
     resolve_scenarios,
 )
-from pytest_watermark_guard.watermarks.text import Renderer
+from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.text import Mark, Renderer, parse_color
 
 Pixels = npt.NDArray[np.uint8]
 _DECODERS = 2  # threads; Pillow decodes without the interpreter lock
@@ -71,30 +75,63 @@ class ProbingBatches:
     batch_size: int
     device: torch.device
     dtype: torch.dtype = torch.float32
+    controls: bool = False
+    decoded: DecodedImages | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of what `pixels` gives: see `watermarks.streams`."""
+        drawn = [s.name for s in self.scenarios if isinstance(s, Scenario)]
+        return (
+            UNMARKED,
+            *(scenario.name for scenario in self.scenarios),
+            *(control_of(name) for name in drawn if self.controls),
+        )
+
+    def part(self, start: int, streams: Sequence[str]) -> ProbingBatches:
+        """Return the batches from image number `start` on, with what these streams need."""
+        needed = tuple(
+            s for s in self.scenarios if s.name in streams or control_of(s.name) in streams
+        )
+        rest = self.baseline.take(range(start, len(self.baseline)))
+        return replace(self, baseline=rest, scenarios=needed)
 
     def __len__(self) -> int:
         return -(-len(self.baseline) // self.batch_size)
 
     def __iter__(self) -> Iterator[ProbingBatch]:
-        renderers: dict[tuple[str, int, int], Renderer] = {}
-        for chunk, decoded in self._decoded():
-            images = _stacked([pixels for pixels, _, _ in decoded], chunk).to(self.device)
-            marked = {}
-            for index, scenario in enumerate(self.scenarios):
-                if isinstance(scenario, PairedFolder):
-                    copies = _stacked([pairs[index] for _, pairs, _ in decoded], chunk)
-                    marks = copies.to(self.device)
-                else:
-                    key = (scenario.name, *images.shape[-2:])
-                    if key not in renderers:
-                        renderers[key] = Renderer(scenario, *images.shape[-2:])
-                    marks = self._print(renderers[key], scenario, images, chunk)
-                marked[scenario.name] = self.preprocessing.to_input(marks, self.dtype)
+        for pixels in self.pixels():
+            images, *marked = (
+                self.preprocessing.to_input(pixels.by_mark[stream], self.dtype)
+                for stream in (UNMARKED, *(scenario.name for scenario in self.scenarios))
+            )
+            names = [scenario.name for scenario in self.scenarios]
             yield ProbingBatch(
-                self.preprocessing.to_input(images, self.dtype),
-                marked,
-                chunk,
-                tuple(label for _, _, label in decoded),
+                images, dict(zip(names, marked, strict=True)), pixels.identities, pixels.labels
+            )
+
+    def pixels(self) -> Generator[PixelBatch, None, None]:
+        """Give the same batches before preprocessing.
+
+        Reading, decoding and rendering of the next batch go on while the current one is used.
+        """
+        for read in self._read_ahead():
+            images = self._stacked([image.pixels for image in read], read)
+            by_mark = {UNMARKED: images}
+            for index, scenario in enumerate(self.scenarios):
+                marks = [image.marks[index] for image in read]
+                if isinstance(scenario, PairedFolder):
+                    by_mark[scenario.name] = self._stacked(marks, read)
+                    continue
+                color = parse_color(scenario)
+                by_mark[scenario.name] = composite(images, marks, color)
+                if self.controls:
+                    controls = [image.controls[index] for image in read]
+                    by_mark[control_of(scenario.name)] = composite(images, controls, color)
+            yield PixelBatch(
+                tuple(image.identity for image in read),
+                tuple(image.label for image in read),
+                by_mark,
             )
 
     def for_model(self, model: nn.Module | str, preprocess: Any = "auto") -> ProbingBatches:
@@ -122,48 +159,119 @@ class ProbingBatches:
         marked = next(iter(batch.marked.values()))
         return torch.stack([batch.images[0], marked[1]])
 
-    def _print(
-        self, renderer: Renderer, scenario: Scenario, images: torch.Tensor, chunk: Sequence[str]
-    ) -> torch.Tensor:
-        draws = [draw_watermark(scenario, self.seed, identity) for identity in chunk]
-        return composite(images, [renderer.render(draw) for draw in draws], renderer.color)
-
-    def _decoded(self) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    def _read_ahead(self) -> Iterator[list[_Read]]:
         """Read the next batch's images while the current one is worked on."""
         positions = range(len(self.baseline))
-        starts = positions[:: self.batch_size]
+        read = _Reader(self)
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="wm-decode") as pool:
             submit = pool.submit if self.baseline.concurrent else _done
-            ahead: deque[list[Future[Any]]] = deque()
+            ahead: deque[list[Future[_Read]]] = deque()
             try:
-                for start in (*starts, None):
+                for start in (*positions[:: self.batch_size], None):
                     if start is not None:
                         batch = positions[start : start + self.batch_size]
-                        ahead.append([submit(self._read, position) for position in batch])
+                        ahead.append([submit(read, position) for position in batch])
                     if len(ahead) > 1 or (start is None and ahead):
-                        decoded = [future.result() for future in ahead.popleft()]
-                        yield tuple(i for _, _, _, i in decoded), [d[:3] for d in decoded]
+                        yield [future.result() for future in ahead.popleft()]
             finally:
                 for futures in ahead:
                     for future in futures:
                         future.cancel()
 
-    def _read(self, position: int) -> tuple[Pixels, dict[int, Pixels], int | None, str]:
-        image, label = self.baseline.load(position)
-        identity = self.baseline.identities[position]
-        pairs = {}
-        for index, scenario in enumerate(self.scenarios):
+    def _stacked(self, pixels: Sequence[Pixels], read: Sequence[_Read]) -> torch.Tensor:
+        """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W] on the device."""
+        shapes = {p.shape: r.identity for p, r in zip(pixels, read, strict=True)}
+        if len(shapes) > 1:
+            (one, first), (other, second) = list(shapes.items())[:2]
+            raise ImagesError(
+                f"images differ in size ({first!r}: {one[1]}x{one[0]} px, {second!r}: "
+                f"{other[1]}x{other[0]} px) and preprocess leaves sizes as they are; pass images "
+                "of one size, or a preprocess with a size"
+            )
+        stacked = torch.from_numpy(np.stack(pixels))
+        if self.device.type == "cuda":
+            # From pinned memory the copy goes on while the GPU computes.
+            stacked = stacked.pin_memory().to(self.device, non_blocking=True)
+        return stacked.to(self.device).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Some images of a baseline with all their marks, before preprocessing.
+
+    Attributes
+    ----------
+    identities : tuple of str
+    labels : tuple of (int or None)
+    by_mark : dict of str to Tensor of uint8, shape [B, 3, H, W]
+        By scenario; without a mark under `UNMARKED`, which comes first.
+    """
+
+    identities: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    by_mark: dict[str, torch.Tensor]
+
+
+class _Read(NamedTuple):
+    """One image as it is read: its pixels, and for each scenario the mark or the marked copy."""
+
+    identity: str
+    label: int | None
+    pixels: Pixels
+    marks: list[Any]
+    controls: dict[int, Mark]
+
+
+class _Reader:
+    """Reads images of some batches and renders their marks, from any thread."""
+
+    def __init__(self, batches: ProbingBatches) -> None:
+        self._batches = batches
+        self._renderers: dict[tuple[str, int, int], Renderer] = {}
+        # Fonts must not be used by two threads at once, and renderers learn: one for all threads.
+        self._lock = threading.Lock()
+
+    def __call__(self, position: int) -> _Read:
+        batches = self._batches
+        identity = batches.baseline.identities[position]
+        pixels = batches.decoded.get(identity) if batches.decoded else None
+        if pixels is not None:
+            label, size = batches.baseline.labels.get(identity), pixels.shape[1::-1]
+        else:
+            image, label = batches.baseline.load(position)
+            pixels, size = batches.preprocessing.fit(image), image.size
+            if batches.decoded:
+                batches.decoded.put(identity, pixels)
+        marks: list[Any] = []
+        controls = {}
+        for index, scenario in enumerate(batches.scenarios):
             if isinstance(scenario, PairedFolder):
-                path = paired_path(Path(scenario.folder).expanduser(), identity)
-                copy = read_image(path)
-                if copy.size != image.size:
-                    raise ImagesError(
-                        f"scenario {scenario.name!r}: {str(path)!r} has {copy.width}x{copy.height} "
-                        f"px, its baseline image {image.width}x{image.height}; a marked copy must "
-                        "differ by the mark only"
-                    )
-                pairs[index] = self.preprocessing.fit(copy)
-        return self.preprocessing.fit(image), pairs, label, identity
+                marks.append(self._paired(scenario, identity, size))
+                continue
+            mark = self._rendered(scenario, identity, *pixels.shape[:2])
+            marks.append(mark)
+            if batches.controls:
+                controls[index] = draw_control(mark, scenario, batches.seed, identity)
+        return _Read(identity, label, pixels, marks, controls)
+
+    def _rendered(self, scenario: Scenario, identity: str, height: int, width: int) -> Mark:
+        draw = draw_watermark(scenario, self._batches.seed, identity)
+        key = scenario.name, height, width
+        with self._lock:
+            if key not in self._renderers:
+                self._renderers[key] = Renderer(scenario, height, width)
+            return self._renderers[key].render(draw)
+
+    def _paired(self, scenario: PairedFolder, identity: str, size: tuple[int, ...]) -> Pixels:
+        path = paired_path(Path(scenario.folder).expanduser(), identity)
+        copy = read_image(path)
+        if copy.size != size:
+            raise ImagesError(
+                f"scenario {scenario.name!r}: {str(path)!r} has {copy.width}x{copy.height} px, its "
+                f"baseline image {size[0]}x{size[1]}; a marked copy must differ by the "
+                "mark only"
+            )
+        return self._batches.preprocessing.fit(copy)
 
 
 def probing_batches(
@@ -250,23 +358,8 @@ def check_batch_size(batch_size: int) -> None:
         raise SettingsError(f"batch_size must be an integer >= 1, got {batch_size!r}")
 
 
-def _done(function: Callable[[int], Any], position: int) -> Future[Any]:
+def _done(function: Callable[[int], _Read], position: int) -> Future[_Read]:
     """Call a function now, in this thread, where an executor would call it later."""
-    future: Future[Any] = Future()
+    future: Future[_Read] = Future()
     future.set_result(function(position))
     return future
-
-
-def _stacked(pixels: Sequence[Pixels], identities: Sequence[str]) -> torch.Tensor:
-    """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W]."""
-    shapes: Mapping[tuple[int, ...], str] = {
-        p.shape: i for p, i in zip(pixels, identities, strict=True)
-    }
-    if len(shapes) > 1:
-        (one, first), (other, second) = list(shapes.items())[:2]
-        raise ImagesError(
-            f"images differ in size ({first!r}: {one[1]}x{one[0]} px, {second!r}: "
-            f"{other[1]}x{other[0]} px) and preprocess leaves sizes as they are; pass images of "
-            "one size, or a preprocess with a size"
-        )
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()

@@ -42,17 +42,9 @@ def resolve_device(device: str, worker: int = 0) -> torch.device:
     return resolved
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return ``float32`` or ``bfloat16``; ``auto`` is bfloat16 on GPUs that have it."""
-    if precision != "auto":
-        return precision
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if fast else "float32"
-
-
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Run the block under bfloat16 autocast, or in float32 without TensorFloat-32."""
+    """Run the block under autocast, if `precision` is ``bfloat16``; else without TensorFloat-32."""
     if precision == "bfloat16":
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield

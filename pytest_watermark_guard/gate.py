@@ -11,10 +11,10 @@ from torch import nn
 
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.errors import WatermarkSensitivityError
+from pytest_watermark_guard.names import means
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reporting.story import tell
-from pytest_watermark_guard.settings import split_allowed
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 
 
@@ -79,10 +79,11 @@ def judge(
         If `threshold` is not in (0.5, 1], or `allow` gives no reason.
     """
     settings = current_run().settings.override(threshold=threshold, allow=allow)
-    names = {scores.layer: frozenset(scores.names) for scores in report}
+    names = {scores.layer: (scores.names, frozenset(scores.names)) for scores in report}
     failing, allowed, used = [], [], set()
     for unit in report.sensitive(settings.threshold):
-        entry = next((e for e in settings.allow if _means(e, unit, names[unit.layer])), None)
+        where = unit.layer, unit.index, *names[unit.layer]
+        entry = next((entry for entry in settings.allow if means(entry, *where)), None)
         if entry is None:
             failing.append(unit)
         else:
@@ -103,7 +104,7 @@ def assert_not_watermark_sensitive(
     scenarios: Sequence[str | AnyScenario] | None = None,
     layers: Sequence[str] | None = None,
     preprocess: Any = "auto",
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     max_images: int | None = None,
@@ -111,6 +112,9 @@ def assert_not_watermark_sensitive(
     **more: Any,
 ) -> ProbeReport:
     """Fail if any unit of the model tells watermarked images from clean ones too well.
+
+    The probe stops before the last image once the verdict is certain, at an error probability of
+    0.001 for the whole of it (setting ``early_stop``; 0 uses all images).
 
     Parameters
     ----------
@@ -149,6 +153,8 @@ def assert_not_watermark_sensitive(
         precision=precision,
         max_images=max_images,
         seed=seed,
+        stop_at=settings.threshold,
+        allow=settings.allow,
         **more,
     )
     verdict = judge(report, settings.threshold, settings.allow)
@@ -156,11 +162,3 @@ def assert_not_watermark_sensitive(
     if not verdict.passed:
         raise WatermarkSensitivityError(verdict.story(), verdict)
     return report
-
-
-def _means(entry: str, unit: SensitiveUnit, names: frozenset[str]) -> bool:
-    layer, name = split_allowed(entry)
-    if entry == unit.name:  # a class name may hold a colon itself
-        return True
-    wanted = unit.name if name in names else str(unit.index)
-    return layer in (None, unit.layer) and name == wanted

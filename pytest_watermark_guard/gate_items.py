@@ -73,7 +73,11 @@ class ModelGate(pytest.Collector):
             loaded = self.config.hook.pytest_wm_load_model(spec=self.name, config=self.config)
             # Captured, standard error is no terminal, and there would be no progress bar.
             with capture.global_and_fixture_disabled() if capture else nullcontext():
-                report = probe(self.name if loaded is None else loaded, name=self.name)
+                report = probe(
+                    self.name if loaded is None else loaded,
+                    name=self.name,
+                    stop_at=run.settings.threshold,
+                )
             verdict = judge(report)
         except Exception as error:
             return error

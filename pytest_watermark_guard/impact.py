@@ -12,24 +12,26 @@ from pytest_watermark_guard.report import Impact
 
 
 def prediction_impact(
-    baseline: npt.NDArray[np.floating],
-    marked: npt.NDArray[np.floating],
+    before: npt.NDArray[np.intp],
+    after: npt.NDArray[np.intp],
     names: Sequence[str],
     classes: npt.NDArray[np.int64] | None = None,
+    control: npt.NDArray[np.intp] | None = None,
 ) -> Impact:
     """Compare a model's predictions without and with the mark.
 
     Parameters
     ----------
-    baseline, marked : ndarray, shape [n, classes]
-        Logits of the same images.
+    before, after : ndarray of int, shape [n]
+        The same images' `predicted` classes.
     names : sequence of str
         Of the classes.
     classes : ndarray of int64, shape [n], optional
         True classes; −1 where unknown.
+    control : ndarray of int, shape [n], optional
+        Classes predicted with the scrambled mark.
     """
-    before, after = _predicted(baseline), _predicted(marked)
-    n_classes = max(2, baseline.shape[1])
+    n_classes = max(2, len(names))
     gained = np.bincount(after, minlength=n_classes) - np.bincount(before, minlength=n_classes)
     winner = int(gained.argmax())
     gains = gained[winner] > 0
@@ -45,15 +47,16 @@ def prediction_impact(
         gains_share=float(gained[winner] / len(before)) if gains else 0.0,
         top1_baseline=top1_baseline,
         top1_marked=top1_marked,
+        control_flip_rate=None if control is None else float((before != control).mean()),
     )
 
 
-def _predicted(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
-    """Return each image's class; a single logit says "yes" above 0."""
+def predicted(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
+    """Return each image's class, from logits [n, classes]; a single logit says "yes" above 0."""
     if logits.shape[1] == 1:
         return (logits[:, 0] > 0).astype(np.intp)
-    predicted: npt.NDArray[np.intp] = logits.argmax(axis=1)
-    return predicted
+    classes: npt.NDArray[np.intp] = logits.argmax(axis=1)
+    return classes
 
 
 def _class_name(index: int, names: Sequence[str]) -> str:

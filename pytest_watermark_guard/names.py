@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.settings import split_allowed
 
 
 def unit_names(
@@ -59,3 +63,35 @@ def unit_names(
         names["logits"] = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
         return names, ("class names are assumed to be ImageNet's: the model has 1000 logits",)
     return names, ()
+
+
+def means(entry: str, layer: str, index: int, names: Sequence[str], known: Collection[str]) -> bool:
+    """Tell whether an entry of ``allow`` means a unit.
+
+    Parameters
+    ----------
+    entry : str
+        ``layer:unit`` or a class name alone.
+    layer : str
+    index : int
+        The unit.
+    names : sequence of str
+        Of all units in the layer.
+    known : collection of str
+        The same, fast to search: a number that is a name means that class.
+    """
+    if entry == names[index]:  # a class name may hold a colon itself
+        return True
+    of_layer, unit = split_allowed(entry)
+    return of_layer in (None, layer) and unit == (names[index] if unit in known else str(index))
+
+
+def allowed_units(
+    layer: str, names: Sequence[str], allow: Collection[str]
+) -> npt.NDArray[np.bool_]:
+    """Mark the units of a layer that ``allow`` means; shape [units]."""
+    known = frozenset(names) if allow else ()
+    return np.array(
+        [any(means(e, layer, index, names, known) for e in allow) for index in range(len(names))],
+        dtype=bool,
+    )

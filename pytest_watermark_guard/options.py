@@ -22,6 +22,11 @@ SETTINGS = {
     "max_images": ("N", "probe with a random subset of N images (default: all)"),
     "seed": ("N", "seed of the watermarks and the subset (default: 17)"),
     "allow": ("UNIT=REASON", "accept a known unit, as in 'logits:carton=harmless'; repeatable"),
+    "early_stop": ("P", "a gate may stop early at this risk, 0: never (default: 0.001)"),
+}
+FLAGS = {
+    "control": "probe with scrambled marks too, to tell text from anything printed",
+    "no_cache": "neither use nor keep activations of earlier probes",
 }
 INI_TYPES = {
     "threshold": "float",
@@ -30,6 +35,7 @@ INI_TYPES = {
     "max_images": "int",
     "seed": "int",
     "allow": "linelist",
+    "early_stop": "float",
 }
 
 
@@ -51,6 +57,8 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="SPEC",
     )
     add("report", "print a table for every probe", "bool", action="store_true")
+    for name, help_text in FLAGS.items():
+        add(name, help_text, "bool", action="store_true")
     add("json", "write all probes' numbers to a JSON file", metavar="FILE")
     # Older versions take numbers as text, which they are anyway but in pytest 9's own TOML tables.
     numbers = pytest.version_tuple >= (8, 4)
@@ -81,7 +89,8 @@ def read_settings(config: pytest.Config) -> Settings:
             if name == "images" and value and value != "builtin":
                 value = str(folder / Path(value).expanduser())
             given[name] = parse_setting(name, value)
-    return Settings().override(**given)
+    flags = {name: config.getoption(f"wm_{name}") or config.getini(f"wm_{name}") for name in FLAGS}
+    return Settings().override(**given, control=flags["control"], cache=not flags["no_cache"])
 
 
 def _ini_value(config: pytest.Config, name: str) -> Any:

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 import pytest_watermark_guard
 from pytest_watermark_guard.batches import ProbingBatches, check_batch_size, open_for
+from pytest_watermark_guard.binned import BinnedRecording
+from pytest_watermark_guard.caching.activations import ActivationCache
+from pytest_watermark_guard.caching.fingerprint import Unfingerprintable
+from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
 from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.device import computing_in, resolve_device, resolve_precision
-from pytest_watermark_guard.errors import NonFiniteActivationsError
-from pytest_watermark_guard.impact import prediction_impact, true_classes
-from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.device import resolve_device
+from pytest_watermark_guard.early import EarlyGate
+from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.images.decoded import DecodedImages
+from pytest_watermark_guard.models.execution import Plan
 from pytest_watermark_guard.models.introspection import class_names_of
 from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
-from pytest_watermark_guard.models.runner import Runner
 from pytest_watermark_guard.models.specs import as_loaded
-from pytest_watermark_guard.models.state import preserved, runnable_on
+from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.names import unit_names
-from pytest_watermark_guard.progress import progress_bar
-from pytest_watermark_guard.report import ProbeReport, Scores
-from pytest_watermark_guard.statistics.auroc import paired_auroc
-from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
+from pytest_watermark_guard.recording import Naming, Recording
+from pytest_watermark_guard.report import Impact, ProbeReport
+from pytest_watermark_guard.running import HowToRun, run
+from pytest_watermark_guard.scoring import AllScores, impacts, score
+from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
 
-# Two probes of one model would switch its mode under each other's feet.
-_ONE_AT_A_TIME = threading.RLock()
-_PREPARED = 32  # rows prepared at once, however few the model takes at a time
-UNMARKED = ""  # stands among the scenarios' names, which are never empty
+_PREPARED = {"cpu": 64}  # rows prepared at once, however few the model takes at a time
+_PREPARED_ELSEWHERE = 512
 
 
 def probe(
@@ -55,6 +55,12 @@ def probe(
     batch_size: int | None = None,
     name: str | None = None,
     progress: bool = True,
+    control: bool | None = None,
+    cache: bool | None = None,
+    stop_at: float | None = None,
+    allow: Mapping[str, str] | None = None,
+    early_stop: float | None = None,
+    histograms: bool = False,
 ) -> ProbeReport:
     """Score every logit and feature unit of a model for its reaction to text watermarks.
 
@@ -84,7 +90,9 @@ def probe(
     device : str, optional
         Default ``"auto"``: the GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}, optional
-        Default ``"auto"``: bfloat16 autocast on GPUs that have it, else float32.
+        Default ``"auto"``: on long runs, the fastest way of several is found by trying, among
+        those where every unit agrees with float32 (see `models.execution`). ``"float32"`` is
+        plain float32, the same bits in every run; ``"bfloat16"`` is autocast.
     max_images : int, optional
         Take a seeded random subset of at most so many images.
     seed : int, optional
@@ -94,11 +102,27 @@ def probe(
         gives (image, label), or folders carry the classes' names.
     batch_size : int, optional
         Images in a forward pass; halved when memory runs out. Default: 64, on a CPU two for each
-        thread, as many as its caches like.
+        thread, and with ``precision="auto"`` what is fastest.
     name : str, optional
         What reports call the model; default its spec or class.
     progress : bool, default True
         Show a progress bar where standard error is a terminal and the variable ``CI`` is not set.
+    control : bool, optional
+        Probe with scrambled marks too: the same ink at the same place, and no text. The report
+        then says by `ProbeReport.controls` how far a unit tells text from ink. Default False.
+    cache : bool, optional
+        Keep activations, and use those that an earlier probe of the same weights, images and
+        marks has kept. Default True.
+    stop_at : float, optional
+        A gate's threshold on d: stop before the last image when its verdict is certain.
+        Default: use all images.
+    allow : mapping of str to str, optional
+        Units that this gate leaves aside, with reasons; see `judge`.
+    early_stop : float, optional
+        Chance at which the early verdict may differ from that of all images, default 0.001.
+    histograms : bool, default False
+        Count activations in 1024 bins for each unit, so that memory does not grow with the number
+        of images; a note says how far off A can be. Not together with `stop_at`.
 
     Returns
     -------
@@ -117,8 +141,8 @@ def probe(
     ImageNet*, section 3. The result depends on weights, images, scenarios and seed; batch size and
     device change it by rounding of the forward pass only.
     """
-    run = current_run()
-    settings = run.settings.override(
+    context = current_run()
+    settings = context.settings.override(
         images=images,
         scenarios=scenarios,
         layers=layers,
@@ -126,58 +150,61 @@ def probe(
         precision=precision,
         max_images=max_images,
         seed=seed,
+        control=control,
+        cache=cache,
+        allow=allow,
+        early_stop=early_stop,
     )
-    resolved = resolve_scenarios(settings.scenarios, run.scenarios)
-    target = resolve_device(settings.device, run.worker)
-    if batch_size is None:
-        batch_size = 64 if target.type != "cpu" else 2 * torch.get_num_threads()
-    check_batch_size(batch_size)
-    computed_in = resolve_precision(settings.precision, target)
+    if stop_at is not None:
+        check_threshold(stop_at)
+        if histograms:
+            raise SettingsError("histograms=True is for all images: leave out stop_at")
+    resolved = resolve_scenarios(settings.scenarios, context.scenarios)
+    target = resolve_device(settings.device, context.worker)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     loaded = as_loaded(model)
     module = runnable_on(loaded.module, target)
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
     baseline = open_for(
         resolved, settings.images, settings.max_images, settings.seed, labels=labels
     )
+    streams = 1 + len(resolved) * (2 if settings.control else 1)
+    prepared = max(batch_size or 0, _PREPARED.get(target.type, _PREPARED_ELSEWHERE))
     batches = ProbingBatches(
-        baseline,
+        baseline.shuffled(settings.seed),
         resolved,
         preprocessing,
         settings.seed,
-        batch_size=max(1, max(batch_size, _PREPARED) // (1 + len(resolved))),
+        batch_size=max(1, prepared // streams),
         device=target,
         dtype=_input_dtype(module),
+        controls=settings.control,
+    )
+    default_size = 64 if target.type != "cpu" else 2 * torch.get_num_threads()
+    full = batches.dtype is torch.float32
+    bfloat16 = settings.precision == "bfloat16"
+    how = HowToRun(
+        settings.layers,
+        Plan(batch_size or default_size, "bfloat16" if bfloat16 else "float32"),
+        tuning=settings.precision == "auto" and full,
+        sizes=batch_size is None,
+        progress=progress,
     )
     naming = partial(
         unit_names, given=class_names, loaded=loaded.class_names or class_names_of(module)
     )
-    recording = _run_model(
-        module, batches, settings.layers, computed_in, batch_size, naming, progress
-    )
-    names = recording.names
-    scores = {
-        (layer, scenario.name): Scores(
-            layer,
-            scenario.name,
-            *paired_auroc(recording[UNMARKED, layer], recording[scenario.name, layer]),
-            len(baseline),
-            names[layer],
-        )
-        for layer in names
-        for scenario in resolved
-    }
-    impact = {}
-    if "logits" in names:
-        classes = true_classes(baseline.identities, recording.labels, names["logits"])
-        impact = {
-            scenario.name: prediction_impact(
-                recording[UNMARKED, "logits"],
-                recording[scenario.name, "logits"],
-                names["logits"],
-                classes,
-            )
-            for scenario in resolved
-        }
+    kept = None
+    if settings.cache:
+        batches, kept = _with_caches(batches, module, settings.precision)
+
+    gate = None
+    if stop_at is not None and settings.early_stop > 0:
+        gate = EarlyGate(stop_at, settings.early_stop, settings.allow, len(baseline), settings.seed)
+    kind = BinnedRecording if histograms else Recording
+    found = _measure(module, batches, how, naming, gate, kept, kind)
+    if gate is not None and not gate.confirmed_by(found.scores.values()):
+        found = _measure(module, batches, how, naming, None, kept, kind)  # only all images can tell
     assumed: tuple[str, ...] = ()
     if preprocessing.assumed:
         advice = "pass preprocess=, or set the model's attribute preprocessing"
@@ -185,90 +212,65 @@ def probe(
     report = ProbeReport(
         model=name or loaded.name,
         baseline=baseline.description,
-        n_images=len(baseline),
+        n_images=found.n_images,
         seed=settings.seed,
-        scores=scores,
-        impact=impact,
+        scores=found.scores,
+        impact=found.impact,
         preprocessing=preprocessing.source,
         device=str(target),
-        precision=_described(computed_in, module),
-        notes=(*assumed, *loaded.notes, *recording.notes),
+        precision=found.plan + ("" if full else f", {batches.dtype} weights"),
+        notes=(*assumed, *loaded.notes, *found.notes),
         version=pytest_watermark_guard.__version__,
+        controls=found.controls,
+        early_stop=None if gate is None else gate.outcome(),
     )
-    run.on_report(report)
+    context.on_report(report)
     return report
 
 
-@dataclass
-class _Recording:
-    """Activations of all images, by scenario and layer; those without a mark under `UNMARKED`."""
-
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    labels: list[int | None] = field(default_factory=list)
-    parts: dict[tuple[str, str], list[npt.NDArray[np.floating]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-
-    def __getitem__(self, key: tuple[str, str]) -> npt.NDArray[np.floating]:
-        return np.concatenate(self.parts[key])
+class _Found(NamedTuple):
+    n_images: int
+    scores: AllScores
+    controls: AllScores
+    impact: dict[str, Impact]
+    notes: tuple[str, ...]
+    plan: str
 
 
-def _run_model(
+def _measure(
     module: nn.Module,
     batches: ProbingBatches,
-    layers: Sequence[str],
-    precision: str,
-    batch_size: int,
-    naming: Callable[[Mapping[str, int]], tuple[dict[str, tuple[str, ...]], tuple[str, ...]]],
-    progress: bool,
-) -> _Recording:
-    """Run every image without and with every mark through the model, once."""
-    recording = _Recording()
-    with ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
-        stack.enter_context(preserved(module))
-        # Layers are told apart by comparing numbers: in full precision.
-        with computing_in("float32", batches.device):
-            recorder = ActivationRecorder(module, layers, batches.example())
-        stack.enter_context(recorder)
-        recording.notes = recorder.notes
-        runner = Runner(recorder, batch_size, precision)
-        advance = stack.enter_context(progress_bar(len(batches.baseline), progress))
-        for batch in batches:
-            keys = (UNMARKED, *batch.marked)
-            activations = runner(torch.cat([batch.images, *batch.marked.values()]))
-            if not recording.names:
-                # Now, so that wrong class names are said before minutes of probing.
-                widths = {layer: units.shape[1] for layer, units in activations.items()}
-                recording.names, notes = naming(widths)
-                recording.notes += notes
-            for layer, units in activations.items():
-                for key, rows in zip(keys, np.split(units, len(keys)), strict=True):
-                    _check_finite(rows, layer, key, batch.identities)
-                    recording.parts[key, layer].append(rows)
-            recording.labels += batch.labels
-            advance(len(batch.identities))
-    return recording
+    how: HowToRun,
+    naming: Naming,
+    gate: EarlyGate | None,
+    kept: ActivationCache | None,
+    kind: type[Recording],
+) -> _Found:
+    """Run the model on the images, and score what it answers."""
+    images = batches.baseline.identities
+    names = [scenario.name for scenario in batches.scenarios]
+    with kind(batches.streams, len(images), naming) as recording:
+        plan = run(module, batches, how, recording, gate, kept)
+        scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
+        impact = impacts(recording, names, images)
+        return _Found(len(recording), scores, controls, impact, recording.notes, plan)
 
 
-def _check_finite(
-    rows: npt.NDArray[np.floating], layer: str, scenario: str, identities: Sequence[str]
-) -> None:
-    if np.isfinite(rows).all():
-        return
-    row, unit = map(int, np.argwhere(~np.isfinite(rows))[0])
-    marked = f"with the {scenario!r} mark" if scenario else "without a mark"
-    raise NonFiniteActivationsError(
-        f"the model returned {rows[row, unit]} in {layer} unit {unit} for image "
-        f"{identities[row]!r} {marked}; scores need finite numbers. Check the weights and the "
-        "preprocessing, or probe in float32 if this is a half-precision overflow"
-    )
-
-
-def _described(precision: str, module: nn.Module) -> str:
-    dtype = _input_dtype(module)
-    return precision if dtype is torch.float32 else f"{precision}, {dtype} weights"
+def _with_caches(
+    batches: ProbingBatches, module: nn.Module, precision: str
+) -> tuple[ProbingBatches, ActivationCache | None]:
+    """Open the caches of pixels and activations, as far as keys for them can be given."""
+    store = Store(cache_folder() / "cache", cache_bytes())
+    size = batches.preprocessing.size
+    paired = any(isinstance(scenario, PairedFolder) for scenario in batches.scenarios)
+    # What cannot be told apart from its like must not be mixed up with it: no cache then.
+    with contextlib.suppress(Unfingerprintable):
+        if batches.baseline.root is not None and size is not None and not paired:
+            geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
+            decoded = DecodedImages(store, batches.baseline, geometry)
+            batches = replace(batches, decoded=decoded)
+        return batches, ActivationCache(store, module, batches, precision)
+    return batches, None
 
 
 def _input_dtype(module: nn.Module) -> torch.dtype:

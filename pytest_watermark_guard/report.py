@@ -154,6 +154,8 @@ class Impact:
         By how much its share of all predictions grows.
     top1_baseline, top1_marked : float or None
         Top-1 accuracy, where labels are known.
+    control_flip_rate : float or None
+        The same share with the scrambled mark, where that was probed.
     """
 
     flip_rate: float
@@ -162,6 +164,12 @@ class Impact:
     gains_share: float
     top1_baseline: float | None = None
     top1_marked: float | None = None
+    control_flip_rate: float | None = None
+
+    @property
+    def flips_beyond_control(self) -> float | None:
+        """Share of flips that the text makes and scrambled ink does not; None without control."""
+        return None if self.control_flip_rate is None else self.flip_rate - self.control_flip_rate
 
     @property
     def top1_drop(self) -> float | None:
@@ -169,6 +177,28 @@ class Impact:
         if self.top1_baseline is None or self.top1_marked is None:
             return None
         return self.top1_baseline - self.top1_marked
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """How a gate's probe ended that may stop before the last image.
+
+    Attributes
+    ----------
+    threshold : float
+        The gate's.
+    error : float
+        Chance of a verdict other than that of all images.
+    verdict : {"sensitive", "clean", None}
+        None: undecided to the last image, and so decided by the scores themselves.
+    n_available : int
+        How many images there are.
+    """
+
+    threshold: float
+    error: float
+    verdict: str | None
+    n_available: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +214,13 @@ class ProbeReport:
     baseline : str
         Which images, and how many.
     n_images : int
+        How many of them were used.
     seed : int
         Of the watermarks' draws and the images' selection.
     scores : mapping of (layer, scenario) to Scores
+    controls : mapping of (layer, scenario) to Scores
+        A of the watermark (1) against its control (0): the same ink at the same place, scrambled.
+        Near 0.5 the unit reacts to anything printed over the photo. Empty if not asked for.
     impact : mapping of str to Impact
         By scenario; empty if the logits were not probed.
     preprocessing : str
@@ -197,6 +231,8 @@ class ProbeReport:
         What was assumed, guessed or left out. Read them.
     version : str
         The package's.
+    early_stop : EarlyStop or None
+        None: all images were asked for.
     """
 
     model: str
@@ -210,6 +246,8 @@ class ProbeReport:
     precision: str = ""
     notes: tuple[str, ...] = ()
     version: str = ""
+    controls: Mapping[tuple[str, str], Scores] = field(default_factory=dict)
+    early_stop: EarlyStop | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -247,24 +285,16 @@ class ProbeReport:
 
     def to_json(self) -> str:
         """Return the report as JSON text; every number survives the round trip exactly."""
-        scores = [
-            {
-                "layer": s.layer,
-                "scenario": s.scenario,
-                "auroc": s.auroc.tolist(),
-                # JSON has no NaN: one image gives no error estimate.
-                "standard_error": [None if np.isnan(e) else e for e in s.standard_error.tolist()],
-            }
-            for s in self
-        ]
         data = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
             "notes": list(self.notes),
             "names": {s.layer: list(s.names) for s in self},
-            "scores": scores,
+            "scores": [_scores_data(s) for s in self],
+            "controls": [_scores_data(s) for s in self.controls.values()],
             "impact": {name: vars(impact) for name, impact in self.impact.items()},
+            "early_stop": self.early_stop and vars(self.early_stop),
         }
         return json.dumps(data, allow_nan=False)
 
@@ -286,22 +316,19 @@ class ProbeReport:
                     f"report format {data['format_version']} is newer than this version reads "
                     f"({FORMAT_VERSION}); upgrade pytest-watermark-guard"
                 )
-            scores = {}
-            for s in data["scores"]:
-                scores[s["layer"], s["scenario"]] = Scores(
-                    str(s["layer"]),
-                    str(s["scenario"]),
-                    np.array(s["auroc"], dtype=np.float64),
-                    np.array(s["standard_error"], dtype=np.float64),
-                    int(data["n_images"]),
-                    tuple(map(str, data["names"][s["layer"]])),
-                )
-            _check_scores(scores.values())
+            scores, controls = (
+                {(s["layer"], s["scenario"]): _read_scores(s, data) for s in data.get(part, ())}
+                for part in ("scores", "controls")
+            )
+            _check_scores([*scores.values(), *controls.values()])
+            stop = data.get("early_stop")
             return cls(
                 **{name: kind(data[name]) for name, kind in _PLAIN_FIELDS.items()},
                 scores=scores,
                 impact={name: _read_impact(impact) for name, impact in data["impact"].items()},
                 notes=tuple(map(str, data["notes"])),
+                controls=controls,
+                early_stop=stop and _read_early_stop(stop),
             )
         except ReportError:
             raise
@@ -338,6 +365,37 @@ _PLAIN_FIELDS = {
     "precision": str,
     "version": str,
 }
+
+
+def _scores_data(scores: Scores) -> dict[str, Any]:
+    errors = scores.standard_error.tolist()
+    return {
+        "layer": scores.layer,
+        "scenario": scores.scenario,
+        "auroc": scores.auroc.tolist(),
+        # JSON has no NaN: one image gives no error estimate.
+        "standard_error": [None if np.isnan(e) else e for e in errors],
+    }
+
+
+def _read_scores(found: Mapping[str, Any], data: Mapping[str, Any]) -> Scores:
+    return Scores(
+        str(found["layer"]),
+        str(found["scenario"]),
+        np.array(found["auroc"], dtype=np.float64),
+        np.array(found["standard_error"], dtype=np.float64),
+        int(data["n_images"]),
+        tuple(map(str, data["names"][found["layer"]])),
+    )
+
+
+def _read_early_stop(found: Mapping[str, Any]) -> EarlyStop:
+    verdict = found["verdict"]
+    if verdict not in ("sensitive", "clean", None):
+        raise ReportError(f"not a probe report: early verdict {verdict!r}")
+    return EarlyStop(
+        float(found["threshold"]), float(found["error"]), verdict, int(found["n_available"])
+    )
 
 
 def _check_scores(found: Iterable[Scores]) -> None:

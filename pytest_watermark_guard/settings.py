@@ -18,7 +18,21 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a probe and its gate; `None` for `images` means the built-in set.
+    """Settings of a probe and its gate.
+
+    Attributes
+    ----------
+    images
+        None means the built-in set.
+    threshold, scenarios, layers, device, precision, max_images, seed, allow
+        As for `probe` and `assert_not_watermark_sensitive`.
+    early_stop : float
+        Chance at which a gate that stops before the last image may come to another verdict than
+        with all of them; 0 never stops early.
+    control : bool
+        Whether to probe with scrambled marks as well.
+    cache : bool
+        Whether to keep activations, and to use those that were kept.
 
     Raises
     ------
@@ -35,6 +49,9 @@ class Settings:
     max_images: int | None = None
     seed: int = 17
     allow: Mapping[str, str] = field(default_factory=dict)
+    early_stop: float = 1e-3
+    control: bool = False
+    cache: bool = True
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -63,6 +80,15 @@ class Settings:
             plain = _plain_integer("max_images", self.max_images, least=2)
             object.__setattr__(self, "max_images", plain)
         _check_allow(self.allow)
+        if not _is_number(self.early_stop) or not 0 <= self.early_stop < 0.5:
+            raise SettingsError(
+                "early_stop must be a probability in [0, 0.5): how often an early verdict may "
+                f"differ from the full run's (0: never stop early), got {self.early_stop!r}"
+            )
+        object.__setattr__(self, "early_stop", float(self.early_stop))
+        for name in ("control", "cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     def override(self, **given: Any) -> Settings:
         """Return these settings with every one that is given (not None) replaced.
@@ -106,20 +132,19 @@ def parse_setting(name: str, text: Any) -> Any:
             if part.strip()
         )
     try:
-        if name == "threshold":
+        if name in ("threshold", "early_stop"):
             return float(text)
         if name in ("seed", "max_images"):
             return int(text)
     except (TypeError, ValueError):
-        kind = "a number" if name == "threshold" else "an integer"
+        kind = "a number" if name in ("threshold", "early_stop") else "an integer"
         raise SettingsError(f"{name} must be {kind}, got {text!r}") from None
     return text
 
 
 def check_threshold(threshold: float) -> None:
     """Raise `SettingsError` unless the threshold on d is in (0.5, 1]."""
-    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-    if not number or not 0.5 < threshold <= 1:
+    if not _is_number(threshold) or not 0.5 < threshold <= 1:
         raise SettingsError(
             f"threshold must be a number in (0.5, 1], got {threshold!r}: d = max(A, 1 - A) is "
             "never below 0.5, which is chance"
@@ -156,6 +181,10 @@ def _check_allow(allow: Mapping[str, str]) -> None:
             raise SettingsError(f"allow: unit {unit} of which layer? Write 'features:{unit}'")
         if not isinstance(reason, str) or not reason.strip():
             raise SettingsError(f"allow: {entry!r} needs a reason, for whoever reads it in a year")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _plain_integer(name: str, value: object, least: int) -> int:

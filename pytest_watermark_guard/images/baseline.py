@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pytest_watermark_guard.caching.fingerprint import (
+    Unfingerprintable,
+    fingerprint,
+    fingerprint_files,
+)
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images import cache, folder
 from pytest_watermark_guard.images.arrays import image_from_array
 from pytest_watermark_guard.watermarks.draw import uniform_words
+
+
+def _unknown_content() -> str:
+    raise Unfingerprintable("images: a Dataset or sequence may give others the next time")
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Baseline:
         The folder that `identities` are relative to, where there is one.
     concurrent : bool
         Whether `read` may be called from several threads; a Dataset's may not.
+    content : callable
+        Gives a fingerprint of all images' content; raises `Unfingerprintable` where there is none.
     """
 
     description: str
@@ -44,6 +56,7 @@ class Baseline:
     labels: Mapping[str, int] = field(default_factory=dict)
     root: Path | None = None
     concurrent: bool = False
+    content: Callable[[], str] = _unknown_content
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -67,11 +80,17 @@ class Baseline:
         """
         if count >= len(self):
             return self
-        order = sorted(
-            range(len(self)), key=lambda i: next(uniform_words(1, seed, self.identities[i]))
-        )
-        chosen = self.take(sorted(order[:count]))
+        chosen = self.take(sorted(self._order(seed)[:count]))
         return replace(chosen, description=f"{count} of {self.description}")
+
+    def _order(self, *key: object) -> list[int]:
+        return sorted(
+            range(len(self)), key=lambda i: next(uniform_words(1, *key, self.identities[i]))
+        )
+
+    def shuffled(self, seed: int) -> Baseline:
+        """Put the images in an order that depends on `seed` and the identities only."""
+        return self.take(self._order("order", seed))
 
     def take(self, positions: Sequence[int]) -> Baseline:
         """Keep the images at these positions."""
@@ -125,16 +144,19 @@ def _open(images: Any) -> Baseline:
             tuple(f"{cache.BUILTIN_NAME}/{index}" for index in range(len(array))),
             lambda position: Image.fromarray(array[position]),
             concurrent=True,
+            content=lambda: fingerprint(array),
         )
     if isinstance(images, str | Path):
         root = Path(images).expanduser()
         paths = folder.image_paths(root)
+        names = tuple(path.relative_to(root).as_posix() for path in paths)
         return Baseline(
             f"{len(paths)} images of {images}",
-            tuple(path.relative_to(root).as_posix() for path in paths),
+            names,
             lambda position: folder.read_image(paths[position]),
             root=root,
             concurrent=True,
+            content=lru_cache(lambda: fingerprint_files(root, names)),
         )
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ImagesError(
@@ -153,11 +175,13 @@ def _open(images: Any) -> Baseline:
             f"got {list(images.shape)}"
         )
     kind = "an" if type(images).__name__[0] in "AEIOUaeiou" else "a"
+    in_memory = isinstance(images, np.ndarray | torch.Tensor)
     return Baseline(
         f"{count} images of {kind} {type(images).__name__}",
         tuple(map(str, range(count))),
         lambda position: _read_item(images, position),
-        concurrent=isinstance(images, np.ndarray | torch.Tensor),
+        concurrent=in_memory,
+        content=(lambda: fingerprint(images)) if in_memory else _unknown_content,
     )
 
 

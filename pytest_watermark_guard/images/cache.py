@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pytest_watermark_guard.caching.store import cache_folder, write_whole
 from pytest_watermark_guard.images import builtin
 
 BUILTIN_NAME = f"v{builtin.VERSION}"
-
-
-def cache_folder() -> Path:
-    """Return where files that can be made again are kept.
-
-    ``WATERMARK_GUARD_CACHE`` if set, else the platform's folder for such files.
-    """
-    if chosen := os.environ.get("WATERMARK_GUARD_CACHE"):
-        return Path(chosen)
-    try:
-        if sys.platform == "win32":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home folder, as in containers that run as a nameless user
-        base = Path(tempfile.gettempdir())
-    return base / "pytest-watermark-guard"
 
 
 def builtin_images() -> npt.NDArray[np.uint8]:
@@ -67,7 +45,7 @@ def builtin_images() -> npt.NDArray[np.uint8]:
         )
         return images
     try:
-        _write(path, images)
+        write_whole(path, lambda file: np.save(file, images, allow_pickle=False))
     except OSError as error:
         warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=2)
     return images
@@ -75,16 +53,3 @@ def builtin_images() -> npt.NDArray[np.uint8]:
 
 def _digest(images: npt.NDArray[np.uint8]) -> str:
     return hashlib.sha256(images.tobytes()).hexdigest()
-
-
-def _write(path: Path, images: npt.NDArray[np.uint8]) -> None:
-    """Write beside the target and rename, so that no process ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, images, allow_pickle=False)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -125,6 +126,32 @@ class ActivationRecorder:
         stack, self._active = self._active, None
         stack.close()
 
+    @property
+    def module(self) -> nn.Module:
+        """The model, without wrappers."""
+        return self._module
+
+    @property
+    def tapped(self) -> frozenset[str]:
+        """Names of the modules whose inputs or outputs are read."""
+        return self._reader.tapped if isinstance(self._reader, _HookReader) else frozenset()
+
+    def copied(self) -> ActivationRecorder | None:
+        """Return a recorder of the same layers on a copy of the model, or None without hooks.
+
+        Raises
+        ------
+        Exception
+            Whatever the model raises when it is copied.
+        """
+        if not isinstance(self._reader, _HookReader):
+            return None
+        twin = copy.copy(self)
+        twin._active = None
+        twin._reader = self._reader.copied()
+        twin._module = twin._reader.module
+        return twin
+
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Run one forward pass.
 
@@ -207,7 +234,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
     batch_size = None
 
     def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
-        self._module = module
+        self.module = module
         trace = trace_calls(module, example)
         output, _ = main_tensor(trace.output)
         notes: list[str | None] = []
@@ -233,11 +260,27 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self._counts: dict[tuple[str, bool], int] = {}
         self._kept: dict[Tap, Tensor] = {}
 
+    @property
+    def tapped(self) -> frozenset[str]:
+        return frozenset(tap.module for group in self._taps.values() for tap in group)
+
+    def copied(self) -> _HookReader:
+        hooked = bool(self._handles)
+        self.__exit__()  # or the copy's hooks would write into this reader
+        try:
+            twin = copy.copy(self)
+            twin.module = copy.deepcopy(self.module)
+        finally:
+            if hooked:
+                self.__enter__()
+        twin._handles, twin._counts, twin._kept = [], {}, {}
+        return twin
+
     def __enter__(self) -> _HookReader:
         try:
             for name, of_input in {(t.module, t.of_input) for g in self._taps.values() for t in g}:
                 hook = self._hook(name, of_input)
-                submodule = self._module.get_submodule(name)
+                submodule = self.module.get_submodule(name)
                 if of_input:
                     handle = submodule.register_forward_pre_hook(hook, with_kwargs=True)
                 else:
@@ -276,7 +319,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self._counts.clear()
         self._kept.clear()
         try:
-            output, _ = main_tensor(self._module(x))
+            output, _ = main_tensor(self.module(x))
             units = self._output.read(output)
             result = {"logits": units, "features": units}
             for layer, taps in self._taps.items():

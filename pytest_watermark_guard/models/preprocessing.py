@@ -125,7 +125,9 @@ class Preprocessing:
             return image
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
-    def to_input(self, batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def to_input(
+        self, batch: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+    ) -> Tensor:
         """Scale pixel values to what the model was trained on.
 
         Parameters
@@ -134,6 +136,9 @@ class Preprocessing:
             uint8 in [0, 255] or floating-point in [0, 1], shape [B, 3, H, W], on any device.
         dtype : torch.dtype
             Of the result; computed in float32.
+        out : Tensor, optional
+            float32 memory to be used for the result, of the batch's shape. Fresh memory would cost
+            more than the arithmetic.
 
         Returns
         -------
@@ -145,14 +150,23 @@ class Preprocessing:
         PreprocessingError
             When `normalize` fails or does not return a batch.
         """
-        values = batch.to(torch.float32)
+        if out is None or self.normalize is not None:
+            values = batch.to(torch.float32, copy=True)
+        else:
+            values = out.copy_(batch)
         if not batch.is_floating_point():
-            values = values / 255
+            values.div_(255)
         if self.normalize is not None:
             return self._normalized(values).to(dtype)
-        mean = torch.tensor(self.mean, device=values.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=values.device).view(3, 1, 1)
-        return ((values - mean) / std).to(dtype)
+        mean, std = (torch.tensor(v, device=values.device) for v in (self.mean, self.std))
+        if values.is_contiguous() or not values.is_contiguous(memory_format=torch.channels_last):
+            values.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+        else:
+            # Whole rows of pixels at once: vectors of three would be slow.
+            rows = values.permute(0, 2, 3, 1)
+            width = rows.shape[2]
+            rows.flatten(2).sub_(mean.repeat(width)).div_(std.repeat(width))
+        return values.to(dtype)
 
     def _normalized(self, values: Tensor) -> Tensor:
         assert self.normalize is not None

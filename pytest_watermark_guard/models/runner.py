@@ -21,7 +21,8 @@ class Runner:
         The model and its layers.
     batch_size : int
         Images in a forward pass, to begin with.
-    precision : {"float32", "bfloat16"}
+    precision : {"float32", "bfloat16", "bfloat16 weights"}
+        ``bfloat16`` is autocast; for weights in bfloat16 the input is converted.
 
     Attributes
     ----------
@@ -62,6 +63,8 @@ class Runner:
         return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
     def _forward(self, chunk: torch.Tensor) -> Activations:
+        if self._precision == "bfloat16 weights":
+            chunk = chunk.to(torch.bfloat16)
         with computing_in(self._precision, chunk.device):
             units = self._recorder(chunk)
         return {layer: _as_array(u) for layer, u in units.items()}

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len, set_cell_size
 
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
-from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, listed, printable, unit_row
+from pytest_watermark_guard.reporting.text import (
+    count,
+    decision,
+    extent,
+    listed,
+    printable,
+    unit_table,
+)
 
 WORST = 10
 
@@ -22,17 +29,21 @@ def tell(
     """Tell a verdict: one sentence, the worst units, the grounds, what to do."""
     lines = [_sentence(report, threshold, failing), ""]
     if failing:
-        lines += _table([UNIT_HEADER, *map(unit_row, failing[:WORST])])
+        lines += _table(unit_table(report, failing[:WORST]))
         if len(failing) > WORST:
             lines.append(f"... and {len(failing) - WORST:,} more (--wm-json=FILE lists them all)")
         lines.append("")
     lines += allowed_lines(allowed, stale)
     lines += [
-        f"Probed: {printable(report.baseline)}, seed {report.seed}, {printable(report.device)} in "
+        f"Probed: {printable(extent(report))}, seed {report.seed}, {printable(report.device)} in "
         f"{printable(report.precision)}.",
         f"Preprocessing: {printable(report.preprocessing)}.",
         "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
     ]
+    if report.controls:
+        lines.append("A/control: how often it scores above one with the same ink, scrambled.")
+    if told := decision(report):
+        lines.append(told)
     lines += [f"Note: {printable(note)}." for note in report.notes]
     if failing:
         lines += _advice(failing)

@@ -15,7 +15,7 @@ from rich.text import Text
 from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.report import TIERS, ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reporting.story import allowed_lines
-from pytest_watermark_guard.reporting.text import UNIT_HEADER, count, printable, unit_row
+from pytest_watermark_guard.reporting.text import count, decision, extent, printable, unit_table
 
 WORST = 10
 _GAP = 2  # columns between cells
@@ -83,7 +83,7 @@ def _report(
     yield Text(printable(report.model), style="bold")
     yield Text(
         printable(
-            f"{report.baseline}; seed {report.seed}; {report.device}, {report.precision}; "
+            f"{extent(report)}; seed {report.seed}; {report.device}, {report.precision}; "
             f"{report.preprocessing}"
         )
     )
@@ -100,6 +100,8 @@ def _report(
         yield Text(f"{told[0].upper()}{told[1:]}.", style="red" if sensitive else "green")
     for verdict in verdicts:
         yield from _verdict(verdict)
+    if (decided := decision(report)) is not None:
+        yield Text(decided)
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:
@@ -143,21 +145,25 @@ def _counts(report: ProbeReport, style: _Style) -> Table:
 
 def _impact(report: ProbeReport, style: _Style) -> Table:
     labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
-    columns = ["script", "change", "class that gains most"]
+    controlled = any(impact.control_flip_rate is not None for impact in report.impact.values())
+    columns = ["script", "change"] + ["control"] * controlled + ["class that gains most"]
     columns += ["top-1", "marked"] if labelled else []
     rows = []
     for scenario, impact in report.impact.items():
         gains = "-"
         if impact.gains_name is not None:
             gains = f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
-        row = [printable(scenario), f"{impact.flip_rate:.1%}", gains]
+        row = [printable(scenario), f"{impact.flip_rate:.1%}"]
+        row += [_share(impact.control_flip_rate)] * controlled + [gains]
         if labelled:
-            row += [
-                "-" if share is None else f"{share:.1%}"
-                for share in (impact.top1_baseline, impact.top1_marked)
-            ]
+            row += map(_share, (impact.top1_baseline, impact.top1_marked))
         rows.append(row)
-    return _table(style, "Predictions under the mark", columns, rows, words=(0, 2))
+    words = (0, columns.index("class that gains most"))
+    return _table(style, "Predictions under the mark", columns, rows, words)
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _worst(report: ProbeReport, threshold: float, style: _Style) -> Table:
@@ -165,11 +171,12 @@ def _worst(report: ProbeReport, threshold: float, style: _Style) -> Table:
         (scores.unit(index) for scores in report for index in scores.ranking()[:WORST]),
         key=lambda unit: -unit.differentiability,
     )[:WORST]
+    header, *rows = unit_table(report, units)
     return _table(
         style,
         "Most differentiable units",
-        UNIT_HEADER,
-        [unit_row(unit) for unit in units],
+        header,
+        rows,
         words=(0, 1, 2),
         red=[unit.differentiability >= threshold for unit in units],
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from pytest_watermark_guard.report import SensitiveUnit
+from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
 
 
 def printable(text: str, width: int | None = None) -> str:
@@ -28,6 +28,41 @@ def listed(words: Iterable[str]) -> str:
 
 
 UNIT_HEADER = ("layer", "unit", "script", "reaction", "A", "95 % interval", "d")
+
+
+def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
+    """Return the rows of a table of units, the header first."""
+    if not report.controls:
+        return [UNIT_HEADER, *map(unit_row, units)]
+    rows: list[tuple[str, ...]] = [(*UNIT_HEADER, "A/control")]
+    for unit in units:
+        control = report.controls.get((unit.layer, unit.scenario))
+        against = "-" if control is None else f"{control.auroc[unit.index]:.3f}"
+        rows.append((*unit_row(unit), against))
+    return rows
+
+
+def extent(report: ProbeReport) -> str:
+    """Say which images a probe used."""
+    early = report.early_stop
+    stopped = early is not None and report.n_images < early.n_available
+    return f"{report.n_images} of {report.baseline}" if stopped else report.baseline
+
+
+def decision(report: ProbeReport) -> str | None:
+    """Say how many images a gate's verdict took, if it was free to stop early."""
+    early = report.early_stop
+    if early is None:
+        return None
+    if early.verdict is None:
+        return (
+            f"Undecided at error probability {early.error:g} to the last image: decided by the "
+            f"scores of all {early.n_available}."
+        )
+    return (
+        f"Decided by {report.n_images} of {early.n_available} images, at error probability "
+        f"{early.error:g}."
+    )
 
 
 def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:

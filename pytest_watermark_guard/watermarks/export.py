@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,11 @@ def write_marked_folder(
         if copy.exists():
             raise ImagesError(f"{copy} exists already; choose an empty folder")
         copies[copy] = path
+    # A folder's images mostly have few sizes.
+    renderer_for = lru_cache(maxsize=4)(partial(Renderer, resolved))
     for copy, path in copies.items():
         image = read_image(path)
-        renderer = Renderer(resolved, image.height, image.width)
+        renderer = renderer_for(image.height, image.width)
         draw = draw_watermark(resolved, seed, path.relative_to(root).as_posix())
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         marked = composite(pixels, [renderer.render(draw)], renderer.color)[0]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageColor, ImageDraw, ImageFont, features
+from PIL import ImageColor, ImageFont, features
 
 from pytest_watermark_guard.errors import ScenarioError
 from pytest_watermark_guard.watermarks.draw import Draw
 from pytest_watermark_guard.watermarks.scenarios import FONTS, Scenario
+from pytest_watermark_guard.watermarks.typesetting import Typesetter
 
 REFERENCE_SIDE = 224
 """Font sizes are given for an image whose shorter side has this many pixels."""
@@ -29,7 +30,8 @@ class Mark:
     Attributes
     ----------
     alpha : ndarray of uint8, shape [h, w]
-        Cropped to the ink: no outer row or column is empty.
+        A string's is cropped to the ink: no outer row or column is empty. Its control has the
+        same shape, and keeps its ink anywhere within.
     top, left : int
         Where the mask's first row and column go.
     """
@@ -61,8 +63,9 @@ class Renderer:
         self._height = height
         self._width = width
         self._size = scenario.size * min(height, width) / REFERENCE_SIDE
-        self._font = _load_font(scenario, self._size)
+        self._typesetter = Typesetter(_load_font(scenario, self._size))
         _check_glyphs(scenario)
+        self._thinned = np.rint(np.arange(256) * scenario.opacity).astype(np.uint8)
         self.color = parse_color(scenario)
 
     def render(self, draw: Draw) -> Mark:
@@ -84,20 +87,14 @@ class Renderer:
         return Mark(alpha, top=int(draw.down * rows), left=int(draw.across * columns))
 
     def _ink(self, text: str) -> npt.NDArray[np.uint8]:
-        left, top, right, bottom = self._font.getbbox(text, anchor="ls")
-        # One pixel around, because hinted ink may exceed the box that the metrics promise.
-        x, y = int(left) - 1, int(top) - 1
-        canvas = Image.new("L", (int(right) - x + 2, int(bottom) - y + 2))
-        ImageDraw.Draw(canvas).text((-x, -y), text, font=self._font, fill=255, anchor="ls")
-        box = canvas.getbbox()
-        if box is None:
+        alpha = self._typesetter.ink(text)
+        if alpha is None:
             raise ScenarioError(
                 f"scenario {self._scenario.name!r}: {text!r} leaves no ink at font size "
                 f"{self._size:g}; raise size"
             )
-        alpha = np.asarray(canvas.crop(box))
         if self._scenario.opacity < 1:
-            alpha = np.rint(alpha * self._scenario.opacity).astype(np.uint8)
+            alpha = self._thinned[alpha]
             if not alpha.any():
                 raise ScenarioError(
                     f"scenario {self._scenario.name!r}: at opacity {self._scenario.opacity:g} no "
@@ -114,6 +111,11 @@ def needs_shaping(text: str) -> bool:
         or any(first <= ord(character) <= last for first, last in _SHAPED_BLOCKS)
         for character in text
     )
+
+
+def font_path(scenario: Scenario) -> Path:
+    """Return the file of the scenario's font, be it the package's or the user's."""
+    return FONTS.get(scenario.font, Path(scenario.font))
 
 
 def parse_color(scenario: Scenario) -> tuple[int, int, int]:
@@ -142,9 +144,8 @@ def _load_font(scenario: Scenario, size: float) -> ImageFont.FreeTypeFont:
         )
     # The basic layout elsewhere: the same pixels whether or not raqm is there.
     engine = ImageFont.Layout.RAQM if shaped else ImageFont.Layout.BASIC
-    path = FONTS.get(scenario.font, Path(scenario.font))
     try:
-        return ImageFont.truetype(str(path), size, layout_engine=engine)
+        return ImageFont.truetype(str(font_path(scenario)), size, layout_engine=engine)
     except OSError as error:
         raise ScenarioError(
             f"scenario {scenario.name!r}: font {scenario.font!r} is neither a font of the package "
@@ -156,14 +157,19 @@ def _load_font(scenario: Scenario, size: float) -> ImageFont.FreeTypeFont:
 def _check_glyphs(scenario: Scenario) -> None:
     """Raise if the font shows a symbol as the box that stands for a missing glyph."""
     font = _load_font(scenario, REFERENCE_SIDE)
+
+    def looks(character: str) -> tuple[float, bytes]:
+        # By its width too: where the missing glyph is blank, a space must differ from it.
+        return font.getlength(character), bytes(font.getmask(character))
+
     # U+10FFFF is a noncharacter: whatever is drawn for it is the missing glyph.
-    box = bytes(font.getmask("\U0010ffff"))
+    box = looks("\U0010ffff")
     missing = sorted(
         {
             character
             for symbol in scenario.alphabet
             for character in symbol
-            if bytes(font.getmask(character)) == box
+            if looks(character) == box
         }
     )
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pickle
 import zipfile
@@ -188,7 +189,11 @@ def test_an_evil_pickle_among_the_sample_inputs(saved: Path, tmp_path: Path) -> 
         lambda name, data: evil_pickle(trace) if name.startswith("data/sample_inputs") else data,
     )
     refuse(spec, trace, "refused: .*sample_inputs.*pickled Python objects")
-    torch.export.load(spec)
+    logging.disable(logging.WARNING)  # torch 2.14 trips over a warning of its own
+    try:
+        torch.export.load(spec)
+    finally:
+        logging.disable(logging.NOTSET)
     assert trace.exists(), "torch alone must be harmed by it, or the test shows nothing"
 
 

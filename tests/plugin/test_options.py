@@ -168,6 +168,7 @@ def test_settings_in_pyproject_toml(project, photos):
         wm_layers = "logits"
         wm_threshold = "0.9"
         wm_max_images = "7"
+        wm_early_stop = "0"
         wm_allow = ["logits:1 = ticket 12"]
         wm_report = true
         """
@@ -190,6 +191,7 @@ def test_settings_in_pytest_s_own_toml_table(project, photos):
         wm_scenarios = ["chinese", "latin"]
         wm_threshold = 0.9
         wm_max_images = 7
+        wm_early_stop = 0
         wm_allow = ["logits:1 = ticket 12"]
         wm_report = true
         """
@@ -314,7 +316,7 @@ def test_a_hook_receives_every_report_once(project, distribution):
     project.makeconftest(
         """
         def pytest_wm_report(report, config):
-            print("RECEIVED", report.model, report.n_images)
+            print("RECEIVED", report.model, report.baseline[:2])
         """
     )
     result = project.runpytest("-s", "--wm-model=shop:blind", *distribution)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from pytest_watermark_guard.statistics.auroc import auroc, paired_auroc
@@ -58,6 +61,62 @@ def test_every_unit_by_itself():
     np.testing.assert_allclose(auroc(baseline, marked), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [998, 5000])
+def test_many_units_are_scored_in_their_order(n):
+    """Enough of them for several chunks, and images enough for several threads."""
+    rng = np.random.default_rng(1)
+    units = 2**20 // n * 2 + 3
+    # Unit k separates at shift k / units, so that units in another order are noticed.
+    shared = np.sort(rng.normal(size=n)).astype(np.float32)
+    baseline = np.repeat(shared[:, None], units, axis=1)
+    marked = baseline + np.arange(units, dtype=np.float32) / units
+    area, error = paired_auroc(baseline, marked)
+    assert (np.diff(area) >= 0).all()
+    np.testing.assert_array_equal(auroc(baseline, marked), area)
+    for unit in (0, units // 2, units - 1):
+        alone = paired_auroc(baseline[:, unit], marked[:, unit])
+        assert (area[unit], error[unit]) == (alone.auroc[0], alone.standard_error[0])
+        assert area[unit] == pytest.approx(oracle(baseline[:, unit], marked[:, unit]), abs=1e-12)
+
+
+@pytest.mark.parametrize("function", [auroc, paired_auroc])
+def test_takes_no_second_copy_of_the_scores(function):
+    scores = np.random.default_rng(2).normal(size=(2, 1000, 4000)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        function(*scores)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < scores.nbytes / 2
+
+
+@pytest.mark.parametrize("function", [auroc, paired_auroc])
+def test_leaves_the_scores_as_they_are(function):
+    # One column is contiguous as it is: nothing makes a copy that could be sorted in place.
+    baseline, marked = np.array([3.0, 1.0, 2.0]), np.array([2.0, 5.0, 0.0])
+    function(baseline, marked)
+    np.testing.assert_array_equal([baseline, marked], [[3, 1, 2], [2, 5, 0]])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "marked"),
+    [(np.float32, np.float64), (np.float16, np.float16), (np.int64, np.float32), (">f4", "<f4")],
+)
+def test_any_types_may_meet(baseline, marked):
+    rng = np.random.default_rng(3)
+    low = rng.integers(-5, 5, size=(40, 3)).astype(baseline)
+    high = rng.integers(-4, 6, size=(30, 3)).astype(marked)
+    expected = [oracle(low[:, unit], high[:, unit]) for unit in range(3)]
+    np.testing.assert_allclose(auroc(low, high), expected, atol=1e-12)
+
+
+def test_no_units_have_no_areas():
+    nothing = np.zeros((3, 0))
+    assert auroc(nothing, nothing).shape == (0,)
+    assert paired_auroc(nothing, nothing).standard_error.shape == (0,)
+
+
 def test_constant_unit_is_at_chance():
     assert auroc(np.full(5, 3.0), np.full(9, 3.0)) == 0.5
     assert paired_auroc(np.full(5, 3.0), np.full(5, 3.0)) == (0.5, 0.0)
@@ -95,6 +154,21 @@ def test_paired_area_is_the_area(n, random):
     baseline = np.array([random.randint(0, 5) for _ in range(n)])
     marked = np.array([random.randint(0, 5) for _ in range(n)])
     assert paired_auroc(baseline, marked).auroc == auroc(baseline, marked)
+
+
+@given(SIZES.flatmap(lambda n: arrays(np.float64, (2, n), elements=FEW_VALUES)))
+def test_standard_error_is_that_of_the_ranks(groups):
+    """DeLong's components from mid-ranks, a way that shares nothing with ours."""
+    n = groups.shape[1]
+    together = rankdata(groups).reshape(2, n)
+    components = (together - rankdata(groups, axis=1)) / n
+    error = paired_auroc(*groups).standard_error[0]
+    if n == 1:
+        assert np.isnan(error)
+    else:
+        # An image's marked score adds to A what its baseline score, ranked high, takes from it.
+        expected = np.std(components[1] - components[0], ddof=1) / np.sqrt(n)
+        assert error == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
 @settings(max_examples=5)

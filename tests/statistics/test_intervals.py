@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.stats import norm, rankdata
+from sklearn.metrics import roc_auc_score
 
 from pytest_watermark_guard.statistics.auroc import paired_auroc
-from pytest_watermark_guard.statistics.intervals import logit_interval
+from pytest_watermark_guard.statistics.intervals import bootstrap_interval, logit_interval
 
 AREAS = st.floats(0, 1)
 
@@ -43,25 +45,92 @@ def test_one_image_says_nothing():
 def test_rejects_levels(level):
     with pytest.raises(ValueError, match="level"):
         logit_interval(np.array([0.5]), np.array([0.1]), 10, level)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_interval([1.0], [2.0], level)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("shift", [0.0, 1.2])
-def test_covers_as_often_as_promised(correlation, shift):
-    """3,000 repetitions: a true coverage of 95 % is measured within 1.5 points."""
+def paired_scores(n, repetitions, correlation, shift, tied=False):
     rng = np.random.default_rng(7)
-    n, repetitions = 120, 3000
     shared = rng.normal(size=(n, repetitions)) * np.sqrt(correlation)
     own = np.sqrt(1 - correlation)
     baseline = shared + own * rng.normal(size=(n, repetitions))
     marked = shared + own * rng.normal(size=(n, repetitions)) + shift
-    truth = _normal_cdf(shift / np.sqrt(2))
-    area, error = paired_auroc(baseline, marked)
-    low, high = logit_interval(area, error, n, 0.95)
+    return (np.round(baseline), np.round(marked)) if tied else (baseline, marked)
+
+
+def true_area(shift, tied):
+    """A compares different images, so their correlation is of no account."""
+    if not tied:
+        return norm.cdf(shift / np.sqrt(2))
+    values = np.arange(-12, 13)
+    low, high = (np.diff(norm.cdf(np.append(values - 0.5, 12.5) - mean)) for mean in (0, shift))
+    return high @ (np.cumsum(low) - low / 2)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("shift", [0.0, 1.2])
+def test_covers_as_often_as_promised(correlation, shift, tied):
+    """2,000 repetitions: a true coverage of 95 % is measured within 1.5 points."""
+    scores = paired_scores(120, 2000, correlation, shift, tied)
+    low, high = logit_interval(*paired_auroc(*scores), 120, 0.95)
+    truth = true_area(shift, tied)
     assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.95, abs=0.015)
 
 
-def _normal_cdf(z):
-    from statistics import NormalDist
+def test_ignoring_the_pairing_would_be_three_times_too_wide():
+    """At correlation 0.9; the plain DeLong error is the one without the covariance."""
+    n = 120
+    baseline, marked = paired_scores(n, 1000, 0.9, 0.0)
+    area, error = paired_auroc(baseline, marked)
+    together = rankdata(np.concatenate([baseline, marked]), axis=0)
+    losses = (together[:n] - rankdata(baseline, axis=0)) / n
+    wins = (together[n:] - rankdata(marked, axis=0)) / n
+    unpaired = np.sqrt((wins.var(axis=0, ddof=1) + losses.var(axis=0, ddof=1)) / n)
+    assert error.mean() / area.std() == pytest.approx(1, abs=0.1)
+    assert unpaired.mean() / area.std() == pytest.approx(3, abs=0.4)
+    low, high = logit_interval(area, unpaired, n, 0.95)
+    assert ((low <= 0.5) & (high >= 0.5)).all()
 
-    return NormalDist().cdf(z)
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_bootstrap_finds_the_same_interval(correlation, tied):
+    n = 300
+    scores = paired_scores(n, 12, correlation, 0.7, tied)
+    bootstrap = bootstrap_interval(*scores, 0.95, resamples=1000)
+    logit = logit_interval(*paired_auroc(*scores), n, 0.95)
+    width = np.mean(logit[1] - logit[0])
+    # The mean over units of a bound: its own scatter is a few hundredths of the width.
+    np.testing.assert_allclose(
+        np.mean(bootstrap, axis=1), np.mean(logit, axis=1), atol=0.06 * width
+    )
+
+
+def test_bootstrap_resamples_whole_images():
+    """Three images have 27 resamples: quantiles of their areas, one by one."""
+    baseline, marked = np.array([1.0, 2.0, 4.0]), np.array([2.0, 3.0, 0.0])
+    labels = np.repeat([0, 1], 3)
+    areas = []
+    for images in np.ndindex(3, 3, 3):
+        drawn = list(images)
+        areas.append(roc_auc_score(labels, np.r_[baseline[drawn], marked[drawn]]))
+    low, high = bootstrap_interval(baseline, marked, 0.6, resamples=20_000)
+    expected = np.quantile(areas, [0.2, 0.8], method="inverted_cdf")
+    assert (low[0], high[0]) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_bootstrap_repeats_itself_and_knows_no_error_where_groups_are_apart():
+    scores = paired_scores(50, 2, 0.0, 1.0)
+    once, again = (bootstrap_interval(*scores, 0.9, resamples=100, seed=3) for _ in range(2))
+    other = bootstrap_interval(*scores, 0.9, resamples=100, seed=4)
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
+    assert bootstrap_interval([1.0, 2.0], [3.0, 4.0], 0.9, resamples=10) == (1.0, 1.0)
+
+
+def test_bootstrap_needs_pairs_and_resamples():
+    with pytest.raises(ValueError, match="as many rows"):
+        bootstrap_interval(np.zeros(3), np.zeros(4), 0.9)
+    with pytest.raises(ValueError, match="resamples"):
+        bootstrap_interval(np.zeros(3), np.zeros(3), 0.9, resamples=0)

@@ -96,6 +96,13 @@ def test_which_scripts_need_shaping(text, expected):
     assert needs_shaping(text) is expected
 
 
+def test_a_space_is_a_glyph():
+    """The serif font's missing glyph is as blank as its space."""
+    spaced = Renderer(Scenario("s", ["A B"]), 224, 224).render(Draw("A B", 0, 0)).alpha
+    joined = Renderer(Scenario("s", ["AB"]), 224, 224).render(Draw("AB", 0, 0)).alpha
+    assert spaced.shape[1] > joined.shape[1]
+
+
 def test_opacity_thins_the_ink():
     full = Renderer(Scenario("s", "A"), 224, 224).render(Draw("A", 0, 0)).alpha
     half = Renderer(Scenario("s", "A", opacity=0.5), 224, 224).render(Draw("A", 0, 0)).alpha

@@ -1,0 +1,202 @@
+"""Activations that an earlier probe computed, under keys of all that they depend on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from torch import nn
+
+import pytest_watermark_guard
+from pytest_watermark_guard.batches import ProbingBatches
+from pytest_watermark_guard.caching.fingerprint import (
+    fingerprint,
+    fingerprint_files,
+    fingerprint_model,
+)
+from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.images.folder import paired_path
+from pytest_watermark_guard.models.execution import Plan
+from pytest_watermark_guard.recording import Recording
+from pytest_watermark_guard.rows import Array
+from pytest_watermark_guard.statistics.auroc import Floats
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder
+from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.text import font_path
+
+_FORMAT = "activations/1"  # raise the number when the same key would mean other numbers
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is known from earlier.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Those that the model has, of those asked for.
+    notes : tuple of str
+        What was guessed or left out when they were found.
+    plan : str
+        How the model was run.
+    arrays : mapping of (stream, layer) to ndarray, shape [k, units]
+        The first k images, in the probe's order; k may differ, and be 0.
+    """
+
+    layers: tuple[str, ...]
+    notes: tuple[str, ...]
+    plan: str
+    arrays: Mapping[tuple[str, str], Array]
+
+    def length(self, stream: str) -> int:
+        """Return for how many images all layers of a stream are known."""
+        return min(len(self.arrays[stream, layer]) for layer in self.layers)
+
+    @property
+    def complete(self) -> int:
+        """For how many images everything is known."""
+        return min(self.length(stream) for stream, _ in self.arrays)
+
+    def part(self, streams: Sequence[str], first: int, last: int) -> dict[tuple[str, str], Array]:
+        """Return some images' activations."""
+        return {
+            (s, layer): self.arrays[s, layer][first:last] for s in streams for layer in self.layers
+        }
+
+
+class ActivationCache:
+    """Keeps one probe's activations, and the fastest way to run its model.
+
+    Parameters
+    ----------
+    store : Store
+    module : torch.nn.Module
+    batches : ProbingBatches
+    precision : str
+        As asked for: what is found to be the fastest may differ from run to run.
+
+    Raises
+    ------
+    Unfingerprintable
+        If not everything that the activations depend on can be told apart from its like.
+    """
+
+    def __init__(
+        self, store: Store, module: nn.Module, batches: ProbingBatches, precision: str
+    ) -> None:
+        self._store = store
+        model = fingerprint_model(module)
+        machine = (
+            batches.device.type,
+            torch.__version__,
+            torch.get_num_threads(),
+            platform.machine(),
+            _device_name(batches.device),
+        )
+        self._plan_key = fingerprint((_FORMAT, model, machine, precision))
+        seed, baseline = batches.seed, batches.baseline
+        self._base = fingerprint(
+            (
+                _FORMAT,
+                model,
+                # What images and rounding depend on beside.
+                (pytest_watermark_guard.__version__, torch.__version__, PIL.__version__),
+                (batches.device.type, precision, batches.dtype),
+                torch.get_float32_matmul_precision(),
+                fingerprint(batches.preprocessing, "preprocess"),
+                baseline.content(),
+                baseline.identities,
+            )
+        )
+        self._streams = {UNMARKED: fingerprint("")}
+        for scenario in batches.scenarios:
+            drawn = _fingerprint_scenario(scenario, seed, baseline.identities)
+            self._streams[scenario.name] = drawn
+            self._streams[control_of(scenario.name)] = fingerprint((drawn, "control"))
+
+    def load(self, streams: Sequence[str], layers: Sequence[str]) -> Kept | None:
+        """Return what is known of these layers, or None if nothing is."""
+        found = self._store.get("layers", self._key(*layers))
+        if found is None:
+            return None
+        facts: dict[str, Any] = json.loads(found)
+        arrays = {}
+        for stream in streams:
+            for layer in facts["layers"]:
+                array = self._store.get_array(
+                    "activations", self._key(self._streams[stream], layer)
+                )
+                arrays[stream, layer] = np.empty((0, 0), np.float32) if array is None else array
+        return Kept(tuple(facts["layers"]), tuple(facts["notes"]), facts["plan"], arrays)
+
+    def save(self, recording: Recording, layers: Sequence[str], plan: str) -> None:
+        """Keep a recording, if it can be."""
+        if not recording.keepable:
+            return
+        facts = {"layers": [*recording.names], "notes": recording.model_notes, "plan": plan}
+        for stream in recording.streams:
+            for layer in recording.names:
+                key = self._key(self._streams[stream], layer)
+                self._store.put_array("activations", key, recording[stream, layer].columns())
+        # Last: it says that the others are there.
+        self._store.put("layers", self._key(*layers), json.dumps(facts).encode())
+
+    def scores(
+        self, layer: str, pairs: Sequence[tuple[str, str]], images: int
+    ) -> dict[tuple[str, str], tuple[Floats, Floats]]:
+        """Return AUROC and standard error for those pairs of streams where they are kept."""
+        found = {}
+        for pair in pairs:
+            array = self._store.get_array("scores", self._scores_key(layer, pair, images))
+            if array is not None:
+                found[pair] = array[0], array[1]
+        return found
+
+    def keep_scores(
+        self,
+        layer: str,
+        scores: Mapping[tuple[str, str], tuple[Floats, Floats]],
+        images: int,
+    ) -> None:
+        """Keep what `scores` returns."""
+        for pair, both in scores.items():
+            key = self._scores_key(layer, pair, images)
+            self._store.put_array("scores", key, np.stack(both))
+
+    def _scores_key(self, layer: str, pair: tuple[str, str], images: int) -> str:
+        return self._key(*(self._streams[stream] for stream in pair), layer, str(images))
+
+    def plan(self) -> Plan | None:
+        """Return the fastest way to run the model on this machine, where it is known."""
+        found = self._store.get("plans", self._plan_key)
+        return None if found is None else Plan(**json.loads(found))
+
+    def remember(self, plan: Plan) -> None:
+        """Keep the fastest way to run the model on this machine."""
+        self._store.put("plans", self._plan_key, json.dumps(plan.to_dict()).encode())
+
+    def _key(self, *rest: str) -> str:
+        return fingerprint((self._base, rest))
+
+
+def _fingerprint_scenario(scenario: AnyScenario, seed: int, identities: Sequence[str]) -> str:
+    if isinstance(scenario, PairedFolder):
+        folder = Path(scenario.folder).expanduser()
+        copies = [os.path.relpath(paired_path(folder, name), folder) for name in identities]
+        return fingerprint_files(folder, copies)
+    path = font_path(scenario)
+    return fingerprint((scenario, seed, fingerprint_files(path.parent, [path.name])))
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,265 @@
+"""A bounded folder of results and arrays that can be made again.
+
+Its files are bytes and ``.npy`` arrays without pickles: nothing in them can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import mmap
+import os
+import re
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.errors import SettingsError
+
+DEFAULT_BYTES = 2 * 2**30
+_VARIABLE = "WATERMARK_GUARD_CACHE_BYTES"
+
+_KIND = re.compile(r"[a-z][a-z0-9_-]*")
+_KEY = re.compile(r"[0-9a-f]{32,128}")
+# Told from other people's files by these names, for only its own are ever removed.
+_OWN = re.compile(rf"{_KEY.pattern}\.guard(\.npy)?(\.\w+\.tmp)?")
+_ABANDONED = 24 * 3600  # seconds
+
+# Behind the payload, where readers of .npy files do not look: mark, length, checksum.
+_TRAILER = struct.Struct("<8sQI")
+_MARK = b"wm-guard"
+
+
+def cache_folder() -> Path:
+    """Return where files that can be made again are kept.
+
+    ``WATERMARK_GUARD_CACHE`` if set, else the platform's folder for such files.
+    """
+    if chosen := os.environ.get("WATERMARK_GUARD_CACHE"):
+        return Path(chosen)
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home folder, as in containers that run as a nameless user
+        base = Path(tempfile.gettempdir())
+    return base / "pytest-watermark-guard"
+
+
+def cache_bytes() -> int:
+    """Return how much may be kept: ``WATERMARK_GUARD_CACHE_BYTES`` if set, else 2 GiB.
+
+    Raises
+    ------
+    SettingsError
+        If the variable is not a whole number of bytes.
+    """
+    text = os.environ.get(_VARIABLE, "")
+    if not text:
+        return DEFAULT_BYTES
+    if not (text.isascii() and text.isdigit()):
+        raise SettingsError(f"{_VARIABLE} must be a whole number of bytes, got {text!r}")
+    return int(text)
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write beside the target and rename, so that no process ever reads half a file.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made where it is missing.
+    write : callable
+        Gets the open file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; nothing is left of it then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """Payloads by kind and key; those not used for longest make room for new ones.
+
+    Several processes may use one folder at once.
+
+    Parameters
+    ----------
+    folder : Path
+        Made at the first `put`; files of others in it are left alone.
+    max_bytes : int
+        Bound on the sum of all files.
+
+    Notes
+    -----
+    A kind is a lower-case word, a key a hexadecimal digest. Whatever goes wrong with the disk
+    costs time only: a damaged file and a folder that cannot be written each give one
+    `UserWarning`.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._writable = True
+
+    def get(self, kind: str, key: str) -> bytes | None:
+        """Return the payload, or None where there is none or it was damaged."""
+        payload = _read(self._path(kind, key, ""))
+        return None if payload is None else bytes(payload)
+
+    def put(self, kind: str, key: str, payload: bytes) -> None:
+        """Keep a payload, which replaces any under the same key."""
+        self._put(self._path(kind, key, ""), lambda file: file.write(payload))
+
+    def get_array(self, kind: str, key: str, mmap: bool = True) -> npt.NDArray[Any] | None:
+        """Return the array, or None where there is none or it was damaged.
+
+        Parameters
+        ----------
+        kind, key : str
+        mmap : bool, default True
+            Read-only, in the file; else a copy in memory.
+        """
+        payload = _read(self._path(kind, key, ".npy"))
+        if payload is None:
+            return None
+        array = _as_array(payload)
+        return array if mmap else array.copy(order="K")
+
+    def put_array(self, kind: str, key: str, array: npt.NDArray[Any]) -> None:
+        """Keep an array, which replaces any under the same key.
+
+        Raises
+        ------
+        ValueError
+            If it holds Python objects: those would have to be pickled.
+        """
+        if array.dtype.hasobject:
+            raise ValueError("an array of Python objects is not kept")
+
+        def write(file: _Summed) -> None:
+            np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+
+        self._put(self._path(kind, key, ".npy"), write)
+
+    def _path(self, kind: str, key: str, suffix: str) -> Path:
+        if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
+            raise ValueError(f"not a kind and a digest: {kind!r}, {key!r}")
+        return self._folder / kind / f"{key}.guard{suffix}"
+
+    def _put(self, path: Path, write: Callable[[_Summed], Any]) -> None:
+        if not self._writable:
+            return
+        try:
+            write_whole(path, lambda file: _write_summed(path, file, write))
+            self._make_room(path)
+        except OSError as error:
+            self._writable = False
+            warnings.warn(f"results are not kept in {self._folder}: {error}", stacklevel=3)
+
+    def _make_room(self, written: Path) -> None:
+        files = list(self._files())
+        own = str(written)
+        if any(path == own and size > self._max_bytes for _, path, size in files):
+            _remove(written)
+            return
+        stale = time.time() - _ABANDONED
+        total = sum(size for _, _, size in files)
+        for used, path, size in sorted(files):
+            abandoned = used < stale and path.endswith(".tmp")
+            if abandoned or (total > self._max_bytes and path != own):
+                _remove(Path(path))
+                total -= size
+
+    def _files(self) -> Iterator[tuple[float, str, int]]:
+        """Yield when each of the store's own files was last used, its path and its size."""
+        for kind in os.scandir(self._folder):
+            if not _KIND.fullmatch(kind.name) or not kind.is_dir(follow_symlinks=False):
+                continue
+            for file in os.scandir(kind):
+                if _OWN.fullmatch(file.name):
+                    # Another process may remove it meanwhile.
+                    with contextlib.suppress(FileNotFoundError):
+                        state = file.stat(follow_symlinks=False)
+                        yield state.st_mtime, file.path, state.st_size
+
+
+class _Summed:
+    """What is written to a file, with its length and checksum."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._file = file
+        self.length, self.checksum = 0, _seed(path)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.length += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+
+
+def _seed(path: Path) -> int:
+    """Start the checksum with the name: a file that was renamed is no other key's result."""
+    return zlib.crc32(f"{path.parent.name}/{path.name}".encode())
+
+
+def _write_summed(path: Path, file: IO[bytes], write: Callable[[_Summed], Any]) -> None:
+    summed = _Summed(path, file)
+    write(summed)
+    file.write(_TRAILER.pack(_MARK, summed.length, summed.checksum))
+
+
+def _read(path: Path) -> memoryview | None:
+    """Return what was written, in the file, if it is there and whole; note its use."""
+    try:
+        with path.open("rb") as file:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError:
+        return None
+    except ValueError:  # an empty file cannot be mapped
+        content = memoryview(b"")
+    payload = content[: -_TRAILER.size]
+    trailer = _TRAILER.pack(_MARK, len(payload), zlib.crc32(payload, _seed(path)))
+    if content[-_TRAILER.size :] != trailer:
+        warnings.warn(f"{path} is damaged; it is computed again", stacklevel=3)
+        _remove(path)
+        return None
+    with contextlib.suppress(OSError):  # a folder that can be read only
+        os.utime(path)
+    return payload
+
+
+def _as_array(payload: memoryview) -> npt.NDArray[Any]:
+    header = io.BytesIO(payload[: 2**16])
+    np.lib.format.read_magic(header)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    values = np.frombuffer(payload, dtype, math.prod(shape), header.tell())
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def _remove(path: Path) -> None:
+    # Another process may have been faster, or (on Windows) still read it.
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,84 @@
+"""A folder's images at a model's input size, decoded once and kept as a memory-mapped array."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from pytest_watermark_guard.caching.fingerprint import fingerprint
+from pytest_watermark_guard.caching.store import Store, cache_bytes
+from pytest_watermark_guard.images.baseline import Baseline
+
+Pixels = npt.NDArray[np.uint8]
+_LARGEST_SHARE = 0.25  # of the cache; more would drive everything else out
+
+
+class DecodedImages:
+    """Gives images that are kept, and keeps a folder's images once all of them were seen.
+
+    Parameters
+    ----------
+    store : Store
+    baseline : Baseline
+        Of a folder.
+    geometry : tuple
+        What makes the pixels out of a file; its first entry is (height, width).
+
+    Raises
+    ------
+    Unfingerprintable
+        If the baseline's content has no fingerprint.
+    """
+
+    def __init__(
+        self, store: Store, baseline: Baseline, geometry: tuple[tuple[int, int], object]
+    ) -> None:
+        names = sorted(baseline.identities)
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._store = store
+        self._key = fingerprint((baseline.content(), names, geometry, PIL.__version__))
+        self._shape = (len(names), *geometry[0], 3)
+        self._kept = store.get_array("images", self._key)
+        self._new: Pixels | None = None
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images are kept already."""
+        return self._kept is not None
+
+    def get(self, identity: str) -> Pixels | None:
+        """Return an image's pixels, uint8 [H, W, 3], if they are kept."""
+        return None if self._kept is None else self._kept[self._rows[identity]]
+
+    def put(self, identity: str, pixels: Pixels) -> None:
+        """Take note of an image that was decoded."""
+        if self._new is not None:
+            row = self._rows[identity]
+            self._new[row] = pixels
+            with self._lock:
+                self._seen.add(row)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the images that are put within the block, if in the end these are all."""
+        if self.complete or np.prod(self._shape) > _LARGEST_SHARE * cache_bytes():
+            yield
+            return
+        with tempfile.TemporaryDirectory(prefix="wm-images-") as folder:
+            path = Path(folder, "images.npy")
+            self._new = np.lib.format.open_memmap(path, "w+", np.uint8, self._shape)
+            try:
+                yield
+                if len(self._seen) == len(self._rows):
+                    self._store.put_array("images", self._key, self._new)
+            finally:
+                self._new = None

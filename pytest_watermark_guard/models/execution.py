@@ -1,0 +1,299 @@
+"""Running a model the fastest way that gives the same activations, found on the first batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.models.folding import fold_batch_norms
+from pytest_watermark_guard.models.runner import Activations, Runner
+
+AGREEMENT = 0.125
+"""How far a unit's activations may be from plain float32, in its own standard deviations."""
+
+_WORTH_TUNING = 5.0  # seconds of work left; below it, trying costs more than it saves
+_GAIN = 0.97  # of the time so far: less of an improvement is noise
+_LARGEST_BATCH = {"cpu": 64}
+# Below this share of its mean, a unit's variation is rounding, and differs as it likes.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a model.
+
+    Attributes
+    ----------
+    batch_size : int
+        Images in a forward pass.
+    precision : {"float32", "bfloat16", "bfloat16 weights"}
+        ``bfloat16`` is autocast; with weights in bfloat16 everything is computed in it.
+    folded : bool
+        Batch norm is folded into the convolutions before it.
+    channels_last : bool
+        Memory format of weights and input.
+    """
+
+    batch_size: int
+    precision: str = "float32"
+    folded: bool = False
+    channels_last: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.precision]
+        parts += ["batch norm folded"] * self.folded
+        parts += ["channels last"] * self.channels_last
+        return ", ".join(parts)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the input."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, which ``Plan(**data)`` reads."""
+        return asdict(self)
+
+
+class Executor:
+    """Runs a model over all batches; use it as a context manager.
+
+    With `tuning`, the first batches are run in several ways: memory format, folded batch norm,
+    bfloat16 where the hardware has it, batch size. Whatever is tried works on a copy, does real
+    work, and counts only if every unit agrees with plain float32 to within `AGREEMENT`.
+
+    Parameters
+    ----------
+    recorder : ActivationRecorder
+        The model and its layers, entered.
+    plan : Plan
+        How to begin, and how to go on without `tuning`.
+    rows : int
+        How many inputs there will be: trying pays only for long runs.
+    tuning : bool
+        Whether to look for a faster way.
+    sizes : bool
+        Whether the batch size may change as well.
+    remembered : Plan, optional
+        What was the fastest before: it is checked for agreement again, and taken.
+
+    Attributes
+    ----------
+    plan : Plan
+        How the model is run now.
+    tuned : bool
+        Whether `plan` was found to be the fastest.
+    """
+
+    def __init__(
+        self,
+        recorder: ActivationRecorder,
+        plan: Plan,
+        rows: int,
+        *,
+        tuning: bool,
+        sizes: bool,
+        remembered: Plan | None = None,
+    ) -> None:
+        if recorder.batch_size:  # part of an exported program
+            plan, sizes = replace(plan, batch_size=recorder.batch_size), False
+        self._original = recorder
+        self._current = _Candidate(recorder, plan)
+        self._rows = rows
+        self._sizes = sizes
+        self._search = self._tune(remembered) if tuning else None
+        self._reference: tuple[torch.Tensor, Activations] | None = None
+        self.tuned = False
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._search is not None:
+            self._search.close()
+        self._current.close()
+
+    @property
+    def plan(self) -> Plan:
+        """How the model is run now."""
+        return self._current.plan
+
+    def __call__(self, inputs: torch.Tensor) -> Activations:
+        """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer."""
+        self._rows -= len(inputs)
+        if self._search is None:
+            return self._current(inputs)
+        if self._reference is None:
+            first = self._current(inputs)
+            self._reference = inputs.clone(), first
+            self._advance(None)
+            return first
+        result = self._current(inputs)
+        self._advance(self._current.seconds)
+        return result
+
+    def _advance(self, seconds: float | None) -> None:
+        assert self._search is not None
+        try:
+            self._current = next(self._search) if seconds is None else self._search.send(seconds)
+        except StopIteration as done:
+            self._current, self.tuned = done.value
+            self._search = self._reference = None
+
+    def _tune(
+        self, remembered: Plan | None
+    ) -> Generator[_Candidate, float, tuple[_Candidate, bool]]:
+        """Propose one candidate after the other; what is sent back is its seconds per input."""
+        best = self._current
+        try:
+            if remembered is not None:
+                candidate = self._candidate(remembered)
+                return (best, False) if candidate is None else (candidate, True)
+            if best.seconds * self._rows < _WORTH_TUNING:
+                return best, False
+            fastest = yield best  # once more: the first pass paid for warming up
+            for variant in self._variants(best.plan):
+                candidate = self._candidate(variant)
+                if candidate is None:
+                    continue
+                seconds = yield candidate
+                if seconds < _GAIN * fastest:
+                    best.close()
+                    best, fastest = candidate, seconds
+                else:
+                    candidate.close()
+            if self._sizes:
+                yield from self._resized(best, fastest)
+        except GeneratorExit:
+            best.close()
+            raise
+        return best, True
+
+    def _resized(self, best: _Candidate, fastest: float) -> Generator[_Candidate, float, None]:
+        """Double the batch size as long as that helps, else halve it."""
+        largest = _LARGEST_BATCH.get(best.device.type, 1024)
+        for factor in (2.0, 0.5):
+            improved = False
+            while 1 <= (size := int(best.plan.batch_size * factor)) <= largest:
+                before = best.plan
+                best.plan = replace(before, batch_size=size)
+                seconds = yield best
+                if seconds >= _GAIN * fastest:
+                    best.plan = before
+                    break
+                fastest, improved = seconds, True
+            if improved:
+                return
+
+    def _variants(self, plan: Plan) -> Sequence[Plan]:
+        fast = replace(plan, folded=True, channels_last=True)
+        variants = [fast, replace(plan, folded=True), replace(plan, channels_last=True)]
+        if _has_bfloat16(self._current.device):
+            variants += [
+                replace(fast, precision=precision) for precision in ("bfloat16", "bfloat16 weights")
+            ]
+        return variants
+
+    def _candidate(self, plan: Plan) -> _Candidate | None:
+        """Return the model run by another plan, or None where it cannot be or disagrees."""
+        assert self._reference is not None
+        inputs, expected = self._reference
+        candidate = None
+        try:
+            recorder = self._original.copied()
+            if recorder is None:
+                return None
+            module = recorder.module
+            if plan.folded and not fold_batch_norms(module, inputs[:2], recorder.tapped):
+                return None
+            if plan.channels_last:
+                module.to(memory_format=torch.channels_last)
+            if plan.precision == "bfloat16 weights":
+                module.to(torch.bfloat16)
+            candidate = _Candidate(recorder, plan, owned=True)
+            agrees = disagreement(expected, candidate(inputs)) <= AGREEMENT
+        except Exception:  # a model may refuse a layout or a type in any way; then it is not used
+            agrees = False
+        if not agrees and candidate is not None:
+            candidate.close()
+        return candidate if agrees else None
+
+
+class _Candidate:
+    """A model, or a copy of it, run by one plan."""
+
+    def __init__(self, recorder: ActivationRecorder, plan: Plan, owned: bool = False) -> None:
+        self._stack = ExitStack()
+        if owned:
+            self._stack.enter_context(recorder)
+        self._recorder = recorder
+        self.device = next(
+            (t.device for t in (*recorder.module.parameters(), *recorder.module.buffers())),
+            torch.device("cpu"),
+        )
+        self.plan = plan
+        self.seconds = 0.0
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._plan = plan
+        self._runner = Runner(self._recorder, plan.batch_size, plan.precision)
+
+    def __call__(self, inputs: torch.Tensor) -> Activations:
+        inputs = inputs.contiguous(memory_format=self._plan.memory_format)
+        start = time.perf_counter()
+        result = self._runner(inputs)
+        self.seconds = (time.perf_counter() - start) / len(inputs)
+        if self._runner.batch_size != self._plan.batch_size:  # memory ran out
+            self._plan = replace(self._plan, batch_size=self._runner.batch_size)
+        return result
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def disagreement(expected: Activations, found: Activations) -> float:
+    """Return the largest difference over all units, in standard deviations of the unit.
+
+    Parameters
+    ----------
+    expected, found : dict of str to ndarray, shape [n, units]
+        The same inputs' activations by layer. A shift that all inputs share does not count: it
+        changes no rank.
+    """
+    worst = 0.0
+    for layer, units in expected.items():
+        wanted = units.astype(np.float64)
+        noise = (found[layer] - wanted).std(axis=0)
+        own = wanted.std(axis=0) + _ROUNDING * np.abs(wanted).max(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(noise == 0, 0.0, noise / own)
+        # NaN compares false with everything: it must not pass for agreement.
+        worst = max(worst, float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0)))
+    return worst
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the hardware computes in bfloat16; emulation is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    found = [getattr(torch.cpu, check, None) for check in checks]
+    return device.type == "cpu" and any(bool(check()) for check in found if check is not None)

@@ -1,0 +1,186 @@
+"""A model over all images of a probe, as far as a verdict needs them and no cache knows them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from pytest_watermark_guard.batches import PixelBatch, ProbingBatches
+from pytest_watermark_guard.caching.activations import ActivationCache, Kept
+from pytest_watermark_guard.device import computing_in
+from pytest_watermark_guard.early import EarlyGate
+from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.models.execution import Executor, Plan
+from pytest_watermark_guard.models.state import preserved
+from pytest_watermark_guard.progress import progress_bar
+from pytest_watermark_guard.recording import Activations, Recording
+
+# Two probes of one model would switch its mode under each other's feet.
+_ONE_AT_A_TIME = threading.RLock()
+_KEPT_AT_ONCE = 64  # images, where activations are known already
+_EARLY = 0.25  # of all images is what a gate that may stop early can be expected to need
+
+
+@dataclass(frozen=True)
+class HowToRun:
+    """How to run a model, beside with which images.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        As asked for.
+    plan : Plan
+        To begin with.
+    tuning : bool
+        Whether to look for a faster plan that gives the same activations.
+    sizes : bool
+        Whether its batch size may differ.
+    progress : bool
+        Whether to show a progress bar.
+    """
+
+    layers: tuple[str, ...]
+    plan: Plan
+    tuning: bool
+    sizes: bool
+    progress: bool
+
+
+def run(
+    module: nn.Module,
+    batches: ProbingBatches,
+    how: HowToRun,
+    recording: Recording,
+    gate: EarlyGate | None = None,
+    cache: ActivationCache | None = None,
+) -> str:
+    """Fill a recording, and return how the model was run.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    batches : ProbingBatches
+        In random order, if there is a `gate`.
+    how : HowToRun
+    recording : Recording
+        Empty.
+    gate : EarlyGate, optional
+        May end the run early.
+    cache : ActivationCache, optional
+        Where activations are kept from one run to the next.
+    """
+    kept = cache.load(batches.streams, how.layers) if cache else None
+    scenarios = [scenario.name for scenario in batches.scenarios]
+
+    def take(
+        activations: Activations, labels: Sequence[int | None], identities: Sequence[str]
+    ) -> bool:
+        recording.append(activations, labels, identities)
+        return gate is not None and gate.decided(activations, recording.names, scenarios)
+
+    decided = False
+    plan = ""
+    if kept is not None:
+        recording.model_notes = kept.notes
+        plan = kept.plan
+        for first in range(0, kept.complete, _KEPT_AT_ONCE):
+            last = min(first + _KEPT_AT_ONCE, kept.complete)
+            identities = batches.baseline.identities[first:last]
+            labels = [batches.baseline.labels.get(identity) for identity in identities]
+            decided = take(kept.part(batches.streams, first, last), labels, identities)
+            if decided:
+                break
+    if not decided and len(recording) < len(batches.baseline):
+        expected = _EARLY if gate else 1.0
+        with closing(_compute(module, batches, how, recording, kept, cache, expected)) as pieces:
+            for activations, batch, plan in pieces:  # noqa: B007 - the last plan counts
+                if take(activations, batch.labels, batch.identities):
+                    break
+        if cache is not None:
+            cache.save(recording, how.layers, plan)
+    if gate is not None and gate.used is not None:
+        recording.truncate(gate.used)
+    return plan
+
+
+def _compute(
+    module: nn.Module,
+    batches: ProbingBatches,
+    how: HowToRun,
+    recording: Recording,
+    kept: Kept | None,
+    cache: ActivationCache | None,
+    expected: float,
+) -> Generator[tuple[Activations, PixelBatch, str], None, None]:
+    """Run the model on what is not known yet; gives activations of all streams, and the plan."""
+    images = len(batches.baseline)
+    done = len(recording)
+    todo = [s for s in batches.streams if kept is None or kept.length(s) < images]
+    with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(preserved(module))
+        # Layers are told apart by comparing numbers: in full precision.
+        with computing_in("float32", batches.device):
+            recorder = ActivationRecorder(module, how.layers, batches.example())
+        stack.enter_context(recorder)
+        recording.model_notes = recorder.notes
+        executor = stack.enter_context(
+            Executor(
+                recorder,
+                how.plan,
+                int(expected * (images - done) * len(todo)),
+                tuning=how.tuning,
+                sizes=how.sizes,
+                remembered=cache.plan() if cache else None,
+            )
+        )
+        advance = stack.enter_context(progress_bar(images, how.progress))
+        advance(done)
+        if batches.decoded is not None:
+            stack.enter_context(batches.decoded.collecting())
+        inputs = _Inputs(batches)
+        for batch in stack.enter_context(closing(batches.part(done, todo).pixels())):
+            pixels = [batch.by_mark[stream] for stream in todo]
+            found = executor(inputs(pixels, executor.plan))
+            activations = {
+                (stream, layer): rows
+                for layer, units in found.items()
+                for stream, rows in zip(todo, np.split(units, len(todo)), strict=True)
+            }
+            if kept is not None:
+                known = [stream for stream in batches.streams if stream not in todo]
+                activations |= kept.part(known, done, done + len(batch.identities))
+            done += len(batch.identities)
+            yield activations, batch, str(executor.plan)
+            advance(len(batch.identities))
+        if executor.tuned and cache is not None:
+            cache.remember(executor.plan)
+
+
+class _Inputs:
+    """Puts images of several streams into one input, in memory that is used again and again."""
+
+    def __init__(self, batches: ProbingBatches) -> None:
+        self._preprocessing = batches.preprocessing
+        self._dtype = batches.dtype
+        self._buffer = torch.empty(0)
+
+    def __call__(self, pixels: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
+        if self._preprocessing.normalize is not None or self._dtype is not torch.float32:
+            return torch.cat([self._preprocessing.to_input(p, self._dtype) for p in pixels])
+        device = pixels[0].device
+        shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
+        fits = self._buffer.shape == shape and self._buffer.device == device
+        if not fits or not self._buffer.is_contiguous(memory_format=plan.memory_format):
+            self._buffer = torch.empty(shape, device=device, memory_format=plan.memory_format)
+        first = 0
+        for part in pixels:
+            self._preprocessing.to_input(part, out=self._buffer[first : first + len(part)])
+            first += len(part)
+        return self._buffer

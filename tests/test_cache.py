@@ -1,0 +1,199 @@
+"""Nothing is computed twice, and nothing that has changed is taken for the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import pytest_watermark_guard as wm
+
+N = 40
+SMALL = wm.Preprocessing(size=(32, 32))
+
+
+class Net(nn.Module):
+    def __init__(self, slope=1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 3)
+        self.slope = slope
+
+    def forward(self, x):
+        return self.fc(self.slope * self.stem(x).relu().mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(N):
+        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows that convolutions have seen since last asked; a hook would change the model."""
+    seen = []
+    convolve = nn.functional.conv2d
+    monkeypatch.setattr(
+        nn.functional, "conv2d", lambda x, *rest: seen.append(len(x)) or convolve(x, *rest)
+    )
+
+    def since():
+        total = sum(seen)
+        seen.clear()
+        return total
+
+    return since
+
+
+def probe(photos, model=None, scenarios=("latin",), **arguments):
+    arguments = {"preprocess": SMALL, "precision": "float32", **arguments}
+    return wm.probe(model or Net(), photos, scenarios, **arguments)
+
+
+def test_the_second_probe_runs_nothing_and_says_the_same(photos, rows):
+    first = probe(photos)
+    assert rows() >= 2 * N
+    second = probe(photos)
+    assert rows() == 0
+    assert second.to_json() == first.to_json()
+
+
+def test_the_second_gate_runs_nothing(photos, rows):
+    arguments = {"images": photos, "scenarios": "latin", "preprocess": SMALL}
+    first = wm.assert_not_watermark_sensitive(Net(), **arguments)
+    assert rows() > 0
+    second = wm.assert_not_watermark_sensitive(Net(), **arguments)
+    assert rows() == 0
+    assert second.to_json() == first.to_json()
+
+
+CHANGES = {
+    "weights": {"model": Net().requires_grad_(False)},
+    "attribute": {"model": Net(slope=0.5)},
+    "seed": {"seed": 3},
+    "scenario": {"scenarios": (wm.Scenario("latin", "A B C"),)},
+    "preprocessing": {"preprocess": wm.Preprocessing(size=(32, 32), mean=(0.1, 0.1, 0.1))},
+    "subset": {"max_images": 30},
+    "precision": {"precision": "bfloat16"},
+}
+with torch.no_grad():
+    CHANGES["weights"]["model"].fc.weight[0, 0] += 1e-3
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_computed_anew(photos, rows, change):
+    probe(photos)
+    rows()
+    probe(photos, **CHANGES[change])
+    # Of another scenario, only the marked images are new.
+    assert rows() >= (N if change == "scenario" else 2 * 30)
+
+
+def test_changed_images_are_computed_anew(photos, rows):
+    probe(photos)
+    rows()
+    Image.new("RGB", (40, 40)).save(photos / "07.png")
+    probe(photos)
+    assert rows() >= 2 * N
+
+
+def test_what_only_reads_differently_is_not(photos, rows):
+    first = probe(photos)
+    rows()
+    named = probe(photos, class_names=["a", "b", "c"], batch_size=3, name="other")
+    assert rows() == 0
+    np.testing.assert_array_equal(named["logits", "latin"].auroc, first["logits", "latin"].auroc)
+    assert named["logits", "latin"].names == ("a", "b", "c")
+
+
+def test_one_more_scenario_runs_that_one_only(photos, rows):
+    probe(photos)
+    rows()
+    both = probe(photos, scenarios=("latin", "arabic_numerals"))
+    examples = 10  # a few images show where the layers are
+    assert N <= rows() <= N + examples
+    fresh = probe(photos, scenarios=("latin", "arabic_numerals"), cache=False)
+    for scores in fresh:
+        found = both[scores.layer, scores.scenario]
+        np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
+
+
+def test_a_full_probe_goes_on_where_a_gate_stopped(photos, rows):
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    gate = probe(many, stop_at=0.95)
+    used = rows()
+    assert gate.early_stop.verdict == "clean"
+    full = probe(many)
+    assert full.n_images == 400
+    assert rows() <= 2 * 400 - used + 20
+    fresh = probe(many, cache=False)
+    assert full.to_json() == fresh.to_json()
+
+
+def test_without_a_cache(photos, rows, own_folder):
+    for _ in range(2):
+        probe(photos, cache=False)
+        assert rows() >= 2 * N
+    assert not [path for path in own_folder.rglob("*") if path.is_file()]
+
+
+def test_datasets_are_never_cached(rows):
+    class Noise(torch.utils.data.Dataset):
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            return torch.rand(3, 32, 32)
+
+    for _ in range(2):
+        probe(Noise())
+        assert rows() >= 2 * N
+
+
+def test_models_with_hooks_are_never_cached(photos, rows):
+    model = Net()
+    model.register_forward_hook(lambda module, args, output: output * 2)
+    for _ in range(2):
+        probe(photos, model=model)
+        assert rows() >= 2 * N
+
+
+def test_damaged_files_are_computed_again(photos, rows, own_folder):
+    first = probe(photos)
+    rows()
+    for path in (own_folder / "cache" / "activations").rglob("*.npy"):
+        content = bytearray(path.read_bytes())
+        content[-40] ^= 0xFF
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        again = probe(photos)
+    assert rows() >= 2 * N
+    assert again.to_json() == first.to_json()
+
+
+def test_decoded_images_are_kept(photos, monkeypatch):
+    first = probe(photos)
+    reads = []
+    read = wm.Preprocessing.fit
+    monkeypatch.setattr(wm.Preprocessing, "fit", lambda *a: reads.append(1) or read(*a))
+    second = probe(photos, model=Net(slope=0.5))
+    assert not reads
+    third = probe(photos, model=Net(slope=0.5), cache=False)
+    assert reads
+    np.testing.assert_array_equal(second["logits", "latin"].auroc, third["logits", "latin"].auroc)
+    assert first.n_images == N
