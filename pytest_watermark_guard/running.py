@@ -17,6 +17,7 @@ from pytest_watermark_guard.device import computing_in
 from pytest_watermark_guard.early import EarlyGate
 from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.execution import Executor, Plan
+from pytest_watermark_guard.models.memory import kept_memory
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.recording import Activations, Recording
@@ -125,6 +126,8 @@ def _compute(
     with ExitStack() as stack:
         stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(preserved(module))
+        if batches.device.type == "cpu":
+            stack.enter_context(kept_memory())
         # Layers are told apart by comparing numbers: in full precision.
         with computing_in("float32", batches.device):
             recorder = ActivationRecorder(module, how.layers, batches.example())

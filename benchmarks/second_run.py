@@ -1,0 +1,84 @@
+"""The second run of a gate: how long it takes beyond importing torch, in a process of its own.
+
+``WATERMARK_GUARD_DATA=... python benchmarks/second_run.py [--rounds 5]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from common import line, mobilenet_spec, print_machine, real_data
+
+# A user's test process has its model; forward passes are counted outside of it.
+CALL = """
+import sys, time
+import torch, torchvision
+from torch import nn
+images, weights = sys.argv[1:]
+model = torchvision.models.mobilenet_v2()
+from safetensors.torch import load_file
+model.load_state_dict(load_file(weights))
+convolutions = 0
+convolve = nn.functional.conv2d
+def counted(*args):
+    global convolutions
+    convolutions += 1
+    return convolve(*args)
+nn.functional.conv2d = counted
+start = time.perf_counter()
+import pytest_watermark_guard as wm
+wm.assert_not_watermark_sensitive(model, images=images, preprocess="imagenet")
+print(time.perf_counter() - start, convolutions)
+"""
+
+
+def run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    run(command)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    data = real_data()
+    photos = str(data / "data" / "imagenet-sample" / "baseline")
+    call = [sys.executable, "-c", CALL, photos, str(data / "models" / "mobilenet_v2.safetensors")]
+    bare = [sys.executable, "-c", "import torch"]
+    print_machine()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["WATERMARK_GUARD_CACHE"] = str(Path(scratch, "cache"))
+        gate = [sys.executable, "-m", "pytest", f"--wm-model={mobilenet_spec(data)}"]
+        gate += [f"--wm-images={photos}", f"--rootdir={scratch}", "-p", "no:cacheprovider"]
+        first, _ = run(call).split()
+        print(f"the first run's call: {float(first):.1f} s")
+        run(gate)
+        calls, gates, imports, passes = [], [], [], 0
+        for _ in range(rounds):
+            took, convolutions = run(call).split()
+            calls.append(float(took))
+            passes += int(convolutions)
+            gates.append(seconds(gate))
+            imports.append(seconds(bare))
+    line(
+        "assert_... in a fresh process, seconds", f"{median(calls):.2f}", "<= 1", median(calls) <= 1
+    )
+    line("forward passes", passes, 0, passes == 0)
+    beyond = median(gates) - median(imports)
+    line("pytest --wm-model beyond `import torch`, s", f"{beyond:.2f}", "<= 1", beyond <= 1)
+
+
+if __name__ == "__main__":
+    main()
