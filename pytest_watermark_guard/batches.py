@@ -102,7 +102,7 @@ class ProbingBatches:
     def __iter__(self) -> Iterator[ProbingBatch]:
         for pixels in self.pixels():
             images, *marked = (
-                self.preprocessing.to_input(pixels.by_mark[stream], self.dtype)
+                self.preprocessing.to_input(pixels.by_mark[stream].contiguous(), self.dtype)
                 for stream in (UNMARKED, *(scenario.name for scenario in self.scenarios))
             )
             names = [scenario.name for scenario in self.scenarios]
@@ -192,7 +192,9 @@ class ProbingBatches:
         if self.device.type == "cuda":
             # From pinned memory the copy goes on while the GPU computes.
             stacked = stacked.pin_memory().to(self.device, non_blocking=True)
-        return stacked.to(self.device).permute(0, 3, 1, 2).contiguous()
+            return stacked.permute(0, 3, 1, 2).contiguous()
+        # As decoded, channels last: whoever needs the other format pays for it.
+        return stacked.to(self.device).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def run(
                 if take(activations, batch.labels, batch.identities):
                     break
         if cache is not None:
-            cache.save(recording, how.layers, plan)
+            cache.save(recording, how.layers, plan, kept)
     if gate is not None and gate.used is not None:
         recording.truncate(gate.used)
     return plan
@@ -143,6 +143,9 @@ def _compute(
                 remembered=cache.plan() if cache else None,
             )
         )
+        if cache is not None:
+            # Also when a verdict ends the run: whoever goes on is not told.
+            stack.callback(lambda: cache.remember(executor.plan) if executor.tuned else None)
         advance = stack.enter_context(progress_bar(images, how.progress))
         advance(done)
         if batches.decoded is not None:
@@ -162,8 +165,6 @@ def _compute(
             done += len(batch.identities)
             yield activations, batch, str(executor.plan)
             advance(len(batch.identities))
-        if executor.tuned and cache is not None:
-            cache.remember(executor.plan)
 
 
 class _Inputs:
@@ -176,7 +177,9 @@ class _Inputs:
 
     def __call__(self, pixels: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
         if self._preprocessing.normalize is not None or self._dtype is not torch.float32:
-            return torch.cat([self._preprocessing.to_input(p, self._dtype) for p in pixels])
+            # What others wrote may rely on the usual memory format.
+            whole = [p.contiguous() for p in pixels]
+            return torch.cat([self._preprocessing.to_input(p, self._dtype) for p in whole])
         device = pixels[0].device
         shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
         fits = self._buffer.shape == shape and self._buffer.device == device

@@ -145,6 +145,17 @@ def test_a_full_probe_goes_on_where_a_gate_stopped(photos, rows):
     assert full.to_json() == fresh.to_json()
 
 
+def test_a_gate_that_stops_early_does_not_forget_what_was_known(photos, rows):
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    probe(many)
+    rows()
+    gate = probe(many, scenarios=("latin", "arabic_numerals"), stop_at=0.95)
+    assert gate.n_images < 400
+    assert rows() < 400
+    probe(many)
+    assert rows() == 0
+
+
 def test_without_a_cache(photos, rows, own_folder):
     for _ in range(2):
         probe(photos, cache=False)

@@ -137,15 +137,18 @@ class ActivationCache:
                 arrays[stream, layer] = np.empty((0, 0), np.float32) if array is None else array
         return Kept(tuple(facts["layers"]), tuple(facts["notes"]), facts["plan"], arrays)
 
-    def save(self, recording: Recording, layers: Sequence[str], plan: str) -> None:
-        """Keep a recording, if it can be."""
+    def save(
+        self, recording: Recording, layers: Sequence[str], plan: str, kept: Kept | None
+    ) -> None:
+        """Keep a recording, if it can be, as far as it goes beyond what is kept already."""
         if not recording.keepable:
             return
         facts = {"layers": [*recording.names], "notes": recording.model_notes, "plan": plan}
         for stream in recording.streams:
             for layer in recording.names:
-                key = self._key(self._streams[stream], layer)
-                self._store.put_array("activations", key, recording[stream, layer].columns())
+                if kept is None or len(kept.arrays[stream, layer]) < len(recording):
+                    key = self._key(self._streams[stream], layer)
+                    self._store.put_array("activations", key, recording[stream, layer].columns())
         # Last: it says that the others are there.
         self._store.put("layers", self._key(*layers), json.dumps(facts).encode())
 

@@ -161,7 +161,8 @@ def _area_and_error(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> tup
     influence = np.empty(n)
     influence[by_marked] = wins
     influence[by_baseline] -= losses
-    return area, influence.std(ddof=1) / (2 * n * np.sqrt(n))
+    influence -= influence.mean()
+    return area, float(np.sqrt(influence @ influence / (n - 1) / n)) / (2 * n)
 
 
 def _doubled_wins(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,38 @@ def composite(
     Returns
     -------
     Tensor of uint8, shape [B, 3, H, W]
-        round(image · (255 − α) / 255 + color · α / 255), a copy.
+        round(image · (255 − α) / 255 + color · α / 255), a copy; in whatever memory format.
     """
+    if images.device.type == "cpu":
+        return _on_host(images, marks, color)
+    return composite_on_device(images, marks, color)
+
+
+def _on_host(
+    images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
+) -> torch.Tensor:
+    """Print with NumPy, row by row of the mark: half the time of small tensor operations."""
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    if np.shares_memory(pixels, images.numpy()):
+        pixels = pixels.copy()
+    rows = pixels.reshape(len(pixels), pixels.shape[1], -1)
+    ink = np.array(color, dtype=np.uint16)
+    for image, mark in zip(rows, marks, strict=True):
+        height, width = mark.alpha.shape
+        window = image[mark.top : mark.top + height, 3 * mark.left : 3 * (mark.left + width)]
+        opacity = np.repeat(mark.alpha, 3, axis=1).astype(np.uint16)
+        blend = opacity * np.tile(ink, width)
+        np.subtract(255, opacity, out=opacity)
+        opacity *= window
+        blend += opacity
+        window[:] = _divided_by_255(blend)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def composite_on_device(
+    images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
+) -> torch.Tensor:
+    """Print as `composite` does, in tensor operations for any device."""
     height, width = images.shape[-2:]
     rows = max(mark.alpha.shape[0] for mark in marks)
     columns = max(mark.alpha.shape[1] for mark in marks)
@@ -48,10 +79,14 @@ def composite(
         windows.append(marked[index, :, top : top + rows, left : left + columns])
     opacity = torch.from_numpy(alpha).to(images.device)
     ink = torch.tensor(color, dtype=torch.int32, device=images.device).view(3, 1, 1)
-    blended = torch.stack(windows) * (255 - opacity) + ink * opacity
-    # Division by 255, rounded to the nearest: exact for 16 bits, and ten times `//`'s speed.
-    blended += 128
-    blended = (((blended >> 8) + blended) >> 8).to(torch.uint8)
-    for window, pixels in zip(windows, blended, strict=True):
+    mixed = torch.stack(windows) * (255 - opacity) + ink * opacity
+    result = _divided_by_255(mixed).to(torch.uint8)
+    for window, pixels in zip(windows, result, strict=True):
         window.copy_(pixels)
     return marked
+
+
+def _divided_by_255(values: Any) -> Any:
+    """Divide, rounded to the nearest: exact for 16 bits, and ten times the speed of ``//``."""
+    values += 128
+    return ((values >> 8) + values) >> 8

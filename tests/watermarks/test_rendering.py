@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from pytest_watermark_guard import SCENARIOS, Scenario
 from pytest_watermark_guard.errors import ScenarioError
-from pytest_watermark_guard.watermarks.composite import composite
+from pytest_watermark_guard.watermarks.composite import composite, composite_on_device
 from pytest_watermark_guard.watermarks.draw import Draw, draw_watermark
 from pytest_watermark_guard.watermarks.scenarios import FONTS
 from pytest_watermark_guard.watermarks.text import Mark, Renderer, needs_shaping, parse_color
@@ -167,7 +167,11 @@ def test_compositing_agrees_with_pillow(images, color, boxes, seed):
     ]
     before = images.clone()
     marked = composite(images, marks, color)
+    assert torch.equal(marked, composite_on_device(images, marks, color))
+    strided = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(marked, composite(strided, marks, color))
     assert torch.equal(images, before)
+    assert torch.equal(strided, before)
     for original, result, mark in zip(images, marked, marks, strict=True):
         expected = Image.fromarray(original.permute(1, 2, 0).contiguous().numpy())
         expected.paste(color, mask=Image.fromarray(place(mark, 40, 50)))
