@@ -337,3 +337,39 @@ def test_runs_nested_in_one_process_do_not_mix(project):
         """
     )
     project.runpytest().assert_outcomes(passed=1)
+
+
+def test_early_verdicts_are_reported_and_can_be_turned_off(project):
+    early = project.runpytest("--wm-model=shop:blind", "--wm-report")
+    early.stdout.fnmatch_lines(["Decided by * of 12 images, at error probability 0.001."])
+    full = project.runpytest("--wm-model=shop:blind", "--wm-report", "--wm-early-stop=0")
+    full.stdout.no_fnmatch_line("Decided by*")
+    wrong = project.runpytest("--wm-model=shop:blind", "--wm-early-stop=2")
+    assert wrong.ret == pytest.ExitCode.USAGE_ERROR
+    wrong.stderr.fnmatch_lines(["ERROR: *early_stop must be a probability*"])
+
+
+def test_scrambled_marks_beside_the_text(project, distribution):
+    result = project.runpytest(
+        "--wm-model=shop:sensitive",
+        "--wm-report",
+        "--wm-control",
+        "--wm-json=c.json",
+        *distribution,
+    )
+    result.stdout.fnmatch_lines(["*interval*d *A/control*"])
+    (report,) = json.loads((project.path / "c.json").read_text("utf-8"))["reports"]
+    assert len(report["controls"]) == len(report["scores"]) == 4
+
+
+def test_without_the_cache(project, monkeypatch, tmp_path):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("\nwm_no_cache = true\n")
+    project.runpytest("--wm-model=shop:blind").assert_outcomes(passed=4)
+    assert not list(tmp_path.rglob("*.npy"))
+    (project.path / "tox.ini").write_text(
+        (project.path / "tox.ini").read_text().replace("wm_no_cache = true", "")
+    )
+    project.runpytest("--wm-model=shop:blind").assert_outcomes(passed=4)
+    assert list(tmp_path.rglob("*.npy"))
