@@ -56,7 +56,7 @@ def main() -> None:
     data = real_data()
     photos = str(data / "data" / "imagenet-sample" / "baseline")
     call = [sys.executable, "-c", CALL, photos, str(data / "models" / "mobilenet_v2.safetensors")]
-    bare = [sys.executable, "-c", "import torch"]
+    bare = [sys.executable, "-c", "import torch, torchvision"]
     print_machine()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["WATERMARK_GUARD_CACHE"] = str(Path(scratch, "cache"))
@@ -77,7 +77,8 @@ def main() -> None:
     )
     line("forward passes", passes, 0, passes == 0)
     beyond = median(gates) - median(imports)
-    line("pytest --wm-model beyond `import torch`, s", f"{beyond:.2f}", "<= 1", beyond <= 1)
+    # With pytest's own start, its other plugins, and building the model.
+    line("pytest --wm-model beyond importing torch(vision)", f"{beyond:.2f}", "<= 1", beyond <= 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,11 @@ import numpy.typing as npt
 from pytest_watermark_guard.names import allowed_units
 from pytest_watermark_guard.recording import Activations, Names
 from pytest_watermark_guard.report import EarlyStop, Scores
-from pytest_watermark_guard.statistics.sequential import SequentialGate
+from pytest_watermark_guard.statistics.sequential import ScorePair, SequentialGate
 from pytest_watermark_guard.watermarks.streams import UNMARKED
+
+Key = tuple[str, str]
+"""Layer and scenario."""
 
 
 class EarlyGate:
@@ -28,46 +31,73 @@ class EarlyGate:
     images : int
         How many there are.
     seed : int
+    each : bool, default False
+        Wait for a verdict on every layer and scenario, at `error` for all of them together; else
+        one verdict on the whole is enough.
     """
 
     def __init__(
-        self, threshold: float, error: float, allow: Mapping[str, str], images: int, seed: int
+        self,
+        threshold: float,
+        error: float,
+        allow: Mapping[str, str],
+        images: int,
+        seed: int,
+        each: bool = False,
     ) -> None:
         self._threshold = threshold
         self._error = error
         self._allow = allow
         self._images = images
-        self._gate = SequentialGate(threshold, error, images, seed)
+        self._seed = seed
+        self._each = each
         self._exempt: dict[Hashable, npt.NDArray[np.bool_]] = {}
+        self._gates: dict[tuple[Key, ...], SequentialGate] = {}
 
     def decided(self, activations: Activations, names: Names, scenarios: Sequence[str]) -> bool:
         """Take the next images, and tell whether the verdict is certain enough."""
-        keys = [(layer, scenario) for layer in names for scenario in scenarios]
-        if not self._exempt:
-            for layer, scenario in keys:
-                self._exempt[layer, scenario] = allowed_units(layer, names[layer], self._allow)
-        self._gate.update(
-            {
+        if not self._gates:
+            self._begin(names, scenarios)
+        for keys, gate in self._gates.items():
+            scores: dict[Hashable, ScorePair] = {
                 (layer, scenario): (activations[UNMARKED, layer], activations[scenario, layer])
                 for layer, scenario in keys
-            },
-            self._exempt,
-        )
-        return self._gate.verdict is not None
+            }
+            gate.update(scores, self._exempt)
+        return self.used is not None
+
+    def _begin(self, names: Names, scenarios: Sequence[str]) -> None:
+        keys = [(layer, scenario) for layer in names for scenario in scenarios]
+        for layer, scenario in keys:
+            self._exempt[layer, scenario] = allowed_units(layer, names[layer], self._allow)
+        groups = [(key,) for key in keys] if self._each else [tuple(keys)]
+        error = self._error / len(groups)
+        for group in groups:
+            gate = SequentialGate(self._threshold, error, self._images, self._seed)
+            self._gates[group] = gate
 
     @property
     def used(self) -> int | None:
         """Number of images that the verdict took; None while there is none."""
-        return None if self._gate.verdict is None else self._gate.n_images
+        if any(gate.verdict is None for gate in self._gates.values()):
+            return None
+        return max(gate.n_images for gate in self._gates.values())
 
-    def confirmed_by(self, scores: Iterable[Scores]) -> bool:
+    def confirmed_by(self, scores: Mapping[Key, Scores]) -> bool:
         """Tell whether the scores of the images so far say what the gate says, if it does."""
-        sensitive = any(
-            ((s.differentiability >= self._threshold) & ~self._exempt[s.layer, s.scenario]).any()
-            for s in scores
-        )
-        return self._gate.verdict in (None, "sensitive" if sensitive else "clean")
+        for keys, gate in self._gates.items():
+            sensitive = any(
+                ((scores[key].differentiability >= self._threshold) & ~self._exempt[key]).any()
+                for key in keys
+            )
+            if gate.verdict not in (None, "sensitive" if sensitive else "clean"):
+                return False
+        return True
 
-    def outcome(self) -> EarlyStop:
+    def outcome(self, confirmed: bool = True) -> EarlyStop:
         """Return what the report says about it."""
-        return EarlyStop(self._threshold, self._error, self._gate.verdict, self._images)
+        verdict = None
+        if confirmed and self.used is not None:
+            found = {gate.verdict for gate in self._gates.values()}
+            verdict = "sensitive" if "sensitive" in found else "clean"
+        return EarlyStop(self._threshold, self._error, verdict, self._images)

@@ -90,6 +90,8 @@ def judge(
             allowed.append((unit, settings.allow[entry]))
             used.add(entry)
     stale = tuple(entry for entry in settings.allow if entry not in used)
+    if report.stopped_early:
+        stale = ()  # only all images could tell
     return Verdict(
         report, settings.threshold, tuple(failing), settings.allow, tuple(allowed), stale
     )

@@ -77,6 +77,7 @@ class ModelGate(pytest.Collector):
                     self.name if loaded is None else loaded,
                     name=self.name,
                     stop_at=run.settings.threshold,
+                    decide_each=True,  # every item is a verdict
                 )
             verdict = judge(report)
         except Exception as error:

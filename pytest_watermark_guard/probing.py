@@ -30,7 +30,7 @@ from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.names import unit_names
 from pytest_watermark_guard.recording import Naming, Recording
 from pytest_watermark_guard.report import Impact, ProbeReport
-from pytest_watermark_guard.running import HowToRun, run
+from pytest_watermark_guard.running import ONE_AT_A_TIME, HowToRun, run
 from pytest_watermark_guard.scoring import AllScores, impacts, score
 from pytest_watermark_guard.settings import check_threshold
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
@@ -58,6 +58,7 @@ def probe(
     control: bool | None = None,
     cache: bool | None = None,
     stop_at: float | None = None,
+    decide_each: bool = False,
     allow: Mapping[str, str] | None = None,
     early_stop: float | None = None,
     histograms: bool = False,
@@ -116,13 +117,16 @@ def probe(
     stop_at : float, optional
         A gate's threshold on d: stop before the last image when its verdict is certain.
         Default: use all images.
+    decide_each : bool, default False
+        Stop when every layer and scenario has a verdict of its own, at `early_stop` for all of
+        them together; else one verdict on the model is enough.
     allow : mapping of str to str, optional
         Units that this gate leaves aside, with reasons; see `judge`.
     early_stop : float, optional
         Chance at which the early verdict may differ from that of all images, default 0.001.
     histograms : bool, default False
         Count activations in 1024 bins for each unit, so that memory does not grow with the number
-        of images; a note says how far off A can be. Not together with `stop_at`.
+        of images; a note says how far off A can be. For all images: a gate needs ``early_stop=0``.
 
     Returns
     -------
@@ -157,14 +161,15 @@ def probe(
     )
     if stop_at is not None:
         check_threshold(stop_at)
-        if histograms:
-            raise SettingsError("histograms=True is for all images: leave out stop_at")
+        if histograms and settings.early_stop > 0:
+            raise SettingsError("histograms=True is for all images: pass early_stop=0 as well")
     resolved = resolve_scenarios(settings.scenarios, context.scenarios)
     target = resolve_device(settings.device, context.worker)
     if batch_size is not None:
         check_batch_size(batch_size)
     loaded = as_loaded(model)
-    module = runnable_on(loaded.module, target)
+    with ONE_AT_A_TIME:  # another probe's hooks must not be copied
+        module = runnable_on(loaded.module, target)
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
     baseline = open_for(
         resolved, settings.images, settings.max_images, settings.seed, labels=labels
@@ -196,14 +201,17 @@ def probe(
     )
     kept = None
     if settings.cache:
-        batches, kept = _with_caches(batches, module, settings.precision)
+        with ONE_AT_A_TIME:
+            batches, kept = _with_caches(batches, module, settings.precision)
 
     gate = None
     if stop_at is not None and settings.early_stop > 0:
-        gate = EarlyGate(stop_at, settings.early_stop, settings.allow, len(baseline), settings.seed)
+        count, seed = len(baseline), settings.seed
+        gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
     kind = BinnedRecording if histograms else Recording
     found = _measure(module, batches, how, naming, gate, kept, kind)
-    if gate is not None and not gate.confirmed_by(found.scores.values()):
+    confirmed = gate is None or gate.confirmed_by(found.scores)
+    if not confirmed:
         found = _measure(module, batches, how, naming, None, kept, kind)  # only all images can tell
     assumed: tuple[str, ...] = ()
     if preprocessing.assumed:
@@ -222,7 +230,7 @@ def probe(
         notes=(*assumed, *loaded.notes, *found.notes),
         version=pytest_watermark_guard.__version__,
         controls=found.controls,
-        early_stop=None if gate is None else gate.outcome(),
+        early_stop=None if gate is None else gate.outcome(confirmed),
     )
     context.on_report(report)
     return report

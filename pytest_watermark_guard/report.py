@@ -250,6 +250,11 @@ class ProbeReport:
     early_stop: EarlyStop | None = None
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether a gate ended the probe before the last image."""
+        return self.early_stop is not None and self.n_images < self.early_stop.n_available
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The layers probed, in order."""
         return tuple(dict.fromkeys(layer for layer, _ in self.scores))

@@ -23,7 +23,7 @@ from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.recording import Activations, Recording
 
 # Two probes of one model would switch its mode under each other's feet.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 _KEPT_AT_ONCE = 64  # images, where activations are known already
 _EARLY = 0.25  # of all images is what a gate that may stop early can be expected to need
 
@@ -77,6 +77,8 @@ def run(
         Where activations are kept from one run to the next.
     """
     kept = cache.load(batches.streams, how.layers) if cache else None
+    if kept is not None and kept.partial and not kept.plan.startswith("float32"):
+        kept = None  # streams that are compared must have been computed alike
     scenarios = [scenario.name for scenario in batches.scenarios]
 
     def take(
@@ -105,7 +107,7 @@ def run(
                     break
         if cache is not None:
             cache.save(recording, how.layers, plan, kept)
-    if gate is not None and gate.used is not None:
+    if gate is not None and gate.used:  # 0 where the gate has nothing to test
         recording.truncate(gate.used)
     return plan
 
@@ -123,8 +125,9 @@ def _compute(
     images = len(batches.baseline)
     done = len(recording)
     todo = [s for s in batches.streams if kept is None or kept.length(s) < images]
+    mixed = len(todo) < len(batches.streams)
     with ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(preserved(module))
         if batches.device.type == "cpu":
             stack.enter_context(kept_memory())
@@ -139,16 +142,20 @@ def _compute(
                 how.plan,
                 int(expected * (images - done) * len(todo)),
                 tuning=how.tuning,
+                # What is kept was float32: see `run`.
+                only_float32=mixed,
                 sizes=how.sizes,
                 remembered=cache.plan() if cache else None,
             )
         )
         if cache is not None:
             # Also when a verdict ends the run: whoever goes on is not told.
-            stack.callback(lambda: cache.remember(executor.plan) if executor.tuned else None)
+            stack.callback(
+                lambda: cache.remember(executor.plan) if executor.tuned and how.sizes else None
+            )
         advance = stack.enter_context(progress_bar(images, how.progress))
         advance(done)
-        if batches.decoded is not None:
+        if batches.decoded is not None and not done:
             stack.enter_context(batches.decoded.collecting())
         inputs = _Inputs(batches)
         for batch in stack.enter_context(closing(batches.part(done, todo).pixels())):

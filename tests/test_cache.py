@@ -197,6 +197,28 @@ def test_damaged_files_are_computed_again(photos, rows, own_folder):
     assert again.to_json() == first.to_json()
 
 
+def test_decoded_images_of_two_runs_are_never_put_together(photos):
+    """A run that stops and one that goes on see all images, neither of them alone."""
+    stopped = probe(photos, stop_at=0.95)
+    probe(photos)
+    again = probe(photos, model=Net(slope=0.5))
+    fresh = probe(photos, model=Net(slope=0.5), cache=False)
+    assert stopped.n_images < N
+    np.testing.assert_array_equal(again["logits", "latin"].auroc, fresh["logits", "latin"].auroc)
+
+
+def test_settings_of_torch_s_new_kind(photos):
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has no such setting")
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        assert probe(photos).n_images == N
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_decoded_images_are_kept(photos, monkeypatch):
     first = probe(photos)
     reads = []

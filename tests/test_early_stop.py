@@ -66,6 +66,38 @@ def test_early_and_full_runs_agree():
         assert wm.judge(early, threshold).passed == (d < threshold)
 
 
+def test_every_layer_and_scenario_can_have_a_verdict_of_its_own():
+    arguments = {"stop_at": 0.95, "cache": False}
+    scenarios = ("latin", "arabic_numerals")
+    one = wm.probe(Units(ink=1.0), PHOTOS, scenarios, **arguments)
+    each = wm.probe(Units(ink=1.0), PHOTOS, scenarios, decide_each=True, **arguments)
+    assert one.early_stop.verdict == each.early_stop.verdict == "sensitive"
+    assert one.n_images < each.n_images < N
+    # The unit is allowed under neither name of one layer: only the other one decides.
+    allow = {"logits:1": "known"}
+    report = wm.probe(Units(ink=1.0), PHOTOS, "latin", decide_each=True, allow=allow, **arguments)
+    assert report.early_stop.verdict == "sensitive"
+
+
+def test_nothing_is_said_of_allowed_units_that_early_images_do_not_show():
+    report = check(Units(), allow={"logits:1": "known"})
+    assert report.stopped_early
+    assert wm.judge(report, allow={"logits:1": "known"}).stale == ()
+    full = check(Units(), allow={"logits:1": "known"}, early_stop=0)
+    assert wm.judge(full, allow={"logits:1": "known"}).stale == ("logits:1",)
+
+
+def test_with_every_unit_allowed_there_is_nothing_to_test():
+    allow = {f"{layer}:{unit}": "known" for layer in ("logits", "features") for unit in (0, 1)}
+    assert check(Units(ink=1.0), allow=allow).early_stop.verdict == "clean"
+
+
+def test_an_early_verdict_that_the_scores_contradict_takes_all_images(monkeypatch):
+    monkeypatch.setattr(wm.probing.EarlyGate, "confirmed_by", lambda *_: False)
+    report = check(Units())
+    assert (report.n_images, report.early_stop.verdict) == (N, None)
+
+
 def test_undecided_to_the_last_image():
     full = wm.probe(Units(ink=0.3), PHOTOS, "latin", cache=False)
     d = float(full["logits", "latin"].differentiability.max())

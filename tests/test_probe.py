@@ -539,5 +539,5 @@ def test_histograms_are_off_by_no_more_than_they_say(net, photos):
         found = (binned.scores if scores in exact.scores.values() else binned.controls)[key]
         np.testing.assert_allclose(found.auroc, scores.auroc, atol=bound * 1.1)
         assert (found.standard_error >= scores.standard_error - 1e-12).all()
-    with pytest.raises(SettingsError, match="leave out stop_at"):
+    with pytest.raises(SettingsError, match="pass early_stop=0 as well"):
         wm.probe(net, photos, histograms=True, stop_at=0.95)

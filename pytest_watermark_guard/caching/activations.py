@@ -65,6 +65,11 @@ class Kept:
         """For how many images everything is known."""
         return min(self.length(stream) for stream, _ in self.arrays)
 
+    @property
+    def partial(self) -> bool:
+        """Whether more is known of some streams than of others."""
+        return len({self.length(stream) for stream, _ in self.arrays}) > 1
+
     def part(self, streams: Sequence[str], first: int, last: int) -> dict[tuple[str, str], Array]:
         """Return some images' activations."""
         return {
@@ -101,16 +106,18 @@ class ActivationCache:
             platform.machine(),
             _device_name(batches.device),
         )
-        self._plan_key = fingerprint((_FORMAT, model, machine, precision))
+        version = pytest_watermark_guard.__version__
+        self._plan_key = fingerprint((_FORMAT, version, model, machine, precision))
         seed, baseline = batches.seed, batches.baseline
         self._base = fingerprint(
             (
                 _FORMAT,
                 model,
                 # What images and rounding depend on beside.
-                (pytest_watermark_guard.__version__, torch.__version__, PIL.__version__),
+                (version, torch.__version__, PIL.__version__),
                 (batches.device.type, precision, batches.dtype),
-                torch.get_float32_matmul_precision(),
+                _float32_settings(),
+                _device_name(batches.device),
                 fingerprint(batches.preprocessing, "preprocess"),
                 baseline.content(),
                 baseline.identities,
@@ -158,7 +165,9 @@ class ActivationCache:
         """Return AUROC and standard error for those pairs of streams where they are kept."""
         found = {}
         for pair in pairs:
-            array = self._store.get_array("scores", self._scores_key(layer, pair, images))
+            array = self._store.get_array(
+                "scores", self._scores_key(layer, pair, images), mmap=False
+            )
             if array is not None:
                 found[pair] = array[0], array[1]
         return found
@@ -197,6 +206,14 @@ def _fingerprint_scenario(scenario: AnyScenario, seed: int, identities: Sequence
         return fingerprint_files(folder, copies)
     path = font_path(scenario)
     return fingerprint((scenario, seed, fingerprint_files(path.parent, [path.name])))
+
+
+def _float32_settings() -> object:
+    """Return what float32 may mean on this machine: the old way to ask fails after the new."""
+    owners = [torch.backends.cuda, torch.backends.mkldnn, torch.backends.cudnn]
+    parts = [getattr(owner, name, None) for owner in owners for name in ("matmul", "conv")]
+    found = [getattr(part, "fp32_precision", None) for part in parts]
+    return found if any(found) else torch.get_float32_matmul_precision()
 
 
 def _device_name(device: torch.device) -> str:

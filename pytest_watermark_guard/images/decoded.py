@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import PIL
 
+import pytest_watermark_guard
 from pytest_watermark_guard.caching.fingerprint import fingerprint
 from pytest_watermark_guard.caching.store import Store, cache_bytes
 from pytest_watermark_guard.images.baseline import Baseline
@@ -43,7 +45,8 @@ class DecodedImages:
         names = sorted(baseline.identities)
         self._rows = {name: row for row, name in enumerate(names)}
         self._store = store
-        self._key = fingerprint((baseline.content(), names, geometry, PIL.__version__))
+        versions = pytest_watermark_guard.__version__, PIL.__version__
+        self._key = fingerprint((baseline.content(), names, geometry, versions))
         self._shape = (len(names), *geometry[0], 3)
         self._kept = store.get_array("images", self._key)
         self._new: Pixels | None = None
@@ -73,12 +76,23 @@ class DecodedImages:
         if self.complete or np.prod(self._shape) > _LARGEST_SHARE * cache_bytes():
             yield
             return
-        with tempfile.TemporaryDirectory(prefix="wm-images-") as folder:
-            path = Path(folder, "images.npy")
-            self._new = np.lib.format.open_memmap(path, "w+", np.uint8, self._shape)
+        with ExitStack() as stack:
+            self._seen.clear()
+            # Without room for them, they are decoded again the next time.
+            with suppress(OSError):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wm-images-"))
+                self._new = _reserved(Path(folder, "pixels"), self._shape)
             try:
                 yield
-                if len(self._seen) == len(self._rows):
+                if self._new is not None and len(self._seen) == len(self._rows):
                     self._store.put_array("images", self._key, self._new)
             finally:
                 self._new = None
+
+
+def _reserved(path: Path, shape: tuple[int, ...]) -> Pixels:
+    """Map a new file whose space is certain: writing to a hole on a full disk kills the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
+    return np.memmap(path, np.uint8, "r+", shape=shape)

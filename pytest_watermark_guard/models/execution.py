@@ -83,6 +83,8 @@ class Executor:
         Whether to look for a faster way.
     sizes : bool
         Whether the batch size may change as well.
+    only_float32 : bool, default False
+        Whether lower precision is out of the question.
     remembered : Plan, optional
         What was the fastest before: it is checked for agreement again, and taken.
 
@@ -102,12 +104,15 @@ class Executor:
         *,
         tuning: bool,
         sizes: bool,
+        only_float32: bool = False,
         remembered: Plan | None = None,
     ) -> None:
         if recorder.batch_size:  # part of an exported program
             plan, sizes = replace(plan, batch_size=recorder.batch_size), False
         self._original = recorder
+        self._start = plan
         self._current = _Candidate(recorder, plan)
+        self._only_float32 = only_float32
         self._rows = rows
         self._sizes = sizes
         self._search = self._tune(remembered) if tuning else None
@@ -136,16 +141,32 @@ class Executor:
         """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer."""
         self._rows -= len(inputs)
         if self._search is None:
-            return self._current(inputs)
+            return self._run(inputs)
         if self._reference is None:
+            reference = inputs[:_COMPARED].clone()  # before the model may work in place
             first = self._current(inputs)
             few = {layer: units[:_COMPARED] for layer, units in first.items()}
-            self._reference = inputs[:_COMPARED].clone(), few
+            self._reference = reference, few
             self._advance(None)
             return first
-        result = self._current(inputs)
-        self._advance(self._current.seconds)
+        result = self._run(inputs)
+        if self._search is not None:
+            self._advance(self._current.seconds)
         return result
+
+    def _run(self, inputs: torch.Tensor) -> Activations:
+        """Run the model; a copy that fails after all is given up for the original."""
+        try:
+            return self._current(inputs)
+        except Exception:
+            if not self._current.owned:
+                raise
+        self._current.close()
+        if self._search is not None:
+            self._search.close()
+        self._search = self._reference = None
+        self._current = _Candidate(self._original, self._start)
+        return self._current(inputs)
 
     def _advance(self, seconds: float | None) -> None:
         assert self._search is not None
@@ -161,7 +182,9 @@ class Executor:
         """Propose one candidate after the other; what is sent back is its seconds per input."""
         best = self._current
         try:
-            if remembered is not None:
+            if remembered is not None and self._allows(remembered):
+                if not self._sizes:
+                    remembered = replace(remembered, batch_size=best.plan.batch_size)
                 candidate = self._candidate(remembered)
                 return (best, False) if candidate is None else (candidate, True)
             if best.seconds * self._rows < _WORTH_TUNING:
@@ -207,7 +230,10 @@ class Executor:
             variants += [
                 replace(fast, precision=precision) for precision in ("bfloat16", "bfloat16 weights")
             ]
-        return variants
+        return [variant for variant in variants if self._allows(variant)]
+
+    def _allows(self, plan: Plan) -> bool:
+        return plan.precision == "float32" or not self._only_float32
 
     def _candidate(self, plan: Plan) -> _Candidate | None:
         """Return the model run by another plan, or None where it cannot be or disagrees."""
@@ -229,6 +255,10 @@ class Executor:
             agrees = disagreement(expected, candidate(inputs)) <= AGREEMENT
         except Exception:  # a model may refuse a layout or a type in any way; then it is not used
             agrees = False
+        except BaseException:
+            if candidate is not None:
+                candidate.close()
+            raise
         if not agrees and candidate is not None:
             candidate.close()
         return candidate if agrees else None
@@ -239,6 +269,7 @@ class _Candidate:
 
     def __init__(self, recorder: ActivationRecorder, plan: Plan, owned: bool = False) -> None:
         self._stack = ExitStack()
+        self.owned = owned
         if owned:
             self._stack.enter_context(recorder)
         self._recorder = recorder
@@ -272,18 +303,22 @@ class _Candidate:
 
 
 def disagreement(expected: Activations, found: Activations) -> float:
-    """Return the largest difference over all units, in standard deviations of the unit.
+    """Return how far activations are apart, in standard deviations of the unit.
 
     Parameters
     ----------
     expected, found : dict of str to ndarray, shape [n, units]
-        The same inputs' activations by layer. A shift that all inputs share does not count: it
-        changes no rank.
+        The same inputs' activations by layer.
+
+    Returns
+    -------
+    float
+        Root mean square over the inputs, of the worst unit.
     """
     worst = 0.0
     for layer, units in expected.items():
         wanted = units.astype(np.float64)
-        noise = (found[layer] - wanted).std(axis=0)
+        noise = np.sqrt(np.square(found[layer] - wanted).mean(axis=0))
         own = wanted.std(axis=0) + _ROUNDING * np.abs(wanted).max(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(noise == 0, 0.0, noise / own)

@@ -44,9 +44,7 @@ def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tupl
 
 def extent(report: ProbeReport) -> str:
     """Say which images a probe used."""
-    early = report.early_stop
-    stopped = early is not None and report.n_images < early.n_available
-    return f"{report.n_images} of {report.baseline}" if stopped else report.baseline
+    return f"{report.n_images} of {report.baseline}" if report.stopped_early else report.baseline
 
 
 def decision(report: ProbeReport) -> str | None:

@@ -164,6 +164,8 @@ class SequentialGate:
         self._rows += [(pairs, row) for row in range(rows)]
         while self._verdict is None and self._draw_group():
             self._bet_on_group()
+        if self._verdict is not None:
+            self._rows.clear()  # and with them the scores
 
     def _start(
         self, widths: dict[Hashable, int], exempt: Mapping[Hashable, npt.NDArray[np.bool_]]
