@@ -53,7 +53,9 @@ def test_the_report_tells_the_gate_s_own_verdict(project, distribution):
 
         def test_it():
             allow = {"logits:1": "known", "features:2": "known too", "features:0": "old"}
-            wm.assert_not_watermark_sensitive(sensitive(), threshold=0.99, allow=allow)
+            wm.assert_not_watermark_sensitive(
+                sensitive(), threshold=0.99, allow=allow, early_stop=0
+            )
         """
     )
     result = project.runpytest("--wm-report", "--wm-json=wm.json", *distribution)
