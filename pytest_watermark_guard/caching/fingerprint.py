@@ -36,7 +36,7 @@ def fingerprint(value: object, name: str = "value") -> str:
     Returns
     -------
     str
-        Hexadecimal SHA-256; the same in every process.
+        Hexadecimal SHA-256; the same in every process, but for libraries that patch torch.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def fingerprint_model(module: nn.Module) -> str:
     Returns
     -------
     str
-        Hexadecimal SHA-256; the same in every process.
+        Hexadecimal SHA-256; the same in every process, but for libraries that patch torch.
 
     Raises
     ------
