@@ -93,7 +93,7 @@ def probe(
     precision : {"auto", "float32", "bfloat16"}, optional
         Default ``"auto"``: on long runs, the fastest way of several is found by trying, among
         those where every unit agrees with float32 (see `models.execution`). ``"float32"`` is
-        plain float32, the same bits in every run; ``"bfloat16"`` is autocast.
+        plain float32, the same bits when repeated on one machine; ``"bfloat16"`` is autocast.
     max_images : int, optional
         Take a seeded random subset of at most so many images.
     seed : int, optional

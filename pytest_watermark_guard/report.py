@@ -322,8 +322,9 @@ class ProbeReport:
                     f"({FORMAT_VERSION}); upgrade pytest-watermark-guard"
                 )
             scores, controls = (
-                {(s["layer"], s["scenario"]): _read_scores(s, data) for s in data.get(part, ())}
-                for part in ("scores", "controls")
+                {(s["layer"], s["scenario"]): _read_scores(s, data) for s in part}
+                # Controls are newer than the format; without scores there is no report.
+                for part in (data["scores"], data.get("controls", ()))
             )
             _check_scores([*scores.values(), *controls.values()])
             stop = data.get("early_stop")

@@ -106,7 +106,9 @@ def run(
                 if take(activations, batch.labels, batch.identities):
                     break
         if cache is not None:
-            cache.save(recording, how.layers, plan, kept)
+            # One that goes on in float32 does not make what it went on from float32.
+            lower = kept is not None and not kept.plan.startswith("float32")
+            cache.save(recording, how.layers, kept.plan if kept and lower else plan, kept)
     if gate is not None and gate.used:  # 0 where the gate has nothing to test
         recording.truncate(gate.used)
     return plan

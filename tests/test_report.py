@@ -120,3 +120,13 @@ def test_plain_numbers_cross_process_borders():
     """A numpy scalar on a unit would break an xdist run and JSON."""
     scores = Scores("l", "s", np.array([0.99]), np.array([0.01]), 9, ("a",))
     json.dumps(vars(ProbeReport("m", "b", 9, 1, {("l", "s"): scores}).sensitive(0.9)[0]))
+
+
+@pytest.mark.parametrize("missing", ["scores", "names", "impact"])
+def test_a_report_that_lacks_a_part_is_refused(missing):
+    scores = Scores("logits", "latin", np.array([0.99]), np.array([0.01]), 5, ("0",))
+    report = ProbeReport("net", "photos", 5, 17, {("logits", "latin"): scores})
+    data = json.loads(report.to_json())
+    del data[missing]
+    with pytest.raises(ReportError, match=f"KeyError: '{missing}'"):
+        ProbeReport.from_json(json.dumps(data))
