@@ -39,6 +39,10 @@ class ReportError(WatermarkGuardError, ValueError):
     """A report file that cannot be read."""
 
 
+class MaskError(WatermarkGuardError, ValueError):
+    """A mask that cannot be made, read, or applied to this model."""
+
+
 class WatermarkSensitivityError(AssertionError):
     """The verdict of a failed gate: at least one unit is too sensitive.
 

@@ -231,6 +231,7 @@ def probe(
         version=pytest_watermark_guard.__version__,
         controls=found.controls,
         early_stop=None if gate is None else gate.outcome(confirmed),
+        weights=found.weights,
     )
     context.on_report(report)
     return report
@@ -243,6 +244,7 @@ class _Found(NamedTuple):
     impact: dict[str, Impact]
     notes: tuple[str, ...]
     plan: str
+    weights: str
 
 
 def _measure(
@@ -261,7 +263,9 @@ def _measure(
         plan = run(module, batches, how, recording, gate, kept)
         scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
         impact = impacts(recording, names, images)
-        return _Found(len(recording), scores, controls, impact, recording.notes, plan)
+        return _Found(
+            len(recording), scores, controls, impact, recording.notes, plan, recording.weights
+        )
 
 
 def _with_caches(

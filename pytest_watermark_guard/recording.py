@@ -42,6 +42,8 @@ class Recording:
         The units' names by layer, from the first images on.
     model_notes : tuple of str
         What was guessed or left out when the layers were found.
+    weights : str
+        Identity of the model below its head, see `models.identity`; empty if unknown.
     labels : list of (int or None)
         One for each image so far.
     """
@@ -50,6 +52,7 @@ class Recording:
         self.streams = tuple(streams)
         self.names: Names = {}
         self.model_notes: tuple[str, ...] = ()
+        self.weights = ""
         self._naming_notes: tuple[str, ...] = ()
         self.labels: list[int | None] = []
         self._images = images

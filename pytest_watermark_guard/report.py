@@ -233,6 +233,8 @@ class ProbeReport:
         The package's.
     early_stop : EarlyStop or None
         None: all images were asked for.
+    weights : str
+        Identity of the model's weights below its head, see `models.identity`; empty if unknown.
     """
 
     model: str
@@ -248,6 +250,7 @@ class ProbeReport:
     version: str = ""
     controls: Mapping[tuple[str, str], Scores] = field(default_factory=dict)
     early_stop: EarlyStop | None = None
+    weights: str = ""
 
     @property
     def stopped_early(self) -> bool:
@@ -300,6 +303,7 @@ class ProbeReport:
             "controls": [_scores_data(s) for s in self.controls.values()],
             "impact": {name: vars(impact) for name, impact in self.impact.items()},
             "early_stop": self.early_stop and vars(self.early_stop),
+            "weights": self.weights,
         }
         return json.dumps(data, allow_nan=False)
 
@@ -335,6 +339,7 @@ class ProbeReport:
                 notes=tuple(map(str, data["notes"])),
                 controls=controls,
                 early_stop=stop and _read_early_stop(stop),
+                weights=str(data.get("weights", "")),
             )
         except ReportError:
             raise

@@ -91,6 +91,7 @@ def run(
     plan = ""
     if kept is not None:
         recording.model_notes = kept.notes
+        recording.weights = kept.weights
         plan = kept.plan
         for first in range(0, kept.complete, _KEPT_AT_ONCE):
             last = min(first + _KEPT_AT_ONCE, kept.complete)
@@ -138,6 +139,7 @@ def _compute(
             recorder = ActivationRecorder(module, how.layers, batches.example())
         stack.enter_context(recorder)
         recording.model_notes = recorder.notes
+        recording.weights = recorder.weights()
         executor = stack.enter_context(
             Executor(
                 recorder,

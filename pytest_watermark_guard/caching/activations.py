@@ -32,7 +32,7 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolde
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import font_path
 
-_FORMAT = "activations/1"  # raise the number when the same key would mean other numbers
+_FORMAT = "activations/2"  # raise the number when the same key would mean other numbers
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Kept:
         What was guessed or left out when they were found.
     plan : str
         How the model was run.
+    weights : str
+        Identity of the model below its head.
     arrays : mapping of (stream, layer) to ndarray, shape [k, units]
         The first k images, in the probe's order; k may differ, and be 0.
     """
@@ -54,6 +56,7 @@ class Kept:
     layers: tuple[str, ...]
     notes: tuple[str, ...]
     plan: str
+    weights: str
     arrays: Mapping[tuple[str, str], Array]
 
     def length(self, stream: str) -> int:
@@ -142,7 +145,8 @@ class ActivationCache:
                     "activations", self._key(self._streams[stream], layer)
                 )
                 arrays[stream, layer] = np.empty((0, 0), np.float32) if array is None else array
-        return Kept(tuple(facts["layers"]), tuple(facts["notes"]), facts["plan"], arrays)
+        told = facts["plan"], facts["weights"]
+        return Kept(tuple(facts["layers"]), tuple(facts["notes"]), *told, arrays)
 
     def save(
         self, recording: Recording, layers: Sequence[str], plan: str, kept: Kept | None
@@ -150,7 +154,12 @@ class ActivationCache:
         """Keep a recording, if it can be, as far as it goes beyond what is kept already."""
         if not recording.keepable:
             return
-        facts = {"layers": [*recording.names], "notes": recording.model_notes, "plan": plan}
+        facts = {
+            "layers": [*recording.names],
+            "notes": recording.model_notes,
+            "plan": plan,
+            "weights": recording.weights,
+        }
         for stream in recording.streams:
             for layer in recording.names:
                 if kept is None or len(kept.arrays[stream, layer]) < len(recording):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.exported import ExportedReader, is_exported
 from pytest_watermark_guard.models.heads import find_head
+from pytest_watermark_guard.models.identity import weights_identity
 from pytest_watermark_guard.models.layers import (
     Tap,
     map_convention,
@@ -131,6 +132,12 @@ class ActivationRecorder:
         """The model, without wrappers."""
         return self._module
 
+    def weights(self) -> str:
+        """Return the identity of the weights below the head; empty for exported programs."""
+        if not isinstance(self._reader, _HookReader):
+            return ""
+        return weights_identity(self._module, [tap.module for tap in self._reader.head])
+
     @property
     def tapped(self) -> frozenset[str]:
         """Names of the modules whose inputs or outputs are read."""
@@ -241,6 +248,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self._taps: dict[str, tuple[Tap, ...]] = {}
         head = find_head(module, example, trace)
         self.headless = head is None
+        self.head = () if head is None else head.taps
         self._output = Tap("")
         if head is None:
             channels_last, note = map_convention(module, "", output.shape, trace)

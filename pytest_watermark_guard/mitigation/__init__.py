@@ -1,0 +1,1 @@
+"""Making a model blind to watermarks: what to take out of its features, and how."""

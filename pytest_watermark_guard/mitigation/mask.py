@@ -1,0 +1,181 @@
+"""Which feature units are set to zero, and why these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.mitigation import serialization
+from pytest_watermark_guard.report import ProbeReport
+from pytest_watermark_guard.settings import check_threshold
+
+_KIND = "mask"
+_LAYER = "features"
+
+
+@dataclass(frozen=True)
+class FeatureMask:
+    """Feature units to set to zero.
+
+    Make one with `from_report`; hand it to `apply_mask` or `fold_mask`.
+
+    Attributes
+    ----------
+    units : tuple of int
+        Indices in the feature layer, ascending.
+    width : int
+        Number of units in that layer.
+    weights : str
+        Identity of the backbone that was probed; empty if unknown.
+    description : str
+        Which units these are, and on what evidence.
+
+    Raises
+    ------
+    MaskError
+        If a unit is no index of the layer, or is named twice.
+    """
+
+    units: tuple[int, ...]
+    width: int
+    weights: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        units = tuple(sorted(map(int, self.units)))
+        object.__setattr__(self, "units", units)
+        if units and not 0 <= units[0] <= units[-1] < self.width:
+            wrong = units[0] if units[0] < 0 else units[-1]
+            raise MaskError(f"units: {wrong} is no index of the {self.width} features")
+        if len(set(units)) < len(units):
+            raise MaskError(f"units: each can be named once, got {list(units)}")
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @classmethod
+    def from_report(
+        cls,
+        report: ProbeReport,
+        *,
+        fraction: float | None = None,
+        threshold: float | None = None,
+        units: Sequence[int] | None = None,
+        scenarios: Sequence[str] | None = None,
+    ) -> FeatureMask:
+        """Choose units by what a probe found; give one of the three rules.
+
+        Parameters
+        ----------
+        report : ProbeReport
+            With the layer "features".
+        fraction : float, optional
+            In [0, 1]: so large a part of the units, the most differentiable ones, rounded up to
+            whole units (Bykov et al., 2023, section 4).
+        threshold : float, optional
+            Every unit with d at or above it; may be none.
+        units : sequence of int, optional
+            These.
+        scenarios : sequence of str, optional
+            Whose d counts, for several the largest; default all of the report's.
+
+        Raises
+        ------
+        MaskError
+            If the report has no features or no such scenario, or the rule cannot be used.
+        SettingsError
+            If `threshold` is not in (0.5, 1].
+        """
+        names = (scenarios,) if isinstance(scenarios, str) else scenarios
+        names = report.scenarios if names is None else tuple(names)
+        if _LAYER not in report.layers:
+            raise MaskError(
+                f"the report of {report.model} has no layer {_LAYER!r}, only "
+                f"{', '.join(report.layers)}: probe with layers=({_LAYER!r},)"
+            )
+        if not names or (missing := [name for name in names if name not in report.scenarios]):
+            wanted = repr(missing[0]) if names else "no scenario"
+            raise MaskError(
+                f"scenarios: {wanted}, but the report of {report.model} has "
+                f"{', '.join(report.scenarios)}"
+            )
+        d = np.max([report[_LAYER, name].differentiability for name in names], axis=0)
+        chosen, rule = _choose(d, fraction, threshold, units)
+        return cls(
+            tuple(map(int, chosen)),
+            len(d),
+            report.weights,
+            f"{len(chosen)} of {len(d)} features of {report.model}: {rule} under "
+            f"{', '.join(names)}, probed with {report.n_images} images ({report.baseline}), "
+            f"seed {report.seed}",
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return {"zeroed": Tensor of bool [width]}."""
+        zeroed = torch.zeros(self.width, dtype=torch.bool)
+        zeroed[list(self.units)] = True
+        return {"zeroed": zeroed}
+
+    @staticmethod
+    def transform(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a copy of features [..., width] with the units at exactly 0, whatever they are."""
+        return features.masked_fill(tensors["zeroed"], 0)
+
+    def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return a head's weight [out, width] with the units' columns at 0, and its bias."""
+        return self.transform(weight, {"zeroed": self.tensors()["zeroed"].to(weight.device)}), bias
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {**asdict(self), "units": list(self.units)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask to a JSON file."""
+        serialization.save(self, _KIND, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureMask:
+        """Read a mask that `save` wrote.
+
+        Raises
+        ------
+        MaskError
+            If the file cannot be read or holds something else.
+        """
+        data = serialization.load(path, _KIND)
+        try:
+            units, width = (tuple(map(int, data["units"])), int(data["width"]))
+            return cls(units, width, str(data["weights"]), str(data["description"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise MaskError(f"{str(path)!r} is no file of a mask: {error}") from error
+
+
+def _choose(
+    d: npt.NDArray[np.float64],
+    fraction: float | None,
+    threshold: float | None,
+    units: Sequence[int] | None,
+) -> tuple[Sequence[int] | npt.NDArray[np.intp], str]:
+    """Return the units that a rule picks, and the rule in words."""
+    if (fraction is not None) + (threshold is not None) + (units is not None) != 1:
+        raise MaskError("give one of fraction=, threshold= and units=: each is a rule of its own")
+    if threshold is not None:
+        check_threshold(threshold)
+        return np.flatnonzero(d >= threshold), f"those with d >= {threshold:g}"
+    if units is not None:
+        return list(units), "chosen by hand, with marks"
+    if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
+        raise MaskError(f"fraction must be a number in [0, 1], got {fraction!r}")
+    # 0.1 of 30 is 3, and not the 4 that 3.0000000000000004 would be rounded up to.
+    count = math.ceil(fraction * len(d) - 1e-9 * len(d))
+    return np.argsort(-d, kind="stable")[:count], f"the {fraction:.3g} most differentiable"
