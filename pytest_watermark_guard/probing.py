@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ from pytest_watermark_guard.images.decoded import DecodedImages
 from pytest_watermark_guard.models.execution import Plan
 from pytest_watermark_guard.models.introspection import class_names_of
 from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
-from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.specs import LoadedModel, as_loaded
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.names import unit_names
 from pytest_watermark_guard.recording import Naming, Recording
 from pytest_watermark_guard.report import Impact, ProbeReport
 from pytest_watermark_guard.running import ONE_AT_A_TIME, HowToRun, run
 from pytest_watermark_guard.scoring import AllScores, impacts, score
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.settings import Settings, check_threshold
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
 
 _PREPARED = {"cpu": 64}  # rows prepared at once, however few the model takes at a time
@@ -145,8 +145,7 @@ def probe(
     ImageNet*, section 3. The result depends on weights, images, scenarios and seed; batch size and
     device change it by rounding of the forward pass only.
     """
-    context = current_run()
-    settings = context.settings.override(
+    settings = current_run().settings.override(
         images=images,
         scenarios=scenarios,
         layers=layers,
@@ -163,6 +162,130 @@ def probe(
         check_threshold(stop_at)
         if histograms and settings.early_stop > 0:
             raise SettingsError("histograms=True is for all images: pass early_stop=0 as well")
+    ready = _prepare(model, settings, preprocess, class_names, labels, batch_size, progress)
+    gate = None
+    if stop_at is not None and settings.early_stop > 0:
+        count, seed = len(ready.batches.baseline), settings.seed
+        gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
+    kind = BinnedRecording if histograms else Recording
+    found = _measure(ready, gate, kind)
+    confirmed = gate is None or gate.confirmed_by(found.scores)
+    if not confirmed:
+        found = _measure(ready, None, kind)  # only all images can tell
+    batches = ready.batches
+    full = batches.dtype is torch.float32
+    report = ProbeReport(
+        model=name or ready.loaded.name,
+        baseline=batches.baseline.description,
+        n_images=found.n_images,
+        seed=settings.seed,
+        scores=found.scores,
+        impact=found.impact,
+        preprocessing=batches.preprocessing.source,
+        device=str(batches.device),
+        precision=found.plan + ("" if full else f", {batches.dtype} weights"),
+        notes=(*ready.notes, *found.notes),
+        version=pytest_watermark_guard.__version__,
+        controls=found.controls,
+        early_stop=None if gate is None else gate.outcome(confirmed),
+        weights=found.weights,
+    )
+    current_run().on_report(report)
+    return report
+
+
+class Recorded(NamedTuple):
+    """A model's activations as `probe` scores them.
+
+    Attributes
+    ----------
+    recording : Recording
+        ``recording[stream, layer].columns()`` is an ndarray [n, units], float32 or float64, in
+        the order of `identities`; streams are named in `watermarks.streams`. It has labels, the
+        units' names and the identity of the weights too.
+    identities : tuple of str
+        The images' names.
+    model : str
+        What reports call it.
+    baseline : str
+        Which images.
+    notes : tuple of str
+        What was assumed, guessed or left out.
+    """
+
+    recording: Recording
+    identities: tuple[str, ...]
+    model: str
+    baseline: str
+    notes: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def recorded(
+    model: nn.Module | str,
+    images: Any = None,
+    scenarios: Sequence[str | AnyScenario] | None = None,
+    layers: Sequence[str] | None = None,
+    preprocess: Any = "auto",
+    *,
+    labels: Sequence[int] | Mapping[str, int] | None = None,
+    batch_size: int | None = None,
+    name: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Iterator[Recorded]:
+    """Give the activations that a probe of all images would score, within the block.
+
+    They are computed, or taken from where a probe with the same arguments keeps them; whoever
+    comes second runs no model.
+
+    Parameters
+    ----------
+    model, images, scenarios, layers, preprocess, labels, batch_size, name, progress
+        As for `probe`.
+    settings
+        ``device``, ``precision``, ``max_images``, ``seed``, ``control`` and ``cache`` as for
+        `probe`.
+
+    Raises
+    ------
+    WatermarkGuardError
+        As `probe`.
+    """
+    resolved = current_run().settings.override(
+        images=images, scenarios=scenarios, layers=layers, **settings
+    )
+    ready = _prepare(model, resolved, preprocess, None, labels, batch_size, progress)
+    identities = ready.batches.baseline.identities
+    with Recording(ready.batches.streams, len(identities), ready.naming) as recording:
+        run(ready.module, ready.batches, ready.how, recording, None, ready.kept)
+        notes = (*ready.notes, *recording.notes)
+        called = name or ready.loaded.name
+        yield Recorded(recording, identities, called, ready.batches.baseline.description, notes)
+
+
+class _Ready(NamedTuple):
+    """All that it takes to run a model on a probe's images."""
+
+    loaded: LoadedModel
+    module: nn.Module
+    batches: ProbingBatches
+    how: HowToRun
+    naming: Naming
+    kept: ActivationCache | None
+    notes: tuple[str, ...]
+
+
+def _prepare(
+    model: nn.Module | str,
+    settings: Settings,
+    preprocess: Any,
+    class_names: Sequence[str] | Mapping[int, str] | None,
+    labels: Sequence[int] | Mapping[str, int] | None,
+    batch_size: int | None,
+    progress: bool,
+) -> _Ready:
+    context = current_run()
     resolved = resolve_scenarios(settings.scenarios, context.scenarios)
     target = resolve_device(settings.device, context.worker)
     if batch_size is not None:
@@ -187,12 +310,11 @@ def probe(
         controls=settings.control,
     )
     default_size = 64 if target.type != "cpu" else 2 * torch.get_num_threads()
-    full = batches.dtype is torch.float32
     bfloat16 = settings.precision == "bfloat16"
     how = HowToRun(
         settings.layers,
         Plan(batch_size or default_size, "bfloat16" if bfloat16 else "float32"),
-        tuning=settings.precision == "auto" and full,
+        tuning=settings.precision == "auto" and batches.dtype is torch.float32,
         sizes=batch_size is None,
         progress=progress,
     )
@@ -203,38 +325,11 @@ def probe(
     if settings.cache:
         with ONE_AT_A_TIME:
             batches, kept = _with_caches(batches, module, settings.precision)
-
-    gate = None
-    if stop_at is not None and settings.early_stop > 0:
-        count, seed = len(baseline), settings.seed
-        gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
-    kind = BinnedRecording if histograms else Recording
-    found = _measure(module, batches, how, naming, gate, kept, kind)
-    confirmed = gate is None or gate.confirmed_by(found.scores)
-    if not confirmed:
-        found = _measure(module, batches, how, naming, None, kept, kind)  # only all images can tell
     assumed: tuple[str, ...] = ()
     if preprocessing.assumed:
         advice = "pass preprocess=, or set the model's attribute preprocessing"
         assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
-    report = ProbeReport(
-        model=name or loaded.name,
-        baseline=baseline.description,
-        n_images=found.n_images,
-        seed=settings.seed,
-        scores=found.scores,
-        impact=found.impact,
-        preprocessing=preprocessing.source,
-        device=str(target),
-        precision=found.plan + ("" if full else f", {batches.dtype} weights"),
-        notes=(*assumed, *loaded.notes, *found.notes),
-        version=pytest_watermark_guard.__version__,
-        controls=found.controls,
-        early_stop=None if gate is None else gate.outcome(confirmed),
-        weights=found.weights,
-    )
-    context.on_report(report)
-    return report
+    return _Ready(loaded, module, batches, how, naming, kept, (*assumed, *loaded.notes))
 
 
 class _Found(NamedTuple):
@@ -247,20 +342,13 @@ class _Found(NamedTuple):
     weights: str
 
 
-def _measure(
-    module: nn.Module,
-    batches: ProbingBatches,
-    how: HowToRun,
-    naming: Naming,
-    gate: EarlyGate | None,
-    kept: ActivationCache | None,
-    kind: type[Recording],
-) -> _Found:
+def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording]) -> _Found:
     """Run the model on the images, and score what it answers."""
+    batches, kept = ready.batches, ready.kept
     images = batches.baseline.identities
     names = [scenario.name for scenario in batches.scenarios]
-    with kind(batches.streams, len(images), naming) as recording:
-        plan = run(module, batches, how, recording, gate, kept)
+    with kind(batches.streams, len(images), ready.naming) as recording:
+        plan = run(ready.module, batches, ready.how, recording, gate, kept)
         scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
         impact = impacts(recording, names, images)
         return _Found(
