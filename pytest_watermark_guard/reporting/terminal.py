@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.report import TIERS, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reporting.drawing import Style, drawn, table
 from pytest_watermark_guard.reporting.story import allowed_lines
 from pytest_watermark_guard.reporting.text import count, decision, extent, printable, unit_table
 
 WORST = 10
-_GAP = 2  # columns between cells
-_SHORTEST_WORD = 8
-
-
-class _Style(NamedTuple):
-    width: int
-    box: box.Box
 
 
 def render_reports(
@@ -55,30 +45,16 @@ def render_reports(
     str
         Lines, the last one ended.
     """
-    style = _Style(width, box.ASCII if ascii_only else box.SIMPLE_HEAD)
-    out = io.StringIO()
-    console = Console(
-        file=out,
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        highlight=False,
-        emoji=False,
-        markup=False,
-        legacy_windows=False,
-    )
-    for index, (report, verdicts) in enumerate(entries):
-        if index:
-            console.print()
-        for part in _report(report, verdicts, threshold, style):
-            console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    # One character for another, so that columns stay in line.
-    return text.replace("…", ".").encode("ascii", "replace").decode() if ascii_only else text
+    style = Style(width, ascii_only)
+    parts: list[RenderableType] = []
+    for report, verdicts in entries:
+        parts += [Text()] * bool(parts)
+        parts += _report(report, verdicts, threshold, style)
+    return drawn(parts, style, color)
 
 
 def _report(
-    report: ProbeReport, verdicts: Sequence[Verdict], threshold: float, style: _Style
+    report: ProbeReport, verdicts: Sequence[Verdict], threshold: float, style: Style
 ) -> Iterator[RenderableType]:
     yield Text(printable(report.model), style="bold")
     yield Text(
@@ -124,7 +100,7 @@ def _distinct(units: Sequence[SensitiveUnit]) -> int:
     return len({(unit.layer, unit.index) for unit in units})
 
 
-def _counts(report: ProbeReport, style: _Style) -> Table:
+def _counts(report: ProbeReport, style: Style) -> Table:
     tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
     columns = ("layer", "script", "units", *tiers, "max d", "unit")
     rows = []
@@ -140,10 +116,10 @@ def _counts(report: ProbeReport, style: _Style) -> Table:
                 printable(worst.label),
             )
         )
-    return _table(style, "Units by d, and the highest", columns, rows, words=(0, 1, 8))
+    return table(style, "Units by d, and the highest", columns, rows, words=(0, 1, 8))
 
 
-def _impact(report: ProbeReport, style: _Style) -> Table:
+def _impact(report: ProbeReport, style: Style) -> Table:
     labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
     controlled = any(impact.control_flip_rate is not None for impact in report.impact.values())
     columns = ["script", "change"] + ["control"] * controlled + ["class that gains most"]
@@ -159,20 +135,20 @@ def _impact(report: ProbeReport, style: _Style) -> Table:
             row += map(_share, (impact.top1_baseline, impact.top1_marked))
         rows.append(row)
     words = (0, columns.index("class that gains most"))
-    return _table(style, "Predictions under the mark", columns, rows, words)
+    return table(style, "Predictions under the mark", columns, rows, words)
 
 
 def _share(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _worst(report: ProbeReport, threshold: float, style: _Style) -> Table:
+def _worst(report: ProbeReport, threshold: float, style: Style) -> Table:
     units = sorted(
         (scores.unit(index) for scores in report for index in scores.ranking()[:WORST]),
         key=lambda unit: -unit.differentiability,
     )[:WORST]
     header, *rows = unit_table(report, units)
-    return _table(
+    return table(
         style,
         "Most differentiable units",
         header,
@@ -180,38 +156,3 @@ def _worst(report: ProbeReport, threshold: float, style: _Style) -> Table:
         words=(0, 1, 2),
         red=[unit.differentiability >= threshold for unit in units],
     )
-
-
-def _table(
-    style: _Style,
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    words: Sequence[int],
-    red: Sequence[bool] = (),
-) -> Table:
-    """Lay out a table; where the terminal is narrow, words are cut and figures are not."""
-    widths = [
-        max(cell_len(row[index]) for row in (columns, *rows)) for index in range(len(columns))
-    ]
-    spare = style.width - sum(widths) - _GAP * (len(columns) + 1)
-    while spare < 0 and max(widths[index] for index in words) > _SHORTEST_WORD:
-        longest = max(words, key=widths.__getitem__)
-        widths[longest] -= 1
-        spare += 1
-    table = Table(
-        box=style.box, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for index, column in enumerate(columns):
-        table.add_column(
-            column,
-            justify="left" if index in words else "right",
-            overflow="ellipsis",
-            no_wrap=True,
-            width=widths[index],
-        )
-    # Too wide even so, it is printed whole: rich would leave out columns.
-    table.width = style.width - spare
-    for index, row in enumerate(rows):
-        table.add_row(*map(Text, row), style="red" if red and red[index] else None)
-    return table
