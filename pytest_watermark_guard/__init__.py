@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnyScenario": "watermarks.scenarios",
+    "FeatureMask": "mitigation.mask",
     "Impact": "report",
     "PairedFolder": "watermarks.scenarios",
     "Preprocessing": "models.preprocessing",
@@ -24,14 +25,18 @@ _HOMES = {
     "Scores": "report",
     "SensitiveUnit": "report",
     "Verdict": "gate",
+    "applied_mask": "mitigation.apply",
+    "apply_mask": "mitigation.apply",
     "assert_not_watermark_sensitive": "gate",
     "auroc": "statistics.auroc",
     "builtin_images": "images.cache",
     "extract_features": "models.activations",
+    "fold_mask": "mitigation.fold",
     "judge": "gate",
     "load_model": "models.specs",
     "probe": "probing",
     "probing_batches": "batches",
+    "remove_mask": "mitigation.apply",
     "write_marked_folder": "watermarks.export",
 }
 
@@ -55,6 +60,17 @@ if TYPE_CHECKING:
         judge as judge,
     )
     from pytest_watermark_guard.images.cache import builtin_images as builtin_images
+    from pytest_watermark_guard.mitigation.apply import (
+        applied_mask as applied_mask,
+    )
+    from pytest_watermark_guard.mitigation.apply import (
+        apply_mask as apply_mask,
+    )
+    from pytest_watermark_guard.mitigation.apply import (
+        remove_mask as remove_mask,
+    )
+    from pytest_watermark_guard.mitigation.fold import fold_mask as fold_mask
+    from pytest_watermark_guard.mitigation.mask import FeatureMask as FeatureMask
     from pytest_watermark_guard.models.activations import extract_features as extract_features
     from pytest_watermark_guard.models.preprocessing import Preprocessing as Preprocessing
     from pytest_watermark_guard.models.specs import load_model as load_model

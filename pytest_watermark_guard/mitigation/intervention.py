@@ -22,13 +22,13 @@ class Intervention(Protocol):
     """
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int: ...  # noqa: D102 - described above
 
     @property
-    def weights(self) -> str: ...
+    def weights(self) -> str: ...  # noqa: D102
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str: ...  # noqa: D102
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what `transform` needs, which follows the model from device to device."""

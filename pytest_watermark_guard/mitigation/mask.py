@@ -129,7 +129,8 @@ class FeatureMask:
     @staticmethod
     def transform(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return a copy of features [..., width] with the units at exactly 0, whatever they are."""
-        return features.masked_fill(tensors["zeroed"], 0)
+        # Not masked_fill, which would change the memory format, and with it the rounding of means.
+        return torch.where(tensors["zeroed"], 0, features)
 
     def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return a head's weight [out, width] with the units' columns at 0, and its bias."""

@@ -45,7 +45,9 @@ def load(path: str | Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise MaskError(f"cannot read {where!r}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MaskError(f"{where!r} is no file of a mask: {type(error).__name__}: {error}") from error
+        raise MaskError(
+            f"{where!r} is no file of a mask: {type(error).__name__}: {error}"
+        ) from error
     if found != (FORMAT, kind):
         raise MaskError(f"{where!r} holds {found[1]!r} of format {found[0]!r}, not {kind!r}")
     if version > FORMAT_VERSION:

@@ -66,7 +66,8 @@ class ActivationRecorder:
     notes : tuple of str
         What was guessed or left out.
     batch_size : int or None
-        The batch size that an exported program demands. Calls pad and split to it by themselves.
+        The batch size that an exported program demands, or that the model was compiled for. Calls
+        pad to it by themselves.
 
     Raises
     ------
@@ -132,11 +133,21 @@ class ActivationRecorder:
         """The model, without wrappers."""
         return self._module
 
+    @property
+    def hookable(self) -> bool:
+        """Whether layers are read by hooks, as those of an exported program are not."""
+        return isinstance(self._reader, _HookReader)
+
+    @property
+    def head(self) -> tuple[Tap, ...]:
+        """Inputs of the modules that make the logits; empty for a backbone."""
+        return self._reader.head if isinstance(self._reader, _HookReader) else ()
+
     def weights(self) -> str:
         """Return the identity of the weights below the head; empty for exported programs."""
         if not isinstance(self._reader, _HookReader):
             return ""
-        return weights_identity(self._module, [tap.module for tap in self._reader.head])
+        return weights_identity(self._module, [tap.module for tap in self.head])
 
     @property
     def tapped(self) -> frozenset[str]:
@@ -158,6 +169,21 @@ class ActivationRecorder:
         twin._reader = self._reader.copied()
         twin._module = twin._reader.module
         return twin
+
+    def compile(self, batch_size: int) -> None:
+        """Have the model compiled on its next call, for batches of one size.
+
+        For a recorder's copy: a compiled model may not change any more.
+
+        Raises
+        ------
+        LayerError
+            For an exported program.
+        """
+        if not isinstance(self._reader, _HookReader):
+            raise LayerError("an exported program cannot be compiled: it has no Python code")
+        self._reader.compile(batch_size)
+        self.batch_size = batch_size
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Run one forward pass.
@@ -238,10 +264,11 @@ class _ScriptReader:
 class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
     """Takes activations with forward hooks, which stay while it is entered."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
         self.module = module
+        self._run: Callable[[Tensor], Any] = module
         trace = trace_calls(module, example)
         output, _ = main_tensor(trace.output)
         notes: list[str | None] = []
@@ -277,12 +304,20 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self.__exit__()  # or the copy's hooks would write into this reader
         try:
             twin = copy.copy(self)
-            twin.module = copy.deepcopy(self.module)
+            twin._run = twin.module = copy.deepcopy(self.module)
         finally:
             if hooked:
                 self.__enter__()
         twin._handles, twin._counts, twin._kept = [], {}, {}
         return twin
+
+    def compile(self, batch_size: int) -> None:
+        on_gpu = any(p.is_cuda for p in self.module.parameters())
+        how: dict[str, Any] = {"options": {"freezing": True}}  # weights laid out for the CPU
+        if on_gpu:
+            how = {"mode": "reduce-overhead"}  # CUDA graphs
+        self._run = torch.compile(self.module, dynamic=False, **how)
+        self.batch_size = batch_size
 
     def __enter__(self) -> _HookReader:
         try:
@@ -327,7 +362,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self._counts.clear()
         self._kept.clear()
         try:
-            output, _ = main_tensor(self.module(x))
+            output, _ = main_tensor(self._run(self._filled(x)))
             units = self._output.read(output)
             result = {"logits": units, "features": units}
             for layer, taps in self._taps.items():
@@ -338,9 +373,18 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
                         f"batch of shape {[*x.shape]}"
                     )
                 result[layer] = combined([self._kept[tap] for tap in taps])
-            return result
+            return {layer: units[: len(x)] for layer, units in result.items()}
         finally:
             self._kept.clear()
+
+    def _filled(self, x: Tensor) -> Tensor:
+        """Fill a batch up to the size for which the model was compiled; others compile anew."""
+        if self.batch_size is None:
+            return x
+        if x.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        missing = self.batch_size - len(x)
+        return nn.functional.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) if missing else x
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

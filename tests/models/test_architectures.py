@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+import pytest_watermark_guard as wm
 from pytest_watermark_guard.models.activations import ActivationRecorder, extract_features
 
 pytestmark = pytest.mark.filterwarnings(
@@ -211,6 +212,51 @@ def test_timm_without_a_classifier_is_a_backbone(name: str) -> None:
         torch.testing.assert_close(recorder(x)["features"], model(x))
     assert recorder.layers == ("features",)
     assert "no head found" in recorder.notes[0]
+
+
+# Of twenty-odd families, with every way of pooling; one of them is the paper's BEiT.
+MASKED_TIMM = [
+    "beit_base_patch16_224", "byobnet:repvgg_a0", "cait_xxs24_224", "convit_tiny", "convnext_atto",
+    "cspresnet50", "deit_tiny_distilled_patch16_224", "dla46_c", "edgenext_xx_small",
+    "efficientnet_lite0", "fastvit_t8", "ghostnet_050", "hgnetv2_b0", "inception_next_atto",
+    "mambaout_femto", "mlp_mixer:mixer_s32_224", "mobilenetv3_small_050", "nfnet:nf_regnet_b0",
+    "pit_ti_224", "regnetx_002", "resnetv2_18", "rexnet_100", "swin_tiny_patch4_window7_224",
+    "vit_tiny_patch16_224", "vovnet:ese_vovnet19b_slim", "xcit_nano_12_p16_224",
+]  # fmt: skip
+
+
+def _check_masking(model: nn.Module, x: Tensor) -> None:
+    """Units masked are exactly 0 at the head's input, others unchanged, folded logits equal."""
+    model.eval()
+    before = extract_features(model, x)
+    mask = wm.FeatureMask(tuple(range(0, before.shape[1], 7)), before.shape[1])
+    masked = wm.apply_mask(model, mask, example=x)
+    changed = extract_features(masked, x)
+    zeroed = mask.tensors()["zeroed"]
+    assert (changed[:, zeroed] == 0).all()
+    scale = float(before.abs().max())
+    torch.testing.assert_close(changed[:, ~zeroed], before[:, ~zeroed], rtol=0, atol=3e-7 * scale)
+    with torch.no_grad():
+        plain, expected, found = (m(x) for m in (model, masked, wm.fold_mask(masked)))
+    scale = float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= 1e-5 * scale
+    assert float((plain - expected).abs().max()) > 1e-4 * scale, "the mask must do something"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_masking_the_papers_architectures(name: str) -> None:
+    _check_masking(*_torchvision_model(name))
+
+
+@pytest.mark.parametrize("name", MASKED_TIMM)
+def test_masking_timm(name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an optional extra")
+    torch.manual_seed(0)
+    model = timm.create_model(_timm_name(name), pretrained=False)
+    for head in _as_list(model.get_classifier()):
+        for parameter in head.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    _check_masking(model, torch.rand(2, *model.pretrained_cfg["input_size"]))
 
 
 def _transformers_model(family: str) -> tuple[nn.Module, nn.Module]:

@@ -1,0 +1,253 @@
+"""Where in a model its features can be changed, and the hooks that change them there.
+
+The best place is what a module well below the head returns: nobody who puts another head on takes
+it away. Whether zeroing channels there zeroes the very units at the head's input, and leaves the
+others alone, is not guessed from the architecture but tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.mitigation.intervention import Intervention
+from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.models.identity import OWN_BUFFER
+from pytest_watermark_guard.models.layers import Trace, trace_calls
+
+_TOLERANCE = 1e-5  # of the largest feature: another order of summation, and no more
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One tensor of a forward pass whose channels are the features.
+
+    Attributes
+    ----------
+    module : str
+        Qualified name; empty for the model itself.
+    of_input : bool
+        The module's first tensor argument, else what it returns.
+    dim : int
+        Axis of the units: 1 or -1.
+    """
+
+    module: str
+    of_input: bool
+    dim: int
+
+    def __str__(self) -> str:
+        what = "input" if self.of_input else "output"
+        return f"the {what} of {self.module!r}" if self.module else f"the model's {what}"
+
+    def attach(self, root: nn.Module, intervention: Intervention) -> Any:
+        """Change features here from now on; returns a handle for `detach`."""
+        module = root.get_submodule(self.module)
+        like = next((t for t in (*root.parameters(), *root.buffers())), torch.empty(0))
+        for name, tensor in intervention.tensors().items():
+            moved = _like(tensor, like)
+            module.register_buffer(OWN_BUFFER + name, moved, persistent=False)
+        change = partial(_change, dim=self.dim, transform=type(intervention).transform)
+        return self._hook(module, change)
+
+    def substitute(self, root: nn.Module, values: Callable[[nn.Module, Tensor], Tensor]) -> Any:
+        """Put other values in place of the features here; returns a handle with ``remove``."""
+        return self._hook(root.get_submodule(self.module), values)
+
+    def _hook(self, module: nn.Module, change: Callable[[nn.Module, Tensor], Tensor]) -> Any:
+        # First of all hooks there are: whoever reads the features with one sees what the head sees.
+        if self.of_input:
+            return module.register_forward_pre_hook(
+                partial(_change_input, change=change), prepend=True, with_kwargs=True
+            )
+        return module.register_forward_hook(partial(_change_output, change=change), prepend=True)
+
+    def detach(self, root: nn.Module, handle: Any) -> None:
+        """Undo `attach`."""
+        handle.remove()
+        module = root.get_submodule(self.module)
+        for name in [name for name in module._buffers if name.startswith(OWN_BUFFER)]:
+            delattr(module, name)
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor on the other's device, and in its precision if both have one."""
+    floating = tensor.is_floating_point() and other.is_floating_point()
+    return tensor.to(other.device, other.dtype if floating else None)
+
+
+def _change(module: nn.Module, value: Tensor, dim: int, transform: Any) -> Tensor:
+    tensors = {
+        name.removeprefix(OWN_BUFFER): tensor
+        for name, tensor in module._buffers.items()
+        if name.startswith(OWN_BUFFER)
+    }
+    if dim == -1:
+        return transform(value, tensors)  # type: ignore[no-any-return]
+    return transform(value.movedim(dim, -1), tensors).movedim(-1, dim)  # type: ignore[no-any-return]
+
+
+def _change_output(module: nn.Module, _args: Any, output: Tensor, change: Any) -> Tensor:
+    return change(module, output)  # type: ignore[no-any-return]
+
+
+def _change_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], change: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:index], change(module, value), *args[index + 1 :]), kwargs
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return args, {**kwargs, name: change(module, value)}
+    return args, kwargs
+
+
+def find_anchors(
+    root: nn.Module, example: Tensor, intervention: Intervention, recorder: ActivationRecorder
+) -> tuple[Anchor, ...]:
+    """Return where to change a model's features.
+
+    Parameters
+    ----------
+    root : torch.nn.Module
+        In evaluation mode, without gradients, and eager.
+    example : Tensor
+        Input [B, C, H, W]; random values will do.
+    intervention : Intervention
+    recorder : ActivationRecorder
+        Of the layer "features", not entered.
+
+    Returns
+    -------
+    tuple of Anchor
+        One that nothing but rebuilding the backbone takes away if there is any; else the inputs of
+        the head, or of the modules that hold it.
+
+    Raises
+    ------
+    MaskError
+        If none of them changes the features as the intervention says.
+    """
+    with recorder:
+        plain = recorder(example)["features"]
+    heads = [tap.module for tap in recorder.head]
+    for anchors in _candidates(trace_calls(root, example), heads, plain.shape[-1]):
+        try:
+            if all(
+                _does_it(root, example, intervention, recorder, anchors, substitute)
+                for substitute in (False, True)
+            ):
+                return anchors
+        except (RuntimeError, IndexError):  # this tensor is of another shape than the features
+            continue
+    where = ", ".join(map(repr, heads)) or "the model's output"
+    raise MaskError(
+        f"{type(root).__name__}: found no place before {where} where the features can be changed "
+        "one by one; its features are those of several heads, or are computed inside the head"
+    )
+
+
+def _candidates(trace: Trace, heads: Sequence[str], width: int) -> Iterator[tuple[Anchor, ...]]:
+    parents = [ancestors(head) for head in heads]
+    end = min(
+        (i for i, call in enumerate(trace.calls) if call.tap.module in heads),
+        default=len(trace.calls),
+    )
+    names: dict[tuple[str, int], None] = {}
+    for call in reversed(trace.calls[:end]):
+        shape = call.shape or torch.Size()
+        for dim in (-1, 1):
+            if len(shape) in (2, 3, 4) and shape[dim] == width and (dim == -1 or len(shape) > 2):
+                names[call.tap.module, dim] = None
+
+    def lost(name: str) -> int:
+        """Count the modules whose replacement would take this one away."""
+        return sum(is_within(name, parent) for chain in parents for parent in chain)
+
+    for name, dim in sorted(names, key=lambda key: lost(key[0])):
+        yield (Anchor(name, False, dim),)
+    for depth in range(max(map(len, parents), default=0)):
+        level = dict.fromkeys(chain[min(depth, len(chain) - 1)] for chain in parents)
+        for dim in (-1, 1):
+            yield tuple(Anchor(name, True, dim) for name in level)
+
+
+def ancestors(name: str) -> list[str]:
+    """Return a module and those that hold it, by qualified name, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))] if name else []
+
+
+def is_within(name: str, parent: str) -> bool:
+    """Tell whether a qualified name is that of `parent` or of a module inside it."""
+    return name == parent or name.startswith(f"{parent}.")
+
+
+def _does_it(
+    root: nn.Module,
+    example: Tensor,
+    intervention: Intervention,
+    recorder: ActivationRecorder,
+    anchors: Sequence[Anchor],
+    substitute: bool,
+) -> bool:
+    """Tell whether hooks there change the features as the intervention does.
+
+    With `substitute`, positive random numbers stand in for what the model computes there: units
+    that are dead on the example would prove nothing.
+    """
+
+    def read() -> Tensor:
+        # Entered after the hooks under test, so that these work on the random numbers.
+        with ExitStack() as stack:
+            for anchor in anchors if substitute else ():
+                stack.callback(anchor.substitute(root, _random_values).remove)
+            stack.enter_context(recorder)
+            return recorder(example)["features"]
+
+    plain = read()
+    if substitute and not bool((plain != 0).all()):
+        return False  # something between here and the head makes more of them than their average
+    with attached(root, anchors, intervention):
+        changed = read()
+    return follows(intervention, plain, changed)
+
+
+def _random_values(_module: nn.Module, value: Tensor) -> Tensor:
+    numbers = torch.rand(value.shape, generator=torch.Generator().manual_seed(0))
+    return (0.5 + numbers).to(value)
+
+
+@contextmanager
+def attached(
+    root: nn.Module, anchors: Sequence[Anchor], intervention: Intervention
+) -> Iterator[None]:
+    """Change the features at these places within the block."""
+    handles = []
+    try:
+        handles += [(anchor, anchor.attach(root, intervention)) for anchor in anchors]
+        yield
+    finally:
+        for anchor, handle in handles:
+            anchor.detach(root, handle)
+
+
+def follows(intervention: Intervention, plain: Tensor, changed: Tensor, dim: int = -1) -> bool:
+    """Tell whether `changed` is what an intervention makes of the features `plain`."""
+    plain, changed = plain.movedim(dim, -1), changed.movedim(dim, -1)
+    tensors = {name: _like(tensor, plain) for name, tensor in intervention.tensors().items()}
+    expected = type(intervention).transform(plain, tensors)
+    made_zero = (expected == 0) & (plain != 0)
+    finite = plain[plain.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    tolerance = max(_TOLERANCE, 4 * torch.finfo(plain.dtype).eps) * scale
+    close = torch.allclose(changed, expected, rtol=0.0, atol=tolerance)
+    return close and not bool(changed[made_zero].any())

@@ -1,0 +1,105 @@
+"""Writing a mask into the head's weights, so that inference has nothing left to compute."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.mitigation.anchors import attached, find_anchors
+from pytest_watermark_guard.mitigation.apply import applied_mask, check_fits, examined, remove_mask
+from pytest_watermark_guard.mitigation.intervention import Intervention
+from pytest_watermark_guard.models.outputs import main_tensor
+from pytest_watermark_guard.models.state import unwrapped
+
+_TOLERANCE = 1e-4  # of the largest logit: the matrices are multiplied in another order
+
+
+def fold_mask(
+    model: nn.Module,
+    mask: Intervention | None = None,
+    *,
+    example: Tensor | None = None,
+    strict: bool = True,
+) -> nn.Module:
+    """Return a copy whose head ignores the masked features by its weights alone.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A classifier that ends in a linear layer or a 1x1 convolution.
+    mask : FeatureMask or FeatureErasure, optional
+        Default: the one that the model carries; the copy carries none any more.
+    example : Tensor, optional
+        Input [B, C, H, W], as for `apply_mask`.
+    strict : bool, default True
+        As for `apply_mask`.
+
+    Returns
+    -------
+    torch.nn.Module
+        A deep copy without hooks of ours, of the same architecture; its logits are those of the
+        masked model but for rounding, which is checked on the example.
+
+    Raises
+    ------
+    MaskError
+        If the mask is another model's, or the model has no head that it can be written into.
+    """
+    carried = applied_mask(model)
+    if mask is None and carried is None:
+        raise MaskError(f"{type(unwrapped(model)).__name__} carries no mask: pass one to fold")
+    root = copy.deepcopy(unwrapped(model))
+    if carried is not None:
+        remove_mask(root)
+    chosen = carried if mask is None else mask
+    assert chosen is not None
+    with examined(root, example) as (recorder, inputs):
+        # One that the model carries was checked when it was applied.
+        check_fits(chosen, recorder, inputs, strict and mask is not None)
+        names = dict.fromkeys(tap.module for tap in recorder.head)
+        heads = [_foldable(root, name, chosen.width) for name in names]
+        if not heads:
+            raise MaskError(f"{type(root).__name__} is a backbone: it has no head to fold into")
+        with attached(root, find_anchors(root, inputs, chosen, recorder), chosen):
+            expected = main_tensor(root(inputs))[0]
+        for head in heads:
+            _fold(head, chosen)
+        found = main_tensor(root(inputs))[0]
+        scale = float(expected.abs().max())
+        allowed = scale * max(_TOLERANCE, 8 * torch.finfo(expected.dtype).eps)
+        if not torch.allclose(found, expected, rtol=0.0, atol=allowed):
+            raise MaskError(
+                f"{type(root).__name__}: with the mask in the weights of {', '.join(names)} the "
+                f"logits are off by {float((found - expected).abs().max()):.1e}, so something else "
+                "reads the features as well; use apply_mask"
+            )
+    return root
+
+
+def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
+    module = root.get_submodule(name)
+    linear = isinstance(module, nn.Linear) and module.in_features == width
+    pointwise = (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+        and module.in_channels == width
+    )
+    if not (linear or pointwise):
+        raise MaskError(
+            f"{type(root).__name__}: the head {name!r} is a {type(module).__name__}, and a mask "
+            f"can be folded into a Linear or a 1x1 Conv2d of {width} inputs only; use apply_mask"
+        )
+    return module  # type: ignore[return-value]
+
+
+def _fold(head: nn.Linear | nn.Conv2d, mask: Intervention) -> None:
+    old = head.weight
+    weight, bias = mask.fold_into(old.detach().flatten(1), head.bias)
+    head.weight = nn.Parameter(weight.view_as(old).contiguous(), old.requires_grad)
+    if bias is not head.bias:
+        head.bias = None if bias is None else nn.Parameter(bias.detach(), old.requires_grad)
