@@ -46,8 +46,11 @@ _NOT_STATE = frozenset((
     "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks", "_is_torch_compile",
+    # What is known of a mask; what it does is done by its hook, with buffers.
+    "_watermark_guard_applied", "_watermark_guard_children",
 ))  # fmt: skip
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_MASKS = "pytest_watermark_guard.mitigation."
 _GLOBAL_HOOKS = (
     "_global_forward_pre_hooks",
     "_global_forward_hooks",
@@ -473,10 +476,10 @@ class Encoder:
     def _hooks(self, name: str, hooks: list[Any]) -> None:
         self._write(name, b"%d" % len(hooks))
         for hook in hooks:
-            home = home_of(hook)
+            home = home_of(hook.func if isinstance(hook, functools.partial) else hook)
             if home.startswith(("torch.export.", "torch._export.")):
                 self._write("check")  # of the input's shape
-            elif home.startswith("torch.nn.utils."):  # spectral_norm, prune
+            elif home.startswith(("torch.nn.utils.", _MASKS)):  # spectral_norm, prune; masks
                 self._child(f".{name}", hook)
             else:
                 raise self.refusal("a hook may change outputs")

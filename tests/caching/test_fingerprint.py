@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+import pytest_watermark_guard as wm
 from pytest_watermark_guard.caching.fingerprint import (
     Unfingerprintable,
     fingerprint,
@@ -643,3 +644,20 @@ def test_files_are_told_by_name_and_content(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unfingerprintable, match=r"absent\.jpg: No such file"):
         fingerprint_files(tmp_path, ["absent.jpg"])
+
+
+def test_a_masked_model_is_told_from_another_mask_and_from_none():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    x = torch.rand(2, 3, 8, 8)
+
+    def masked(*units):
+        return wm.apply_mask(model, wm.FeatureMask(units, 4), example=x)
+
+    plain = fingerprint_model(model)
+    one = fingerprint_model(masked(1))
+    assert one == fingerprint_model(masked(1))
+    assert len({plain, one, fingerprint_model(masked(2)), fingerprint_model(masked(1, 2))}) == 4
+    again = wm.remove_mask(masked(1))
+    assert fingerprint_model(again) == plain
