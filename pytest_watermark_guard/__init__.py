@@ -24,6 +24,7 @@ _HOMES = {
     "Scenario": "watermarks.scenarios",
     "Scores": "report",
     "SensitiveUnit": "report",
+    "SurveyReport": "surveying",
     "Verdict": "gate",
     "applied_mask": "mitigation.apply",
     "apply_mask": "mitigation.apply",
@@ -37,6 +38,7 @@ _HOMES = {
     "probe": "probing",
     "probing_batches": "batches",
     "remove_mask": "mitigation.apply",
+    "survey": "surveying",
     "write_marked_folder": "watermarks.export",
 }
 
@@ -88,6 +90,8 @@ if TYPE_CHECKING:
         SensitiveUnit as SensitiveUnit,
     )
     from pytest_watermark_guard.statistics.auroc import auroc as auroc
+    from pytest_watermark_guard.surveying import SurveyReport as SurveyReport
+    from pytest_watermark_guard.surveying import survey as survey
     from pytest_watermark_guard.watermarks.export import write_marked_folder as write_marked_folder
     from pytest_watermark_guard.watermarks.scenarios import (
         SCENARIOS as SCENARIOS,
