@@ -322,14 +322,16 @@ def _prepare(
         unit_names, given=class_names, loaded=loaded.class_names or class_names_of(module)
     )
     kept = None
+    uncached: tuple[str, ...] = ()
     if settings.cache:
         with ONE_AT_A_TIME:
-            batches, kept = _with_caches(batches, module, settings.precision)
+            batches, kept, uncached = _with_caches(batches, module, settings.precision)
     assumed: tuple[str, ...] = ()
     if preprocessing.assumed:
         advice = "pass preprocess=, or set the model's attribute preprocessing"
         assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
-    return _Ready(loaded, module, batches, how, naming, kept, (*assumed, *loaded.notes))
+    notes = (*assumed, *loaded.notes, *uncached)
+    return _Ready(loaded, module, batches, how, naming, kept, notes)
 
 
 class _Found(NamedTuple):
@@ -358,19 +360,21 @@ def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording]) -> _F
 
 def _with_caches(
     batches: ProbingBatches, module: nn.Module, precision: str
-) -> tuple[ProbingBatches, ActivationCache | None]:
-    """Open the caches of pixels and activations, as far as keys for them can be given."""
+) -> tuple[ProbingBatches, ActivationCache | None, tuple[str, ...]]:
+    """Open the caches of pixels and activations, or note why no keys for them can be given."""
     store = Store(cache_folder() / "cache", cache_bytes())
     size = batches.preprocessing.size
     paired = any(isinstance(scenario, PairedFolder) for scenario in batches.scenarios)
-    # What cannot be told apart from its like must not be mixed up with it: no cache then.
-    with contextlib.suppress(Unfingerprintable):
+    try:
         if batches.baseline.root is not None and size is not None and not paired:
             geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
             decoded = DecodedImages(store, batches.baseline, geometry)
             batches = replace(batches, decoded=decoded)
-        return batches, ActivationCache(store, module, batches, precision)
-    return batches, None
+        return batches, ActivationCache(store, module, batches, precision), ()
+    except Unfingerprintable as reason:
+        # What cannot be told apart from its like must not be mixed up with it.
+        first, *_ = str(reason).splitlines() or [""]
+        return batches, None, (f"not cached: {first}",)
 
 
 def _input_dtype(module: nn.Module) -> torch.dtype:

@@ -172,16 +172,20 @@ def test_datasets_are_never_cached(rows):
             return torch.rand(3, 32, 32)
 
     for _ in range(2):
-        probe(Noise())
+        report = probe(Noise())
         assert rows() >= 2 * N
+        assert any(note.startswith("not cached: images: a Dataset") for note in report.notes)
 
 
 def test_models_with_hooks_are_never_cached(photos, rows):
     model = Net()
     model.register_forward_hook(lambda module, args, output: output * 2)
     for _ in range(2):
-        probe(photos, model=model)
+        report = probe(photos, model=model)
         assert rows() >= 2 * N
+        assert [note for note in report.notes if note.startswith("not cached: model")]
+    quiet = probe(photos, model=model, cache=False)  # nobody asked
+    assert not [note for note in quiet.notes if "cached" in note]
 
 
 def test_damaged_files_are_computed_again(photos, rows, own_folder):
