@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from pytest_watermark_guard import hookspec
 from pytest_watermark_guard.context import Run, current_run, using_run
 from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
 from pytest_watermark_guard.gate_items import check_spec, collect_gates
+from pytest_watermark_guard.mask_marker import MASK_MARKER, SIGNATURE, prepare_item
+from pytest_watermark_guard.masking import MASKED, masking
 from pytest_watermark_guard.options import add_options, json_path, read_settings
 from pytest_watermark_guard.settings import Settings
-from pytest_watermark_guard.summary import Probed, Summary, send
+from pytest_watermark_guard.summary import Probed, Summary, send, send_masked
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario, resolve_scenarios
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from pytest_watermark_guard.batches import ProbingBatches
     from pytest_watermark_guard.gate import Verdict
+    from pytest_watermark_guard.mitigation.erasure import FeatureErasure
+    from pytest_watermark_guard.mitigation.mask import FeatureMask
     from pytest_watermark_guard.report import ProbeReport
 
 MARKER = "wm_settings"
@@ -59,6 +63,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{MARKER}({known_settings}): settings of the watermark probes that this test makes.",
+    )
+    config.addinivalue_line(
+        "markers",
+        f"{SIGNATURE}: the model that the named fixture gives has its most watermark-sensitive "
+        "features set to zero in this test (or threshold= or units= instead of fraction=), or "
+        "what tells the marks erased from its features (method='erase').",
     )
     models = config.getoption("wm_model") or config.getini("wm_model") or []
     try:
@@ -125,21 +135,32 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"watermark guard: gating {names}{alone if state.only_models else ''}"]
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
-) -> None:
+) -> Generator[None, object, object]:
     run = config.stash[STATE].run
     for item in items:
-        try:
+        with _marked_rightly(item, MARKER):
             resolve_scenarios(_settings_at(item, run).scenarios, run.scenarios)
-        except WatermarkGuardError as error:
-            message = f"{item.nodeid}: @pytest.mark.{MARKER}: {error}"
-            if not hasattr(config, "workerinput"):
-                raise pytest.UsageError(message) from None
-            # A worker cannot end the run: there, the test that is marked wrongly errs.
-            item.stash[WRONG_MARKER] = message
     items += collect_gates(session, config.stash[STATE].models)
+    result = yield
+    for item in items:  # after other plugins, which may have marked some of them
+        with _marked_rightly(item, MASK_MARKER):
+            prepare_item(item, run.scenarios)
+    return result
+
+
+@contextmanager
+def _marked_rightly(item: pytest.Item, marker: str) -> Iterator[None]:
+    try:
+        yield
+    except WatermarkGuardError as error:
+        message = f"{item.nodeid}: @pytest.mark.{marker}: {error}"
+        if not hasattr(item.config, "workerinput"):
+            raise pytest.UsageError(message) from None
+        # A worker cannot end the run: there, the test that is marked wrongly errs.
+        item.stash[WRONG_MARKER] = message
 
 
 def _settings_at(node: pytest.Item | pytest.Collector, run: Run) -> Settings:
@@ -186,6 +207,8 @@ def pytest_runtest_makereport(
     pending = item.config.stash[STATE].pending
     if pending:
         send(test_report, pending, getattr(item, "probe_key", None))
+    if test_report.when == "setup" and MASKED in item.stash:
+        send_masked(test_report, item.stash[MASKED])
     return test_report
 
 
@@ -251,3 +274,10 @@ def wm_batches() -> ProbingBatches:
     from pytest_watermark_guard.batches import probing_batches
 
     return probing_batches()
+
+
+@pytest.fixture
+def wm_mask(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureErasure]:
+    """What the marker ``wm_mask`` of this test took out of its model's features."""
+    with masking(request) as mask:
+        yield mask

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.masking import Masked
+
 if TYPE_CHECKING:
     from pytest_watermark_guard.gate import Verdict
     from pytest_watermark_guard.report import ProbeReport
@@ -36,6 +38,11 @@ def send(test_report: pytest.TestReport, pending: list[Probed], key: str | None)
     entries = [{"key": key or probed.report, **asdict(probed)} for probed in pending]
     test_report.wm_probed = entries  # type: ignore[attr-defined]
     pending.clear()
+
+
+def send_masked(test_report: pytest.TestReport, masked: Masked) -> None:
+    """Put what was masked for a test on its report, as text."""
+    test_report.wm_masked = masked.to_json()  # type: ignore[attr-defined]
 
 
 class Summary:
@@ -68,11 +75,14 @@ class Summary:
         self._json_path = json_path
         self._threshold = threshold
         self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
+        self._masked: dict[str, Masked] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         probed: list[dict[str, Any]] = getattr(report, "wm_probed", [])
         for entry in probed:
             self._add(**entry)
+        if (text := getattr(report, "wm_masked", None)) is not None:
+            self._masked[report.nodeid] = Masked.from_json(text)  # a rerun's in its place
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
         from pytest_watermark_guard.gate import judge
@@ -98,7 +108,7 @@ class Summary:
         from pytest_watermark_guard.reporting.json_file import write_json
 
         entries = list(self._probed.values())
-        write_json(self._json_path, entries, self._threshold)
+        write_json(self._json_path, entries, self._threshold, list(self._masked.values()))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._json_path is not None:
@@ -109,16 +119,17 @@ class Summary:
         if not self._probed:
             terminalreporter.write_line("no probe was made")
             return
+        from pytest_watermark_guard.reporting.masks import render_masks
         from pytest_watermark_guard.reporting.terminal import render_reports
 
         writer = self._config.get_terminal_writer()
         encoding = (getattr(sys.__stdout__, "encoding", None) or "utf-8").lower()
-        terminalreporter.write(
-            render_reports(
-                list(self._probed.values()),
-                self._threshold,
-                width=writer.fullwidth,
-                color=writer.hasmarkup,
-                ascii_only=not encoding.startswith("utf"),
-            )
-        )
+        terminal: dict[str, Any] = {
+            "width": writer.fullwidth,
+            "color": writer.hasmarkup,
+            "ascii_only": not encoding.startswith("utf"),
+        }
+        entries = list(self._probed.values())
+        terminalreporter.write(render_reports(entries, self._threshold, **terminal))
+        if self._masked:
+            terminalreporter.write(f"\n{render_masks(list(self._masked.values()), **terminal)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_watermark_guard.gate import Verdict
+from pytest_watermark_guard.masking import Masked
 from pytest_watermark_guard.report import ProbeReport
 
 FORMAT = "pytest-watermark-guard/run"
@@ -16,9 +17,12 @@ FORMAT_VERSION = 1
 
 
 def write_json(
-    path: Path, entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]], threshold: float
+    path: Path,
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
+    threshold: float,
+    masked: Sequence[Masked] = (),
 ) -> None:
-    """Write a run's reports, the units that reach its threshold, and its gates' verdicts."""
+    """Write a run's reports, the units that reach its threshold, its gates' verdicts, its masks."""
     data = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -31,6 +35,7 @@ def write_json(
             }
             for report, verdicts in entries
         ],
+        "masks": [mask.to_dict() for mask in masked],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")
