@@ -20,6 +20,7 @@ _HOMES = {
     "ProbeReport": "report",
     "ProbingBatch": "batches",
     "ProbingBatches": "batches",
+    "Reaudit": "mitigation.reaudit",
     "SCENARIOS": "watermarks.scenarios",
     "Scenario": "watermarks.scenarios",
     "Scores": "report",
@@ -37,6 +38,7 @@ _HOMES = {
     "load_model": "models.specs",
     "probe": "probing",
     "probing_batches": "batches",
+    "reaudit": "mitigation.reaudit",
     "remove_mask": "mitigation.apply",
     "survey": "surveying",
     "write_marked_folder": "watermarks.export",
@@ -73,6 +75,12 @@ if TYPE_CHECKING:
     )
     from pytest_watermark_guard.mitigation.fold import fold_mask as fold_mask
     from pytest_watermark_guard.mitigation.mask import FeatureMask as FeatureMask
+    from pytest_watermark_guard.mitigation.reaudit import (
+        Reaudit as Reaudit,
+    )
+    from pytest_watermark_guard.mitigation.reaudit import (
+        reaudit as reaudit,
+    )
     from pytest_watermark_guard.models.activations import extract_features as extract_features
     from pytest_watermark_guard.models.preprocessing import Preprocessing as Preprocessing
     from pytest_watermark_guard.models.specs import load_model as load_model
