@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_watermark_guard.settings import Settings
-from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
+from pytest_watermark_guard.watermarks.scenarios import READY_SCENARIOS, AnyScenario
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.gate import Verdict
@@ -38,13 +38,16 @@ class Run:
         Receives every finished report.
     on_verdict : callable
         Receives every gate's verdict, after its report.
+    examples : bool
+        Whether reports name the images that move the worst units most and least.
     """
 
     settings: Settings = field(default_factory=Settings)
-    scenarios: Mapping[str, AnyScenario] = field(default_factory=lambda: SCENARIOS)
+    scenarios: Mapping[str, AnyScenario] = field(default_factory=lambda: READY_SCENARIOS)
     worker: int = 0
     on_report: Callable[[ProbeReport], None] = _nobody
     on_verdict: Callable[[Verdict], None] = _nobody
+    examples: bool = False
 
 
 # A plain global, not a ContextVar: a thread that a test starts must see its test's settings.

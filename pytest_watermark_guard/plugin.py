@@ -19,7 +19,11 @@ from pytest_watermark_guard.masking import MASKED, masking
 from pytest_watermark_guard.options import add_options, json_path, read_settings
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.summary import Probed, Summary, send, send_masked
-from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario, resolve_scenarios
+from pytest_watermark_guard.watermarks.scenarios import (
+    READY_SCENARIOS,
+    AnyScenario,
+    resolve_scenarios,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -109,9 +113,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _known_scenarios(config: pytest.Config) -> Mapping[str, AnyScenario]:
     offered = [s for group in config.hook.pytest_wm_scenarios(config=config) for s in group]
-    return (
-        {**SCENARIOS, **{s.name: s for s in resolve_scenarios(offered)}} if offered else SCENARIOS
-    )
+    own = {s.name: s for s in resolve_scenarios(offered)} if offered else {}
+    return {**READY_SCENARIOS, **own}
 
 
 def _worker_number(config: pytest.Config) -> int:

@@ -1,6 +1,7 @@
 """Cut the fonts that ship in the package from Debian's font packages.
 
-Needs Debian's fonts-noto-cjk, fonts-noto-core and fonts-liberation2, and ``pip install fonttools``.
+Needs Debian's fonts-noto-cjk, fonts-noto-cjk-extra, fonts-noto-core and fonts-liberation2, and
+``pip install fonttools``.
 Run it as ``python scripts/cut_fonts.py``; the same packages give the same bytes.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from fontTools import subset
 from fontTools.ttLib import TTFont
 
-from pytest_watermark_guard.watermarks.scenarios import FONTS, SCENARIOS
+from pytest_watermark_guard.watermarks.scenarios import FONTS, READY_SCENARIOS
 
 DEBIAN_FONTS = Path("/usr/share/fonts")
 LATIN = "".join(map(chr, range(0x20, 0x7F))) + "©®™€£"
@@ -20,12 +21,17 @@ SOURCES = {
     "song": (
         "opentype/noto/NotoSerifCJK-Regular.ttc",
         2,
-        "".join(SCENARIOS["chinese"].alphabet),
+        "".join(READY_SCENARIOS["chinese"].alphabet),
+    ),
+    "song-light": (
+        "opentype/noto/NotoSerifCJK-ExtraLight.ttc",
+        2,
+        "".join(READY_SCENARIOS["imagenet_w"].alphabet),
     ),
     "devanagari": (
         "truetype/noto/NotoSansDevanagari-Bold.ttf",
         0,
-        "".join(SCENARIOS["hindi"].alphabet) + "\u25cc",  # dotted circle: carries lone vowel signs
+        "".join(READY_SCENARIOS["hindi"].alphabet) + "\u25cc",  # dotted circle: for vowel signs
     ),
     "serif": ("truetype/liberation2/LiberationSerif-Regular.ttf", 0, LATIN),
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pytest_watermark_guard.watermarks.scenarios import Scenario
 
 _TWO_64 = 2**64
+_LAST = 1 - 2**-53  # below 1
 # Keeps these numbers apart from any other use of the hash; a new rule of drawing gets a new number.
 _DOMAIN = "pytest-watermark-guard/1"
 
@@ -60,5 +61,9 @@ def draw_watermark(scenario: Scenario, seed: int, identity: str) -> Draw:
     text = "".join(
         scenario.alphabet[next(words) * symbols // _TWO_64] for _ in range(scenario.length)
     )
-    # 53 bits, so that the quotient is exact and never rounds up to 1.
-    return Draw(text, across=(next(words) >> 11) / 2**53, down=(next(words) >> 11) / 2**53)
+    if scenario.place is not None:
+        across, down = (min(share, _LAST) for share in scenario.place)
+    else:
+        # 53 bits, so that the quotient is exact and never rounds up to 1.
+        across, down = ((next(words) >> 11) / 2**53 for _ in range(2))
+    return Draw(text, across, down)

@@ -17,10 +17,26 @@ _FONT_FOLDER = Path(__file__).parent / "fonts"
 FONTS: Mapping[str, Path] = MappingProxyType(
     {
         "song": _FONT_FOLDER / "WatermarkGuardSong.otf",
+        "song-light": _FONT_FOLDER / "WatermarkGuardSongLight.otf",
         "devanagari": _FONT_FOLDER / "WatermarkGuardDevanagari.ttf",
         "serif": _FONT_FOLDER / "WatermarkGuardSerif.ttf",
     }
 )
+
+POSITIONS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "top-left": (0.0, 0.0),
+        "top": (0.5, 0.0),
+        "top-right": (1.0, 0.0),
+        "left": (0.0, 0.5),
+        "centre": (0.5, 0.5),
+        "right": (1.0, 0.5),
+        "bottom-left": (0.0, 1.0),
+        "bottom": (0.5, 1.0),
+        "bottom-right": (1.0, 1.0),
+    }
+)
+"""Places for the ink, as shares of the room that it leaves: (across, down)."""
 
 
 def _check_name(name: str) -> None:
@@ -30,7 +46,7 @@ def _check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kind of text watermark: one random string per image, at a random place.
+    """A kind of text watermark: one random string per image, at a random or a fixed place.
 
     Parameters
     ----------
@@ -40,8 +56,9 @@ class Scenario:
         Symbols that strings are drawn from, uniformly and with replacement. White space in a
         ``str`` separates; without any, every character is a symbol.
     font : str or path, default "serif"
-        A font file, or a font of the package: ``serif`` (Times metrics; ASCII), ``song`` and
-        ``devanagari`` (just the symbols of the chinese and the hindi scenario).
+        A font file, or a font of the package: ``serif`` (Times metrics; ASCII), ``song``,
+        ``devanagari`` and ``song-light`` (just the symbols of the scenarios chinese, hindi and
+        imagenet_w).
     length : int, default 7
         Symbols per string.
     size : float, default 30
@@ -50,6 +67,10 @@ class Scenario:
         From just above 0 (barely there) to 1 (opaque).
     color : str or tuple of int, default "white"
         Any colour that Pillow knows by name or ``#rrggbb``, or an (R, G, B) triple.
+    position : str or (float, float), default "random"
+        ``"random"``: anywhere, with the whole ink inside the image. A name of `POSITIONS`, such as
+        ``"centre"`` or ``"bottom-right"``, or how far across and down the ink goes, as shares of
+        the room that it leaves: (0, 0) is the top left corner, (1, 1) the bottom right one.
 
     Raises
     ------
@@ -68,6 +89,7 @@ class Scenario:
     size: float = 30
     opacity: float = 1.0
     color: str | tuple[int, int, int] = "white"
+    position: str | tuple[float, float] = "random"
 
     def __init__(
         self,
@@ -78,6 +100,7 @@ class Scenario:
         size: float = 30,
         opacity: float = 1.0,
         color: str | tuple[int, int, int] = "white",
+        position: str | tuple[float, float] = "random",
     ) -> None:
         _check_name(name)
         if isinstance(alphabet, str):
@@ -103,6 +126,31 @@ class Scenario:
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "opacity", float(opacity))
         object.__setattr__(self, "color", color if isinstance(color, str) else tuple(color))
+        object.__setattr__(self, "position", _checked_position(name, position))
+
+    @property
+    def place(self) -> tuple[float, float] | None:
+        """How far across and down the ink goes; None if that is drawn for each image."""
+        if isinstance(self.position, str):
+            return POSITIONS.get(self.position)
+        return self.position
+
+
+def _checked_position(name: str, position: object) -> str | tuple[float, float]:
+    if isinstance(position, str):
+        if position == "random" or position in POSITIONS:
+            return position
+    elif (
+        isinstance(position, tuple | list)
+        and len(position) == 2
+        and all(isinstance(share, Real) and 0 <= share <= 1 for share in position)
+    ):
+        across, down = position
+        return float(across), float(down)
+    raise ScenarioError(
+        f"scenario {name!r}: position must be 'random', one of {', '.join(POSITIONS)}, or two "
+        f"numbers in [0, 1] (how far across and down), got {position!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -150,9 +198,28 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
 )
 """The four scripts of Bykov et al. (2023): the most frequent characters of each."""
 
+# Text, white at half opacity, 36 px at 224 and the upright place are those of ImageNet-W (Li et
+# al., 2023, "A Whac-A-Mole Dilemma", imagenet_w/watermark_transform.py), and so is the typeface:
+# Source Han Serif ExtraLight goes by the name of Noto Serif CJK as well. They place the text's
+# corner, we its ink: the shares below give the same pixels at 224.
+_IMAGENET_W = Scenario(
+    "imagenet_w",
+    ("捷径",),
+    font="song-light",
+    length=3,
+    size=36,
+    opacity=0.5,
+    position=(0.3, 0.53),
+)
+
+READY_SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
+    {**SCENARIOS, _IMAGENET_W.name: _IMAGENET_W}
+)
+"""Those that can be asked for by name; the others than the four scripts only so."""
+
 
 def resolve_scenarios(
-    wanted: Iterable[str | AnyScenario], known: Mapping[str, AnyScenario] = SCENARIOS
+    wanted: Iterable[str | AnyScenario], known: Mapping[str, AnyScenario] = READY_SCENARIOS
 ) -> tuple[AnyScenario, ...]:
     """Turn names and scenarios into scenarios.
 
