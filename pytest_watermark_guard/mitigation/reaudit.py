@@ -155,16 +155,16 @@ def _interval(unit: SensitiveUnit) -> tuple[float, float]:
 
 def _story(found: Reaudit) -> Iterator[str]:
     after, verdict = found.after, found.verdict
-    yield from _wrapped(f"{printable(after.model)} with {printable(found.mask)}.")
+    yield from _wrapped(f"{printable(after.model)}, masked: {printable(found.mask)}.")
     yield ""
     for change in found.changes:
         low, high = change.before.differentiability, change.after.differentiability
-        verb = "falls" if high < low else "rises" if high > low else "stays"
-        yield from _wrapped(
-            f"{printable(change.layer)}, {printable(change.scenario)}: the largest d {verb} from "
-            f"{low:.3f} ({printable(change.before.label, 28)}) to {high:.3f} "
-            f"({printable(change.after.label, 28)})."
-        )
+        was = f"{low:.3f} ({printable(change.before.label, 28)})"
+        now = f"{high:.3f} ({printable(change.after.label, 28)})"
+        verb = "falls" if high < low else "rises"
+        told = f"stays at {now}" if high == low else f"{verb} from {was} to {now}"
+        where = f"{printable(change.layer)}, {printable(change.scenario)}"
+        yield from _wrapped(f"{where}: the largest d {told}.")
     yield ""
     if found.moved:
         scripts = dict.fromkeys(change.scenario for change in found.moved)
