@@ -21,6 +21,7 @@ from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.early import EarlyGate
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.examples import Examples, find_examples
 from pytest_watermark_guard.images.decoded import DecodedImages
 from pytest_watermark_guard.models.execution import Plan
 from pytest_watermark_guard.models.introspection import class_names_of
@@ -62,6 +63,7 @@ def probe(
     allow: Mapping[str, str] | None = None,
     early_stop: float | None = None,
     histograms: bool = False,
+    examples: bool | None = None,
 ) -> ProbeReport:
     """Score every logit and feature unit of a model for its reaction to text watermarks.
 
@@ -127,6 +129,9 @@ def probe(
     histograms : bool, default False
         Count activations in 1024 bins for each unit, so that memory does not grow with the number
         of images; a note says how far off A can be. For all images: a gate needs ``early_stop=0``.
+    examples : bool, optional
+        Note in the report which images move the worst units most and least, to be shown by
+        `ProbeReport.to_html`; histograms do not know. Default False.
 
     Returns
     -------
@@ -168,10 +173,11 @@ def probe(
         count, seed = len(ready.batches.baseline), settings.seed
         gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
     kind = BinnedRecording if histograms else Recording
-    found = _measure(ready, gate, kind)
+    wanted = (current_run().examples if examples is None else examples) and not histograms
+    found = _measure(ready, gate, kind, wanted)
     confirmed = gate is None or gate.confirmed_by(found.scores)
     if not confirmed:
-        found = _measure(ready, None, kind)  # only all images can tell
+        found = _measure(ready, None, kind, wanted)  # only all images can tell
     batches = ready.batches
     full = batches.dtype is torch.float32
     report = ProbeReport(
@@ -189,6 +195,7 @@ def probe(
         controls=found.controls,
         early_stop=None if gate is None else gate.outcome(confirmed),
         weights=found.weights,
+        examples=found.examples,
     )
     current_run().on_report(report)
     return report
@@ -274,6 +281,7 @@ class _Ready(NamedTuple):
     naming: Naming
     kept: ActivationCache | None
     notes: tuple[str, ...]
+    images: Any
 
 
 def _prepare(
@@ -331,7 +339,7 @@ def _prepare(
         advice = "pass preprocess=, or set the model's attribute preprocessing"
         assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
     notes = (*assumed, *loaded.notes, *uncached)
-    return _Ready(loaded, module, batches, how, naming, kept, notes)
+    return _Ready(loaded, module, batches, how, naming, kept, notes, settings.images)
 
 
 class _Found(NamedTuple):
@@ -342,9 +350,10 @@ class _Found(NamedTuple):
     notes: tuple[str, ...]
     plan: str
     weights: str
+    examples: Examples | None
 
 
-def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording]) -> _Found:
+def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool) -> _Found:
     """Run the model on the images, and score what it answers."""
     batches, kept = ready.batches, ready.kept
     images = batches.baseline.identities
@@ -353,9 +362,9 @@ def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording]) -> _F
         plan = run(ready.module, batches, ready.how, recording, gate, kept)
         scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
         impact = impacts(recording, names, images)
-        return _Found(
-            len(recording), scores, controls, impact, recording.notes, plan, recording.weights
-        )
+        examples = find_examples(recording, scores, batches, ready.images) if wanted else None
+        notes, weights = recording.notes, recording.weights
+        return _Found(len(recording), scores, controls, impact, notes, plan, weights, examples)
 
 
 def _with_caches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_watermark_guard.class_counts import ClassCounts
 from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.examples import Examples
 from pytest_watermark_guard.settings import check_threshold
 from pytest_watermark_guard.statistics.intervals import logit_interval
 
@@ -156,6 +158,8 @@ class Impact:
         Top-1 accuracy, where labels are known.
     control_flip_rate : float or None
         The same share with the scrambled mark, where that was probed.
+    by_class : ClassCounts or None
+        Predictions by class; None in reports of versions that did not count them.
     """
 
     flip_rate: float
@@ -165,6 +169,7 @@ class Impact:
     top1_baseline: float | None = None
     top1_marked: float | None = None
     control_flip_rate: float | None = None
+    by_class: ClassCounts | None = None
 
     @property
     def flips_beyond_control(self) -> float | None:
@@ -235,6 +240,8 @@ class ProbeReport:
         None: all images were asked for.
     weights : str
         Identity of the model's weights below its head, see `models.identity`; empty if unknown.
+    examples : Examples or None
+        The images that move the worst units most and least; None if not asked for.
     """
 
     model: str
@@ -251,6 +258,7 @@ class ProbeReport:
     controls: Mapping[tuple[str, str], Scores] = field(default_factory=dict)
     early_stop: EarlyStop | None = None
     weights: str = ""
+    examples: Examples | None = None
 
     @property
     def stopped_early(self) -> bool:
@@ -301,9 +309,10 @@ class ProbeReport:
             "names": {s.layer: list(s.names) for s in self},
             "scores": [_scores_data(s) for s in self],
             "controls": [_scores_data(s) for s in self.controls.values()],
-            "impact": {name: vars(impact) for name, impact in self.impact.items()},
+            "impact": {name: _impact_data(impact) for name, impact in self.impact.items()},
             "early_stop": self.early_stop and vars(self.early_stop),
             "weights": self.weights,
+            "examples": self.examples and self.examples.to_dict(),
         }
         return json.dumps(data, allow_nan=False)
 
@@ -331,7 +340,7 @@ class ProbeReport:
                 for part in (data["scores"], data.get("controls", ()))
             )
             _check_scores([*scores.values(), *controls.values()])
-            stop = data.get("early_stop")
+            stop, examples = data.get("early_stop"), data.get("examples")
             return cls(
                 **{name: kind(data[name]) for name, kind in _PLAIN_FIELDS.items()},
                 scores=scores,
@@ -340,6 +349,7 @@ class ProbeReport:
                 controls=controls,
                 early_stop=stop and _read_early_stop(stop),
                 weights=str(data.get("weights", "")),
+                examples=examples and Examples.from_dict(examples),
             )
         except ReportError:
             raise
@@ -419,8 +429,16 @@ def _check_scores(found: Iterable[Scores]) -> None:
             raise ReportError(f"not a probe report: {where} has scores outside [0, 1]")
 
 
+def _impact_data(impact: Impact) -> dict[str, Any]:
+    return {**vars(impact), "by_class": impact.by_class and impact.by_class.to_dict()}
+
+
 def _read_impact(data: Mapping[str, Any]) -> Impact:
-    kinds: dict[str, type] = {"gains_index": int, "gains_name": str}
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "gains_index": int,
+        "gains_name": str,
+        "by_class": ClassCounts.from_dict,
+    }
     values: dict[str, Any] = {
         name: None if value is None else kinds.get(name, float)(value)
         for name, value in data.items()
