@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -28,7 +31,7 @@ class Layouts(nn.Module):
 
     def forward(self, x):
         last = x.is_contiguous(memory_format=torch.channels_last)
-        if x.is_contiguous(memory_format=self.slow_on):
+        if self.slow_on and x.is_contiguous(memory_format=self.slow_on):
             time.sleep(0.001 * len(x))
         if self.picky:
             x = x.view(len(x), -1).view(x.shape)  # fails on channels last
@@ -134,6 +137,98 @@ def test_bfloat16_where_the_hardware_has_it(monkeypatch, precision):
     torch.manual_seed(0)
     probe(Layouts(), batch_size=2)
     assert (precision, True) in tried
+
+
+@pytest.fixture
+def compiling(monkeypatch, tmp_path):
+    """Compile whatever the work left, and count it as the fastest."""
+    if shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no c++")
+    pytest.importorskip("torch._inductor")
+    monkeypatch.setattr(execution, "_COMPILING", 0.0)
+    monkeypatch.setattr(execution, "_GAIN", np.inf)
+    monkeypatch.setattr(execution.Executor, "_variants", lambda *_: [])
+    monkeypatch.setattr(execution.Executor, "_resized", lambda _, best, fastest: _none(fastest))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
+def _none(fastest):
+    return fastest
+    yield
+
+
+def test_a_compiled_model_gives_the_same_scores(compiling, monkeypatch, tmp_path):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = Layouts(slow_on=None)
+    calls = []  # what is called in Python, and by what batch sizes
+    monkeypatch.setattr(
+        execution.Runner,
+        "_forward",
+        lambda runner, chunk, forward=execution.Runner._forward: (
+            calls.append((runner.batch_size, len(chunk))) or forward(runner, chunk)
+        ),
+    )
+    report, expected = probe(model, cache=True), plain(model)
+    assert report.precision == "float32, compiled"
+    for scores in expected:
+        found = report[scores.layer, scores.scenario]
+        np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
+    assert any(size != rows for size, rows in calls)  # the last batch is smaller
+    calls.clear()
+    assert probe(model, cache=True).to_json() == report.to_json()
+    assert not calls
+    assert model._compiled_call_impl is None
+    assert not torch._inductor.config.freezing
+    assert not model.fc._forward_pre_hooks
+    # Where it does not pay it runs as it is, and is not forgotten.
+    monkeypatch.setattr(execution, "_COMPILING", 1e9)
+    assert probe(model, cache=True, max_images=290).precision == "float32"
+    monkeypatch.setattr(execution, "_COMPILING", 0.0)
+    monkeypatch.setattr(execution, "_WORTH_TUNING", 1e9)
+    assert probe(model, cache=True, max_images=280).precision == report.precision
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(compiling, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    model = Layouts(slow_on=None)
+    report = probe(model)
+    assert report.precision == "float32"
+    assert report.to_json() == plain(model).to_json()
+
+
+def test_what_is_no_faster_compiled_is_not_tried_again(compiling, monkeypatch, tmp_path):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
+    tried = []
+    # Not torch.compile itself: a model's fingerprint takes it in.
+    monkeypatch.setattr(
+        execution.ActivationRecorder, "compile", lambda _, batch_size: tried.append(batch_size)
+    )
+    monkeypatch.setattr(execution, "_GAIN", 0.0)
+    model = Layouts(slow_on=None)
+    for images in (300, 290):
+        assert probe(model, cache=True, max_images=images).precision == "float32"
+    assert len(tried) == 1
+
+
+def test_nothing_is_compiled_where_that_does_not_pay():
+    code = """
+import sys, numpy as np, torch, torchvision
+from torch import nn
+import pytest_watermark_guard as wm
+from pytest_watermark_guard.models import execution
+execution._WORTH_TUNING = 0.0
+photos = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+before = {m for m in sys.modules if m.startswith("torch._inductor")}
+wm.probe(model, photos, ("latin",), preprocess=wm.Preprocessing(size=(32, 32)), cache=False)
+print(len({m for m in sys.modules if m.startswith("torch._inductor")} - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "0"
 
 
 def test_disagreement_is_in_standard_deviations_of_the_unit():
