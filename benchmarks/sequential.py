@@ -1,14 +1,16 @@
 """How early does the sequential verdict fall, and how often does it differ from the full run's?
 
-``python benchmarks/sequential.py`` (half an hour on a CPU) simulates. With
-``WATERMARK_GUARD_DATA`` set, a real network's activations follow (minutes more for computing them,
-unless ``--activations FILE`` has them from before).
+``python benchmarks/sequential.py`` (half an hour on a CPU) prints the whole table in one go:
+simulations of clear and close cases, the rate of errors at the threshold, and, with
+``WATERMARK_GUARD_DATA`` set, a real network's activations (minutes more for computing them, unless
+``--activations FILE`` has them from before). Lines come as they are known.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
@@ -180,6 +182,7 @@ def main() -> None:
     parser.add_argument("--boundary-runs", type=int, default=2000)
     parser.add_argument("--activations", type=Path, help=".npz to keep a network's scores in")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # also into a file
     print_machine()
     if options.runs:
         simulate(options.runs, options.error)

@@ -6,7 +6,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,24 +117,33 @@ class ProbingBatches:
 
         Reading, decoding and rendering of the next batch go on while the current one is used.
         """
-        for read in self._read_ahead():
-            images = self._stacked([image.pixels for image in read], read)
-            by_mark = {UNMARKED: images}
-            for index, scenario in enumerate(self.scenarios):
-                marks = [image.marks[index] for image in read]
-                if isinstance(scenario, PairedFolder):
-                    by_mark[scenario.name] = self._stacked(marks, read)
-                    continue
-                color = parse_color(scenario)
-                by_mark[scenario.name] = composite(images, marks, color)
-                if self.controls:
-                    controls = [image.controls[index] for image in read]
-                    by_mark[control_of(scenario.name)] = composite(images, controls, color)
-            yield PixelBatch(
-                tuple(image.identity for image in read),
-                tuple(image.label for image in read),
-                by_mark,
-            )
+        with closing(self.jobs()) as jobs:
+            for job in jobs:
+                yield job()
+
+    def jobs(self) -> Generator[Callable[[], PixelBatch], None, None]:
+        """Give the batches of `pixels`, each to be put together by a call, in any thread."""
+        with closing(self._read_ahead()) as ahead:
+            for reading in ahead:
+                yield partial(self._together, reading)
+
+    def _together(self, reading: Sequence[Future[_Read]]) -> PixelBatch:
+        read = [future.result() for future in reading]
+        images = self._stacked([image.pixels for image in read], read)
+        by_mark = {UNMARKED: images}
+        for index, scenario in enumerate(self.scenarios):
+            marks = [image.marks[index] for image in read]
+            if isinstance(scenario, PairedFolder):
+                by_mark[scenario.name] = self._stacked(marks, read)
+                continue
+            color = parse_color(scenario)
+            by_mark[scenario.name] = composite(images, marks, color)
+            if self.controls:
+                controls = [image.controls[index] for image in read]
+                by_mark[control_of(scenario.name)] = composite(images, controls, color)
+        return PixelBatch(
+            tuple(image.identity for image in read), tuple(image.label for image in read), by_mark
+        )
 
     def for_model(self, model: nn.Module | str, preprocess: Any = "auto") -> ProbingBatches:
         """Return the same batches, preprocessed for a model."""
@@ -156,10 +167,10 @@ class ProbingBatches:
         """
         two = self.baseline.take((0, len(self.baseline) // 2))
         (batch,) = replace(self, baseline=two, batch_size=2)
-        marked = next(iter(batch.marked.values()))
+        marked = next(iter(batch.marked.values()), batch.images)
         return torch.stack([batch.images[0], marked[1]])
 
-    def _read_ahead(self) -> Iterator[list[_Read]]:
+    def _read_ahead(self) -> Generator[list[Future[_Read]], None, None]:
         """Read the next batch's images while the current one is worked on."""
         positions = range(len(self.baseline))
         read = _Reader(self)
@@ -172,11 +183,9 @@ class ProbingBatches:
                         batch = positions[start : start + self.batch_size]
                         ahead.append([submit(read, position) for position in batch])
                     if len(ahead) > 1 or (start is None and ahead):
-                        yield [future.result() for future in ahead.popleft()]
+                        yield ahead.popleft()
             finally:
-                for futures in ahead:
-                    for future in futures:
-                        future.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _stacked(self, pixels: Sequence[Pixels], read: Sequence[_Read]) -> torch.Tensor:
         """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W] on the device."""

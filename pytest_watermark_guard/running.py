@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
+from pytest_watermark_guard.ahead import one_ahead
 from pytest_watermark_guard.batches import PixelBatch, ProbingBatches
 from pytest_watermark_guard.caching.activations import ActivationCache, Kept
 from pytest_watermark_guard.device import computing_in
@@ -25,6 +28,7 @@ from pytest_watermark_guard.recording import Activations, Recording
 # Two probes of one model would switch its mode under each other's feet.
 ONE_AT_A_TIME = threading.RLock()
 _KEPT_AT_ONCE = 64  # images, where activations are known already
+_OVERLAPPED = ("cuda",)  # devices for which a thread prepares the next input
 _EARLY = 0.25  # of all images is what a gate that may stop early can be expected to need
 
 
@@ -162,9 +166,19 @@ def _compute(
         if batches.decoded is not None and not done:
             stack.enter_context(batches.decoded.collecting())
         inputs = _Inputs(batches)
-        for batch in stack.enter_context(closing(batches.part(done, todo).pixels())):
-            pixels = [batch.by_mark[stream] for stream in todo]
-            found = executor(inputs(pixels, executor.plan))
+
+        def prepared(put_together: Callable[[], PixelBatch]) -> tuple[PixelBatch, torch.Tensor]:
+            batch = put_together()
+            return batch, inputs([batch.by_mark[stream] for stream in todo], executor.plan)
+
+        jobs = stack.enter_context(closing(batches.part(done, todo).jobs()))
+        works = (partial(prepared, job) for job in jobs)
+        pieces = (work() for work in works)
+        # What users wrote is called in their own thread.
+        if batches.device.type in _OVERLAPPED and batches.preprocessing.normalize is None:
+            pieces = one_ahead(works, batches.device)
+        for batch, prepared_input in stack.enter_context(closing(pieces)):
+            found = executor(prepared_input)
             activations = {
                 (stream, layer): rows
                 for layer, units in found.items()
@@ -184,7 +198,8 @@ class _Inputs:
     def __init__(self, batches: ProbingBatches) -> None:
         self._preprocessing = batches.preprocessing
         self._dtype = batches.dtype
-        self._buffer = torch.empty(0)
+        # In turns: one is filled while the model reads the other.
+        self._buffers = deque([torch.empty(0), torch.empty(0)])
 
     def __call__(self, pixels: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
         if self._preprocessing.normalize is not None or self._dtype is not torch.float32:
@@ -193,11 +208,13 @@ class _Inputs:
             return torch.cat([self._preprocessing.to_input(p, self._dtype) for p in whole])
         device = pixels[0].device
         shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
-        fits = self._buffer.shape == shape and self._buffer.device == device
-        if not fits or not self._buffer.is_contiguous(memory_format=plan.memory_format):
-            self._buffer = torch.empty(shape, device=device, memory_format=plan.memory_format)
+        buffer = self._buffers.popleft()
+        fits = buffer.shape == shape and buffer.device == device
+        if not fits or not buffer.is_contiguous(memory_format=plan.memory_format):
+            buffer = torch.empty(shape, device=device, memory_format=plan.memory_format)
+        self._buffers.append(buffer)
         first = 0
         for part in pixels:
-            self._preprocessing.to_input(part, out=self._buffer[first : first + len(part)])
+            self._preprocessing.to_input(part, out=buffer[first : first + len(part)])
             first += len(part)
-        return self._buffer
+        return buffer

@@ -1,0 +1,43 @@
+"""The next piece of work is done while the one before is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generator[T, None, None]:
+    """Give the results of jobs in their order; one thread does the next meanwhile.
+
+    Parameters
+    ----------
+    jobs : iterable of callable
+        Asked for in the caller's thread, two at most before the first result is given.
+    device : torch.device
+        On a GPU, what they do is queued in the caller's stream: it needs no other order, and what
+        they free may be used again at once.
+
+    Raises
+    ------
+    Exception
+        Whatever a job raises, when its turn comes.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def done(job: Callable[[], T]) -> T:
+        with torch.cuda.stream(stream):  # of None: as it is
+            return job()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="wm-prepare") as pool:
+        ahead: Future[T] | None = None
+        for job in jobs:
+            before, ahead = ahead, pool.submit(done, job)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
