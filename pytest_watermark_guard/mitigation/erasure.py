@@ -1,0 +1,270 @@
+"""Taking out of the features what a linear head could tell marked images by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.mitigation import serialization
+from pytest_watermark_guard.probing import recorded
+from pytest_watermark_guard.rows import Array
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario
+from pytest_watermark_guard.watermarks.streams import UNMARKED
+
+_KIND = "erasure"
+_LAYER = "features"
+_ARRAYS = ("left", "right", "mean")
+# Of a concept's singular values all count that are no rounding error: the package's default drops
+# those below 0.01, which is what a scenario that is one of many and hard to see may have.
+_LEAST_SINGULAR_VALUE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureErasure:
+    """An affine map of the features after which no linear head can tell marked images.
+
+    Make one with `fit`; hand it to `apply_mask` or `fold_mask`. Features x become
+    ``x - ((x - mean) @ right.T) @ left.T``.
+
+    Attributes
+    ----------
+    left : ndarray of float64, shape [width, k]
+        Directions that are taken out, k of them: at most one for each scenario.
+    right : ndarray of float64, shape [k, width]
+        How much of them there is.
+    mean : ndarray of float64, shape [width]
+        Stays as it is.
+    weights : str
+        Identity of the backbone that was probed; empty if unknown.
+    description : str
+        What is taken out, and on what evidence.
+    scenarios : tuple of str
+        Whose marks.
+
+    Raises
+    ------
+    MaskError
+        If the arrays do not fit together, or a number is not finite.
+
+    Notes
+    -----
+    The method is LEACE, least-squares concept erasure: of all affine maps after which the features
+    have no correlation with the scenarios, the one that changes them least (Belrose et al., 2023,
+    *LEACE: Perfect linear concept erasure in closed form*).
+    """
+
+    left: npt.NDArray[np.float64]
+    right: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    weights: str = ""
+    description: str = ""
+    scenarios: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in _ARRAYS:
+            array = np.array(getattr(self, name), dtype=np.float64)
+            if not np.isfinite(array).all():
+                raise MaskError(f"{name}: an erasure is made of finite numbers")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        k = self.right.shape[0] if self.right.ndim else 0
+        wanted = [(self.width, k), (k, self.width), (self.width,)]
+        shapes = [array.shape for array in (self.left, self.right, self.mean)]
+        if shapes != wanted:
+            raise MaskError(
+                "an erasure is made of arrays [width, k], [k, width] and [width], got "
+                f"{', '.join(str([*shape]) for shape in shapes)}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of units in the feature layer."""
+        return self.mean.size
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module | str,
+        images: Any = None,
+        scenarios: str | Sequence[str | AnyScenario] = ("chinese",),
+        layers: Sequence[str] | None = None,
+        **arguments: Any,
+    ) -> FeatureErasure:
+        """Find what is to be taken out of a model's features; needs ``concept-erasure``.
+
+        Parameters
+        ----------
+        model, images, scenarios
+            As for `probe`.
+        layers : sequence of str, optional
+            Default: the run's, where they include "features". If a probe was of the same layers,
+            images and scenarios, its activations are used and no model runs.
+        **arguments
+            ``preprocess``, ``labels``, ``batch_size``, ``name``, ``progress``, ``device``,
+            ``precision``, ``max_images``, ``seed`` and ``cache`` as for `probe`.
+
+        Raises
+        ------
+        MaskError
+            If the package is missing, or the layers do not include "features".
+        WatermarkGuardError
+            As `probe`.
+        """
+        usual = current_run().settings.layers
+        layers = layers or (usual if _LAYER in usual else (_LAYER,))
+        if _LAYER not in layers:
+            raise MaskError(f"layers: an erasure is of {_LAYER!r}, got {', '.join(layers)}")
+        _leace()  # before minutes of probing
+        names = (scenarios,) if isinstance(scenarios, str) else scenarios
+        with recorded(model, images, names, layers, **arguments) as found:
+            rows = {
+                stream: found.recording[stream, _LAYER].columns()
+                for stream in found.recording.streams
+            }
+            return cls.from_features(
+                rows.pop(UNMARKED),
+                rows,
+                weights=found.recording.weights,
+                source=f"{found.model}, probed with {found.baseline}",
+            )
+
+    @classmethod
+    def from_features(
+        cls, unmarked: Array, marked: Mapping[str, Array], *, weights: str = "", source: str = ""
+    ) -> FeatureErasure:
+        """Fit to features that are known.
+
+        Parameters
+        ----------
+        unmarked : ndarray, shape [n, width]
+            Features without a mark.
+        marked : mapping of str to ndarray, shape [n, width]
+            By scenario: features with it.
+        weights : str
+            Identity of the backbone; empty if unknown.
+        source : str
+            Of the features, for the description.
+
+        Raises
+        ------
+        MaskError
+            If ``concept-erasure`` is missing.
+        """
+        width = unmarked.shape[1]
+        # Without limit on the covariance's trace: the features are whitened by the very matrix
+        # that the limit is on, so the trace cannot rise.
+        fitter = _leace()(
+            width,
+            len(marked),
+            dtype=torch.float64,
+            constrain_cov_trace=False,
+            svd_tol=_LEAST_SINGULAR_VALUE,
+        )
+        for concept, rows in enumerate((unmarked, *marked.values()), start=-1):
+            concepts = torch.zeros(len(rows), len(marked), dtype=torch.float64)
+            if concept >= 0:
+                concepts[:, concept] = 1
+            fitter.update(torch.from_numpy(rows.astype(np.float64)), concepts)
+        eraser = fitter.eraser
+        used = eraser.proj_left.any(dim=0)
+        names = tuple(marked)
+        return cls(
+            eraser.proj_left[:, used].numpy(),
+            eraser.proj_right[used].numpy(),
+            eraser.bias.numpy(),
+            weights,
+            f"{int(used.sum())} directions in {width} features that tell {', '.join(names)} marks"
+            + (f" in {source}" if source else ""),
+            names,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return left, right and mean, as float64."""
+        return {name: torch.tensor(getattr(self, name)) for name in _ARRAYS}
+
+    @staticmethod
+    def transform(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return features [..., width] without what is to be taken out, of the same type."""
+        left, right, mean = (tensors[name] for name in _ARRAYS)
+        exact = features.to(torch.promote_types(features.dtype, left.dtype))
+        erased = exact - ((exact - mean) @ right.mT) @ left.mT
+        return erased.to(features.dtype)
+
+    def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the weight [out, width] and bias [out] of a head that erases by itself."""
+        left, right, mean = (tensor.to(weight.device) for tensor in self.tensors().values())
+        taken = (weight.double() @ left) @ right
+        old = 0 if bias is None else bias.double()
+        return (weight - taken).to(weight.dtype), (old + taken @ mean).to(weight.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        told = {"weights": self.weights, "description": self.description}
+        return {**arrays, **told, "scenarios": list(self.scenarios)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureErasure:
+        """Make one of what `to_dict` gave.
+
+        Raises
+        ------
+        MaskError
+            If it is something else.
+        """
+        try:
+            left, right, mean = (np.array(data[name], dtype=np.float64) for name in _ARRAYS)
+            told = str(data["weights"]), str(data["description"])
+            return cls(left, right, mean, *told, tuple(map(str, data["scenarios"])))
+        except MaskError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise MaskError(f"no data of an erasure: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the erasure to a JSON file."""
+        serialization.save(self, _KIND, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureErasure:
+        """Read an erasure that `save` wrote.
+
+        Raises
+        ------
+        MaskError
+            If the file cannot be read or holds something else.
+        """
+        data = serialization.load(path, _KIND)
+        try:
+            return cls.from_dict(data)
+        except MaskError as error:
+            raise MaskError(f"{str(path)!r}: {error}") from error
+
+
+def _leace() -> Any:
+    """Return the class that fits; imported late, for it is an optional package."""
+    try:
+        with warnings.catch_warnings():
+            # The package scripts a function that is not needed here, which torch advises against.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from concept_erasure import LeaceFitter
+    except ImportError as error:
+        raise MaskError(
+            "an erasure is fitted by the package concept-erasure, which is not installed: "
+            "pip install pytest-watermark-guard[erasure]"
+        ) from error
+    return LeaceFitter
