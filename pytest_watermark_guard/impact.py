@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pytest_watermark_guard.class_counts import ClassCounts
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.report import Impact
 
@@ -35,9 +36,11 @@ def prediction_impact(
     gained = np.bincount(after, minlength=n_classes) - np.bincount(before, minlength=n_classes)
     winner = int(gained.argmax())
     gains = gained[winner] > 0
-    known = np.zeros(len(before), bool) if classes is None else classes >= 0
+    if classes is None:
+        classes = np.full(len(before), -1)
+    known = classes >= 0
     top1_baseline = top1_marked = None
-    if classes is not None and known.any():
+    if known.any():
         top1_baseline = float((before == classes)[known].mean())
         top1_marked = float((after == classes)[known].mean())
     return Impact(
@@ -48,6 +51,7 @@ def prediction_impact(
         top1_baseline=top1_baseline,
         top1_marked=top1_marked,
         control_flip_rate=None if control is None else float((before != control).mean()),
+        by_class=ClassCounts.count(before, after, classes, n_classes),
     )
 
 

@@ -249,7 +249,7 @@ def recorded(
     Parameters
     ----------
     model, images, scenarios, layers, preprocess, labels, batch_size, name, progress
-        As for `probe`.
+        As for `probe`; ``scenarios=()`` runs the model on the images without a mark alone.
     settings
         ``device``, ``precision``, ``max_images``, ``seed``, ``control`` and ``cache`` as for
         `probe`.
@@ -262,7 +262,8 @@ def recorded(
     resolved = current_run().settings.override(
         images=images, scenarios=scenarios, layers=layers, **settings
     )
-    ready = _prepare(model, resolved, preprocess, None, labels, batch_size, progress)
+    marked = scenarios is None or len(scenarios) > 0
+    ready = _prepare(model, resolved, preprocess, None, labels, batch_size, progress, marked)
     identities = ready.batches.baseline.identities
     with Recording(ready.batches.streams, len(identities), ready.naming) as recording:
         run(ready.module, ready.batches, ready.how, recording, None, ready.kept)
@@ -292,9 +293,10 @@ def _prepare(
     labels: Sequence[int] | Mapping[str, int] | None,
     batch_size: int | None,
     progress: bool,
+    marked: bool = True,
 ) -> _Ready:
     context = current_run()
-    resolved = resolve_scenarios(settings.scenarios, context.scenarios)
+    resolved = resolve_scenarios(settings.scenarios, context.scenarios) if marked else ()
     target = resolve_device(settings.device, context.worker)
     if batch_size is not None:
         check_batch_size(batch_size)

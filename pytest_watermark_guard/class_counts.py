@@ -1,0 +1,76 @@
+"""What a watermark does to each class: how often it is predicted, and how often rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.errors import ReportError
+
+Classes = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Numbers of images by class, C classes.
+
+    Attributes
+    ----------
+    predicted_baseline, predicted_marked : tuple of int, length C
+        How many images are predicted as the class, without and with the mark.
+    labelled : tuple of int, length C
+        How many are known to be of the class.
+    right_baseline, right_marked : tuple of int, length C
+        How many of these are predicted as it.
+    """
+
+    predicted_baseline: tuple[int, ...]
+    predicted_marked: tuple[int, ...]
+    labelled: tuple[int, ...]
+    right_baseline: tuple[int, ...]
+    right_marked: tuple[int, ...]
+
+    @classmethod
+    def count(cls, before: Classes, after: Classes, truth: Classes, n_classes: int) -> ClassCounts:
+        """Count the same images' predicted classes, and true ones (−1: unknown), each [n]."""
+
+        def number(classes: Classes) -> tuple[int, ...]:
+            return tuple(np.bincount(classes, minlength=n_classes).tolist())
+
+        return cls(
+            number(before),
+            number(after),
+            number(truth[truth >= 0]),
+            number(truth[truth == before]),
+            number(truth[truth == after]),
+        )
+
+    def share_gap(self, index: int) -> float:
+        """Return by how much a class's share of all predictions grows with the mark."""
+        grown = self.predicted_marked[index] - self.predicted_baseline[index]
+        return grown / sum(self.predicted_baseline)
+
+    def top1_gap(self, index: int) -> float | None:
+        """Return by how much the accuracy on a class's own images grows; None if it has none.
+
+        For "carton" under ``imagenet_w`` this is the Carton Gap of Li et al. (2023).
+        """
+        if not self.labelled[index]:
+            return None
+        return (self.right_marked[index] - self.right_baseline[index]) / self.labelled[index]
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """Return the counts as plain data."""
+        return {name: list(counts) for name, counts in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ClassCounts:
+        """Read what `to_dict` returned; raises `ReportError` where the classes differ."""
+        found = cls(**{name: tuple(map(int, counts)) for name, counts in data.items()})
+        if len({len(counts) for counts in vars(found).values()}) > 1:
+            raise ReportError("not a probe report: its counts by class are of unequal length")
+        return found
