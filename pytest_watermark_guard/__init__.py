@@ -24,7 +24,9 @@ _HOMES = {
     "SCENARIOS": "watermarks.scenarios",
     "Scenario": "watermarks.scenarios",
     "Scores": "report",
+    "SearchReport": "exploring.search",
     "SensitiveUnit": "report",
+    "SurfaceReport": "exploring.surface",
     "SurveyReport": "surveying",
     "Verdict": "gate",
     "applied_mask": "mitigation.apply",
@@ -40,6 +42,8 @@ _HOMES = {
     "probing_batches": "batches",
     "reaudit": "mitigation.reaudit",
     "remove_mask": "mitigation.apply",
+    "search": "exploring.search",
+    "surface": "exploring.surface",
     "survey": "surveying",
     "write_marked_folder": "watermarks.export",
 }
@@ -53,6 +57,18 @@ if TYPE_CHECKING:
     )
     from pytest_watermark_guard.batches import (
         probing_batches as probing_batches,
+    )
+    from pytest_watermark_guard.exploring.search import (
+        SearchReport as SearchReport,
+    )
+    from pytest_watermark_guard.exploring.search import (
+        search as search,
+    )
+    from pytest_watermark_guard.exploring.surface import (
+        SurfaceReport as SurfaceReport,
+    )
+    from pytest_watermark_guard.exploring.surface import (
+        surface as surface,
     )
     from pytest_watermark_guard.gate import (
         Verdict as Verdict,

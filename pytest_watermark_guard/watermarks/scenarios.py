@@ -143,7 +143,7 @@ def _checked_position(name: str, position: object) -> str | tuple[float, float]:
     elif (
         isinstance(position, tuple | list)
         and len(position) == 2
-        and all(isinstance(share, Real) and 0 <= share <= 1 for share in position)
+        and all(isinstance(share, Real) and 0 <= float(share) <= 1 for share in position)
     ):
         across, down = position
         return float(across), float(down)
