@@ -198,7 +198,7 @@ def surface(
     images : optional
     scenario : str or Scenario, default "chinese"
         What is varied; its other properties stay.
-    vary : mapping of str to sequence, default ``{"size": (15, 30, 45)}``
+    vary : mapping of str to sequence, default ``{"size": (10, 20, 30)}``
         Values of one or two of ``size``, ``opacity``, ``position``, ``length`` and ``color``, as
         `Scenario` takes them. Two span a grid.
     **arguments
@@ -220,13 +220,13 @@ def surface(
     Examples
     --------
     >>> found = wm.surface(  # doctest: +SKIP
-    ...     model, "photos/", vary={"size": (15, 30, 45), "opacity": (0.25, 0.5, 1.0)}
+    ...     model, "photos/", vary={"size": (10, 20, 30), "opacity": (0.25, 0.5, 1.0)}
     ... )
     >>> found.differentiability("features")  # 3 sizes × 3 opacities  # doctest: +SKIP
     """
     if "scenarios" in arguments:
         raise SettingsError("surface: scenarios is what it varies; pass scenario=, a single one")
-    grid = _checked({"size": (15, 30, 45)} if vary is None else vary)
+    grid = _checked({"size": (10, 20, 30)} if vary is None else vary)
     (base,) = resolve_scenarios((scenario,), current_run().scenarios)
     if not isinstance(base, Scenario):
         raise ScenarioError(
@@ -264,7 +264,7 @@ def _name(model: nn.Module) -> str:
 def _checked(vary: Mapping[str, Sequence[Value]]) -> dict[str, tuple[Value, ...]]:
     if not isinstance(vary, Mapping) or not 1 <= len(vary) <= 2:
         raise SettingsError(
-            "surface: vary one property or two, for instance vary={'size': (15, 30, 45)}, "
+            "surface: vary one property or two, for instance vary={'size': (10, 20, 30)}, "
             f"got {vary!r}"
         )
     grid = {}

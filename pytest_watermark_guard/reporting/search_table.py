@@ -37,9 +37,10 @@ def _parts(found: SearchReport, style: Style) -> Iterator[RenderableType]:
         (str(rank), f"{find.score:.2f}", printable(find.image))
         for rank, find in enumerate(found.finds, 1)
     ]
-    title = f"The {len(rows)} highest of {count(found.n_images, 'image')}"
     yield Text()
-    yield table(style, title, ("", "score", "image"), rows, words=(2,))
+    yield Text(f"The {len(rows)} highest of {count(found.n_images, 'image')}", style="italic")
+    # A title of the table's own would be as narrow as it is.
+    yield table(style, "", ("", "score", "image"), rows, words=(2,))
     folders = Counter(find.image.rpartition("/")[0] for find in found.finds)
     if len(folders) > 1:
         listed = ", ".join(

@@ -97,6 +97,13 @@ def test_positions(places):
     assert places[0.0, 1.0] is places.reports[((0.0, 1.0),)]
 
 
+def test_by_default_chinese_marks_of_several_sizes():
+    photos = np.random.default_rng(1).integers(0, 90, (4, 224, 224, 3), dtype=np.uint8)
+    found = wm.surface(Eye(), photos, cache=False, device="cpu")
+    assert (found.model, found.scenario) == ("Eye", "chinese")
+    assert [*found.reports] == [(10,), (20,), (30,)]
+
+
 def test_a_ready_scenario_by_name_keeps_its_other_properties(monkeypatch):
     asked = []
 
