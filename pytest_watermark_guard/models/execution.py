@@ -22,8 +22,8 @@ _COMPARED = 32  # inputs
 _WORTH_TUNING = 5.0  # seconds of work left; below it, trying costs more than it saves
 _GAIN = 0.97  # of the time so far: less of an improvement is noise
 _LARGEST_BATCH = {"cpu": 64}
-# Compiling takes 4 to 20 s on two cores for MobileNet V2 and ResNet-18 (35 s the first time on a
-# machine) and saves 13 to 23 %; larger networks take longer. Stated on the safe side.
+# On two cores with AVX-512, MobileNet V2 and ResNet-18 take 6 to 11 s to compile (14 to 35 s the
+# first time on a machine) and save 0 to 23 % of a pass. Larger networks take longer.
 _COMPILING = 60.0  # seconds
 _SAVED = 0.15  # of the work left
 _WARM_UPS = 3  # passes: CUDA graphs are warmed up, recorded, and replayed
