@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnyScenario": "watermarks.scenarios",
+    "FeatureErasure": "mitigation.erasure",
     "FeatureMask": "mitigation.mask",
     "Impact": "report",
     "PairedFolder": "watermarks.scenarios",
@@ -28,6 +29,7 @@ _HOMES = {
     "SensitiveUnit": "report",
     "SurfaceReport": "exploring.surface",
     "SurveyReport": "surveying",
+    "SweepReport": "mitigation.sweep_report",
     "Verdict": "gate",
     "applied_mask": "mitigation.apply",
     "apply_mask": "mitigation.apply",
@@ -45,6 +47,7 @@ _HOMES = {
     "search": "exploring.search",
     "surface": "exploring.surface",
     "survey": "surveying",
+    "sweep": "mitigation.sweep",
     "write_marked_folder": "watermarks.export",
 }
 
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.mitigation.apply import (
         remove_mask as remove_mask,
     )
+    from pytest_watermark_guard.mitigation.erasure import FeatureErasure as FeatureErasure
     from pytest_watermark_guard.mitigation.fold import fold_mask as fold_mask
     from pytest_watermark_guard.mitigation.mask import FeatureMask as FeatureMask
     from pytest_watermark_guard.mitigation.reaudit import (
@@ -97,6 +101,8 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.mitigation.reaudit import (
         reaudit as reaudit,
     )
+    from pytest_watermark_guard.mitigation.sweep import sweep as sweep
+    from pytest_watermark_guard.mitigation.sweep_report import SweepReport as SweepReport
     from pytest_watermark_guard.models.activations import extract_features as extract_features
     from pytest_watermark_guard.models.preprocessing import Preprocessing as Preprocessing
     from pytest_watermark_guard.models.specs import load_model as load_model
