@@ -1,8 +1,9 @@
 """Masking and erasure on real features: what heads lose, what they gain, and what it takes.
 
-MobileNet V2 with real weights, and Caltech-101 split in two: heads for the paper's ten shares of masked
-features and one after erasure, scored with marks that no training image had. Then the same heads are
-timed: all against one, and the whole sweep against one pass of the backbone over the same images.
+MobileNet V2 with real weights, and Caltech-101 split in two: heads for the paper's ten shares of
+masked features and one after erasure, scored with marks that no training image had. Then the same
+heads are timed: all against one, and the whole sweep against one pass of the backbone over the same
+images.
 
 ``WATERMARK_GUARD_DATA=... python benchmarks/mitigation.py [--figure sweep.png]``
 """
