@@ -90,12 +90,12 @@ class ProbingBatches:
             *(control_of(name) for name in drawn if self.controls),
         )
 
-    def part(self, start: int, streams: Sequence[str]) -> ProbingBatches:
-        """Return the batches from image number `start` on, with what these streams need."""
+    def part(self, start: int, stop: int, streams: Sequence[str]) -> ProbingBatches:
+        """Return the batches of images `start` to `stop`, with what these streams need."""
         needed = tuple(
             s for s in self.scenarios if s.name in streams or control_of(s.name) in streams
         )
-        rest = self.baseline.take(range(start, len(self.baseline)))
+        rest = self.baseline.take(range(start, stop))
         return replace(self, baseline=rest, scenarios=needed)
 
     def __len__(self) -> int:

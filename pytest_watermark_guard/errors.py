@@ -39,6 +39,10 @@ class ReportError(WatermarkGuardError, ValueError):
     """A report file that cannot be read."""
 
 
+class EngineError(WatermarkGuardError, RuntimeError):
+    """Other processes that cannot be had, reached or sent something, or that were lost."""
+
+
 class MaskError(WatermarkGuardError, ValueError):
     """A mask that cannot be made, read, or applied to this model."""
 

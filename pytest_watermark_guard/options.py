@@ -22,6 +22,7 @@ SETTINGS = {
     "max_images": ("N", "probe with a random subset of N images (default: all)"),
     "seed": ("N", "seed of the watermarks and the subset (default: 17)"),
     "allow": ("UNIT=REASON", "accept a known unit, as in 'logits:carton=harmless'; repeatable"),
+    "engine": ("NAME", "ray: share every probe's images out among a Ray cluster (default: none)"),
     "early_stop": ("P", "a gate may stop early at this risk, 0: never (default: 0.001)"),
 }
 FLAGS = {

@@ -20,6 +20,8 @@ from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folde
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.early import EarlyGate
+from pytest_watermark_guard.engines import one_for_all, open_engine
+from pytest_watermark_guard.engines.shares import SharedOut
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.examples import Examples, find_examples
 from pytest_watermark_guard.images.decoded import DecodedImages
@@ -31,7 +33,7 @@ from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.names import unit_names
 from pytest_watermark_guard.recording import Naming, Recording
 from pytest_watermark_guard.report import Impact, ProbeReport
-from pytest_watermark_guard.running import ONE_AT_A_TIME, HowToRun, run
+from pytest_watermark_guard.running import ONE_AT_A_TIME, Compute, HowToRun, run
 from pytest_watermark_guard.scoring import AllScores, impacts, score
 from pytest_watermark_guard.settings import Settings, check_threshold
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
@@ -64,6 +66,7 @@ def probe(
     early_stop: float | None = None,
     histograms: bool = False,
     examples: bool | None = None,
+    engine: str | None = None,
 ) -> ProbeReport:
     """Score every logit and feature unit of a model for its reaction to text watermarks.
 
@@ -132,6 +135,9 @@ def probe(
     examples : bool, optional
         Note in the report which images move the worst units most and least, to be shown by
         `ProbeReport.to_html`; histograms do not know. Default False.
+    engine : {"ray"}, optional
+        Share the images out among the workers of a cluster: the same numbers to the last bit, in
+        one precision (``"auto"`` is float32 then). Default: all in this process.
 
     Returns
     -------
@@ -162,6 +168,7 @@ def probe(
         cache=cache,
         allow=allow,
         early_stop=early_stop,
+        engine=engine,
     )
     if stop_at is not None:
         check_threshold(stop_at)
@@ -266,7 +273,7 @@ def recorded(
     ready = _prepare(model, resolved, preprocess, None, labels, batch_size, progress, marked)
     identities = ready.batches.baseline.identities
     with Recording(ready.batches.streams, len(identities), ready.naming) as recording:
-        run(ready.module, ready.batches, ready.how, recording, None, ready.kept)
+        run(ready.module, ready.batches, ready.how, recording, None, ready.kept, ready.elsewhere)
         notes = (*ready.notes, *recording.notes)
         called = name or ready.loaded.name
         yield Recorded(recording, identities, called, ready.batches.baseline.description, notes)
@@ -283,6 +290,7 @@ class _Ready(NamedTuple):
     kept: ActivationCache | None
     notes: tuple[str, ...]
     images: Any
+    elsewhere: Compute | None
 
 
 def _prepare(
@@ -300,6 +308,17 @@ def _prepare(
     target = resolve_device(settings.device, context.worker)
     if batch_size is not None:
         check_batch_size(batch_size)
+    fixed: tuple[str, ...] = ()
+    elsewhere = None
+    if (chosen := settings.engine) is not None:
+        precision, fixed = one_for_all(settings.precision)
+        settings = replace(settings, precision=precision)
+        there = replace(
+            settings, engine=None, cache=False, scenarios=resolved or settings.scenarios
+        )
+        options = preprocess, None, labels, batch_size, False, marked
+        prepare = partial(_prepare, model, there, *options)
+        elsewhere = SharedOut(open_engine(chosen, settings.device), prepare)
     loaded = as_loaded(model)
     with ONE_AT_A_TIME:  # another probe's hooks must not be copied
         module = runnable_on(loaded.module, target)
@@ -340,8 +359,8 @@ def _prepare(
     if preprocessing.assumed:
         advice = "pass preprocess=, or set the model's attribute preprocessing"
         assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
-    notes = (*assumed, *loaded.notes, *uncached)
-    return _Ready(loaded, module, batches, how, naming, kept, notes, settings.images)
+    notes = (*fixed, *assumed, *loaded.notes, *uncached)
+    return _Ready(loaded, module, batches, how, naming, kept, notes, settings.images, elsewhere)
 
 
 class _Found(NamedTuple):
@@ -361,7 +380,7 @@ def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wante
     images = batches.baseline.identities
     names = [scenario.name for scenario in batches.scenarios]
     with kind(batches.streams, len(images), ready.naming) as recording:
-        plan = run(ready.module, batches, ready.how, recording, gate, kept)
+        plan = run(ready.module, batches, ready.how, recording, gate, kept, ready.elsewhere)
         scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
         impact = impacts(recording, names, images)
         examples = find_examples(recording, scores, batches, ready.images) if wanted else None

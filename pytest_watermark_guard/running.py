@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from pytest_watermark_guard.ahead import one_ahead
 from pytest_watermark_guard.batches import PixelBatch, ProbingBatches
-from pytest_watermark_guard.caching.activations import ActivationCache, Kept
+from pytest_watermark_guard.caching.activations import ActivationCache
 from pytest_watermark_guard.device import computing_in
 from pytest_watermark_guard.early import EarlyGate
 from pytest_watermark_guard.models.activations import ActivationRecorder
@@ -24,6 +25,7 @@ from pytest_watermark_guard.models.memory import kept_memory
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.recording import Activations, Recording
+from pytest_watermark_guard.rows import Array
 
 # Two probes of one model would switch its mode under each other's feet.
 ONE_AT_A_TIME = threading.RLock()
@@ -57,6 +59,46 @@ class HowToRun:
     progress: bool
 
 
+@dataclass(frozen=True)
+class Share:
+    """Some of a probe's images, in some of its streams.
+
+    Attributes
+    ----------
+    first, last : int
+        From image number `first` up to, without, `last`.
+    streams : tuple of str
+        Other than all of them: what goes with what is known must be float32, as that is.
+    expected : float
+        How many of the images can be expected to be asked for, in [0, 1].
+    """
+
+    first: int
+    last: int
+    streams: tuple[str, ...]
+    expected: float = 1.0
+
+
+class Piece(NamedTuple):
+    """What a model answers to a few images, how it was run, and what it told about itself."""
+
+    activations: dict[tuple[str, str], Array]
+    identities: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    plan: str
+    notes: tuple[str, ...]
+    weights: str
+
+
+class Compute(Protocol):
+    """Runs a model on a share of a probe's images, in order, here or elsewhere."""
+
+    def __call__(
+        self, module: nn.Module, batches: ProbingBatches, how: HowToRun, share: Share
+    ) -> Generator[Piece, None, None]:
+        """Give the activations piece by piece."""
+
+
 def run(
     module: nn.Module,
     batches: ProbingBatches,
@@ -64,6 +106,7 @@ def run(
     recording: Recording,
     gate: EarlyGate | None = None,
     cache: ActivationCache | None = None,
+    elsewhere: Compute | None = None,
 ) -> str:
     """Fill a recording, and return how the model was run.
 
@@ -79,6 +122,8 @@ def run(
         May end the run early.
     cache : ActivationCache, optional
         Where activations are kept from one run to the next.
+    elsewhere : Compute, optional
+        Runs the model in other processes.
     """
     kept = cache.load(batches.streams, how.layers) if cache else None
     if kept is not None and kept.partial and not kept.plan.startswith("float32"):
@@ -105,10 +150,20 @@ def run(
             if decided:
                 break
     if not decided and len(recording) < len(batches.baseline):
-        expected = _EARLY if gate else 1.0
-        with closing(_compute(module, batches, how, recording, kept, cache, expected)) as pieces:
-            for activations, batch, plan in pieces:  # noqa: B007 - the last plan counts
-                if take(activations, batch.labels, batch.identities):
+        done, images = len(recording), len(batches.baseline)
+        known = [s for s in batches.streams if kept is not None and kept.length(s) >= images]
+        todo = tuple(stream for stream in batches.streams if stream not in known)
+        share = Share(done, images, todo, _EARLY if gate else 1.0)
+        begun = elsewhere or partial(compute, cache=cache)
+        with closing(begun(module, batches, how, share)) as pieces:
+            for piece in pieces:
+                plan, recording.model_notes, recording.weights = piece[-3:]
+                activations = piece.activations
+                if kept is not None:
+                    last = done + len(piece.identities)
+                    activations = activations | kept.part(known, done, last)
+                    done = last
+                if take(activations, piece.labels, piece.identities):
                     break
         if cache is not None:
             # One that goes on in float32 does not make what it went on from float32.
@@ -119,20 +174,16 @@ def run(
     return plan
 
 
-def _compute(
+def compute(
     module: nn.Module,
     batches: ProbingBatches,
     how: HowToRun,
-    recording: Recording,
-    kept: Kept | None,
-    cache: ActivationCache | None,
-    expected: float,
-) -> Generator[tuple[Activations, PixelBatch, str], None, None]:
-    """Run the model on what is not known yet; gives activations of all streams, and the plan."""
+    share: Share,
+    cache: ActivationCache | None = None,
+) -> Generator[Piece, None, None]:
+    """Run a model in this process; see `Compute`. The fastest plan is kept in a `cache`."""
     images = len(batches.baseline)
-    done = len(recording)
-    todo = [s for s in batches.streams if kept is None or kept.length(s) < images]
-    mixed = len(todo) < len(batches.streams)
+    todo = share.streams
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(preserved(module))
@@ -142,16 +193,15 @@ def _compute(
         with computing_in("float32", batches.device):
             recorder = ActivationRecorder(module, how.layers, batches.example())
         stack.enter_context(recorder)
-        recording.model_notes = recorder.notes
-        recording.weights = recorder.weights()
+        weights = recorder.weights()
         executor = stack.enter_context(
             Executor(
                 recorder,
                 how.plan,
-                int(expected * (images - done) * len(todo)),
+                int(share.expected * (share.last - share.first) * len(todo)),
                 tuning=how.tuning,
                 # What is kept was float32: see `run`.
-                only_float32=mixed,
+                only_float32=len(todo) < len(batches.streams),
                 sizes=how.sizes,
                 remembered=cache.plan() if cache else None,
             )
@@ -162,8 +212,8 @@ def _compute(
                 lambda: cache.remember(executor.plan) if executor.tuned and how.sizes else None
             )
         advance = stack.enter_context(progress_bar(images, how.progress))
-        advance(done)
-        if batches.decoded is not None and not done:
+        advance(share.first)
+        if batches.decoded is not None and not share.first:
             stack.enter_context(batches.decoded.collecting())
         inputs = _Inputs(batches)
 
@@ -171,7 +221,7 @@ def _compute(
             batch = put_together()
             return batch, inputs([batch.by_mark[stream] for stream in todo], executor.plan)
 
-        jobs = stack.enter_context(closing(batches.part(done, todo).jobs()))
+        jobs = stack.enter_context(closing(batches.part(share.first, share.last, todo).jobs()))
         works = (partial(prepared, job) for job in jobs)
         pieces = (work() for work in works)
         # What users wrote is called in their own thread.
@@ -184,11 +234,8 @@ def _compute(
                 for layer, units in found.items()
                 for stream, rows in zip(todo, np.split(units, len(todo)), strict=True)
             }
-            if kept is not None:
-                known = [stream for stream in batches.streams if stream not in todo]
-                activations |= kept.part(known, done, done + len(batch.identities))
-            done += len(batch.identities)
-            yield activations, batch, str(executor.plan)
+            told = str(executor.plan), recorder.notes, weights
+            yield Piece(activations, batch.identities, batch.labels, *told)
             advance(len(batch.identities))
 
 

@@ -14,6 +14,7 @@ from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+ENGINES = ("ray",)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Settings:
         Whether to probe with scrambled marks as well.
     cache : bool
         Whether to keep activations, and to use those that were kept.
+    engine : str or None
+        Which processes run the models; None: this one.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class Settings:
     early_stop: float = 1e-3
     control: bool = False
     cache: bool = True
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -72,6 +76,10 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise SettingsError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+        if self.engine is not None and self.engine not in ENGINES:
+            raise SettingsError(
+                f"engine must be one of {', '.join(ENGINES)}, or None, got {self.engine!r}"
             )
         if isinstance(self.images, str) and not self.images:
             raise SettingsError("images is empty; name a folder, or leave it out")

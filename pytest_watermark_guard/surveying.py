@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from pytest_watermark_guard.errors import ReportError, SettingsError, WatermarkGuardError
+from pytest_watermark_guard.context import Run, current_run, using_run
+from pytest_watermark_guard.engines import Engine, one_for_all, open_engine
+from pytest_watermark_guard.errors import (
+    EngineError,
+    ReportError,
+    SettingsError,
+    WatermarkGuardError,
+)
 from pytest_watermark_guard.probing import probe
+from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.report import ProbeReport
 
 FORMAT = "pytest-watermark-guard/survey"
@@ -186,6 +195,9 @@ class SurveyReport:
 def survey(
     models: Sequence[str | nn.Module] | Mapping[str, str | nn.Module],
     images: Any = None,
+    *,
+    engine: str | None = None,
+    progress: bool = True,
     **arguments: Any,
 ) -> SurveyReport:
     """Probe many models with the same watermarks (Bykov et al., 2023, section 3).
@@ -200,6 +212,11 @@ def survey(
         Modules or model specs. Specs are loaded one at a time. A mapping gives them names.
     images : optional
         As for `probe`, and so are the other arguments.
+    engine : {"ray"}, optional
+        Probe several models at once, each by a worker of a cluster: the same numbers to the last
+        bit, in one precision (``"auto"`` is float32 then). Default: one after the other, here.
+    progress : bool, default True
+        As for `probe`; with an engine, of the number of models.
 
     Returns
     -------
@@ -209,6 +226,8 @@ def survey(
     ------
     SettingsError
         If there is no model.
+    EngineError
+        If the engine cannot be had, or the images cannot be sent to it.
 
     Examples
     --------
@@ -218,16 +237,64 @@ def survey(
     named = _named(models)
     if not named:
         raise SettingsError("survey: name at least one model")
-    reports: dict[str, ProbeReport] = {}
-    failures: dict[str, str] = {}
-    for name, model in named.items():
-        try:
-            reports[name] = probe(model, images, name=name, **arguments)
-        except WatermarkGuardError as error:
-            failures[name] = str(error)
-        except Exception as error:  # whatever someone's factory or forward pass raises
-            failures[name] = f"{type(error).__name__}: {error}"
-    return SurveyReport(reports, failures)
+    chosen = current_run().settings.override(engine=engine).engine
+    if chosen is None:
+        common = _Common(images, {**arguments, "progress": progress})
+        outcomes = {name: _outcome(common, (name, model)) for name, model in named.items()}
+    else:
+        outcomes = _elsewhere(chosen, named, images, arguments, progress)
+    return SurveyReport(
+        {name: found for name, found in outcomes.items() if isinstance(found, ProbeReport)},
+        {name: found for name, found in outcomes.items() if isinstance(found, str)},
+    )
+
+
+class _Common(NamedTuple):
+    """What all models of a survey are probed by."""
+
+    images: Any
+    arguments: Mapping[str, Any]
+    run: Run | None = None
+
+
+def _outcome(common: _Common, item: tuple[str, str | nn.Module]) -> ProbeReport | str:
+    """Probe one model, in any process; returns why not where that fails."""
+    name, model = item
+    try:
+        with using_run(common.run or current_run()):
+            return probe(model, common.images, name=name, **common.arguments)
+    except WatermarkGuardError as error:
+        return str(error)
+    except Exception as error:  # whatever someone's factory or forward pass raises
+        return f"{type(error).__name__}: {error}"
+
+
+def _elsewhere(
+    name: str,
+    models: Mapping[str, str | nn.Module],
+    images: Any,
+    arguments: Mapping[str, Any],
+    progress: bool,
+) -> dict[str, ProbeReport | str]:
+    """Probe every model by a worker of an engine; the outcomes are those of this process."""
+    run = current_run()
+    settings = run.settings.override(
+        precision=arguments.get("precision"), device=arguments.get("device")
+    )
+    precision, notes = one_for_all(settings.precision)
+    there = Run(replace(run.settings, engine=None), run.scenarios, examples=run.examples)
+    common = _Common(images, {**arguments, "precision": precision, "progress": False}, there)
+    engine: Engine = open_engine(name, settings.device)
+    outcomes: dict[str, ProbeReport | str] = {}
+    with progress_bar(len(models), progress) as advance:
+        results = engine.map(_outcome, common, [*models.items()], done=advance)
+        with closing(results):
+            for model, found in zip(models, results, strict=True):
+                if isinstance(found, ProbeReport):
+                    found = replace(found, notes=(*notes, *found.notes))
+                    run.on_report(found)
+                outcomes[model] = str(found) if isinstance(found, EngineError) else found
+    return outcomes
 
 
 def _named(
