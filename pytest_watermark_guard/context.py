@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pytest_watermark_guard.known import KnownUnits
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import READY_SCENARIOS, AnyScenario
 
@@ -40,6 +41,8 @@ class Run:
         Receives every gate's verdict, after its report.
     examples : bool
         Whether reports name the images that move the worst units most and least.
+    known : KnownUnits
+        Sensitive units that are on record.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -48,6 +51,7 @@ class Run:
     on_report: Callable[[ProbeReport], None] = _nobody
     on_verdict: Callable[[Verdict], None] = _nobody
     examples: bool = False
+    known: KnownUnits = field(default_factory=KnownUnits)
 
 
 # A plain global, not a ContextVar: a thread that a test starts must see its test's settings.

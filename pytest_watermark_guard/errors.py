@@ -39,6 +39,10 @@ class ReportError(WatermarkGuardError, ValueError):
     """A report file that cannot be read."""
 
 
+class KnownUnitsError(WatermarkGuardError, ValueError):
+    """A file of known units that cannot be read or written."""
+
+
 class EngineError(WatermarkGuardError, RuntimeError):
     """Other processes that cannot be had, reached or sent something, or that were lost."""
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.errors import WatermarkSensitivityError
+from pytest_watermark_guard.known import KnownFindings, KnownUnits
 from pytest_watermark_guard.names import means
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
-from pytest_watermark_guard.reporting.story import tell
+from pytest_watermark_guard.reporting.story import sentence, tell
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 
 
@@ -28,13 +29,15 @@ class Verdict:
     threshold : float
         Units with d at or above it are sensitive.
     failing : tuple of SensitiveUnit
-        Sensitive and not allowed, worst first.
+        Sensitive, and neither allowed nor known, worst first.
     allow : mapping of str to str
         The known units, with reasons, that the gate was told of.
     allowed : tuple of (SensitiveUnit, str)
         Sensitive and allowed, with the reason.
     stale : tuple of str
         Entries of `allow` that no sensitive unit needs any more.
+    known : KnownFindings
+        What the run's record of known units has to say.
     """
 
     report: ProbeReport
@@ -43,21 +46,31 @@ class Verdict:
     allow: Mapping[str, str] = field(default_factory=dict)
     allowed: tuple[tuple[SensitiveUnit, str], ...] = ()
     stale: tuple[str, ...] = ()
+    known: KnownFindings = field(default_factory=KnownFindings)
 
     @property
     def passed(self) -> bool:
-        """Whether no unit is sensitive but those allowed."""
+        """Whether no unit is sensitive but those allowed or known."""
         return not self.failing
 
     def story(self) -> str:
         """Tell the verdict in plain text that fits on a screen."""
-        return tell(self.report, self.threshold, self.failing, self.allowed, self.stale)
+        return tell(self.report, self.threshold, self.failing, self.allowed, self.stale, self.known)
+
+    def sentence(self) -> str:
+        """Tell the verdict in a sentence."""
+        return sentence(self.report, self.threshold, self.failing)
 
 
 def judge(
-    report: ProbeReport, threshold: float | None = None, allow: Mapping[str, str] | None = None
+    report: ProbeReport,
+    threshold: float | None = None,
+    allow: Mapping[str, str] | None = None,
+    known: KnownUnits | None = None,
 ) -> Verdict:
     """Hold a report against a threshold.
+
+    A unit that reaches it fails, unless `allow` names it or its record among the `known` covers it.
 
     Parameters
     ----------
@@ -68,6 +81,8 @@ def judge(
         Known units and the reason why each may stay: ``{"logits:carton": "..."}``,
         ``{"features:937": "..."}``; a class name alone holds for every layer. Where a number is the
         name of a class, the class is meant.
+    known : KnownUnits, optional
+        Units on record, which may stay as they were; default the run's (``--wm-known``).
 
     Returns
     -------
@@ -79,21 +94,32 @@ def judge(
         If `threshold` is not in (0.5, 1], or `allow` gives no reason.
     """
     settings = current_run().settings.override(threshold=threshold, allow=allow)
+    known = current_run().known if known is None else known
     names = {scores.layer: (scores.names, frozenset(scores.names)) for scores in report}
-    failing, allowed, used = [], [], set()
+    failing, allowed, used, recorded = [], [], set(), []
     for unit in report.sensitive(settings.threshold):
         where = unit.layer, unit.index, *names[unit.layer]
         entry = next((entry for entry in settings.allow if means(entry, *where)), None)
-        if entry is None:
-            failing.append(unit)
-        else:
+        if entry is not None:
             allowed.append((unit, settings.allow[entry]))
             used.add(entry)
+            continue
+        record = known.record(report, unit, settings.threshold)
+        if record is not None:
+            recorded.append((unit, record))
+        if record is None or record.state(unit.differentiability, known.today) != "passed":
+            failing.append(unit)
     stale = tuple(entry for entry in settings.allow if entry not in used)
     if report.stopped_early:
         stale = ()  # only all images could tell
     return Verdict(
-        report, settings.threshold, tuple(failing), settings.allow, tuple(allowed), stale
+        report,
+        settings.threshold,
+        tuple(failing),
+        settings.allow,
+        tuple(allowed),
+        stale,
+        known.findings(report, settings.threshold, recorded),
     )
 
 
@@ -116,7 +142,8 @@ def assert_not_watermark_sensitive(
     """Fail if any unit of the model tells watermarked images from clean ones too well.
 
     The probe stops before the last image once the verdict is certain, at an error probability of
-    0.001 for the whole of it (setting ``early_stop``; 0 uses all images).
+    0.001 for the whole of it (setting ``early_stop``; 0 uses all images). Where units of a model
+    of this name are on record, it takes all images: whether one is worse now, only they can tell.
 
     Parameters
     ----------

@@ -93,6 +93,7 @@ class GateItem(pytest.Item):
         super().__init__(**kwargs)
         self._layer = layer
         self._scenario = scenario
+        self.share: Verdict | None = None
         # With `--dist loadgroup` xdist keeps a model's items, and so its probe, in one worker.
         assert isinstance(self.parent, ModelGate)
         if self.config.pluginmanager.hasplugin("xdist"):
@@ -118,7 +119,9 @@ class GateItem(pytest.Item):
             report=replace(verdict.report, scores={key: verdict.report.scores[key]}),
             failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
             allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
+            known=verdict.known.of(*key),
         )
+        self.share = share
         if not share.passed:
             pytest.fail(share.story(), pytrace=False)
 

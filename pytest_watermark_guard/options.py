@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
+from pytest_watermark_guard.known import KnownUnit, KnownUnits
 from pytest_watermark_guard.settings import PRECISIONS, Settings, parse_setting
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS
 
@@ -28,6 +30,11 @@ SETTINGS = {
 FLAGS = {
     "control": "probe with scrambled marks too, to tell text from anything printed",
     "no_cache": "neither use nor keep activations of earlier probes",
+}
+KNOWN_FILE = "wm-known-units.toml"
+KNOWN_FLAGS = {
+    "update-known": "put the sensitive units that gates find now on record, and let them pass",
+    "no-known": "ignore the units on record",
 }
 INI_TYPES = {
     "threshold": "float",
@@ -61,6 +68,15 @@ def add_options(parser: pytest.Parser) -> None:
     for name, help_text in FLAGS.items():
         add(name, help_text, "bool", action="store_true")
     add("json", "write all probes' numbers to a JSON file", metavar="FILE")
+    add("junit", "tell what probes found as properties in JUnit XML", "bool", action="store_true")
+    add(
+        "known",
+        f"sensitive units on record, which may stay (default: {KNOWN_FILE})",
+        metavar="FILE",
+    )
+    # Not for an ini file, where they would undo every gate, or the file itself, for good.
+    for name, help_text in KNOWN_FLAGS.items():
+        group.addoption(f"--wm-{name}", help=help_text, action="store_true")
     # Older versions take numbers as text, which they are anyway but in pytest 9's own TOML tables.
     numbers = pytest.version_tuple >= (8, 4)
     for name, (metavar, help_text) in SETTINGS.items():
@@ -103,6 +119,41 @@ def _ini_value(config: pytest.Config, name: str) -> Any:
     return None if value in ("", []) else value
 
 
+def known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
+    """Return the units on record, and the file that they are in, or would be.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such file.
+    KnownUnitsError
+        If it cannot be read, or not be written where that was asked for.
+    """
+    path = _path(config, "known")
+    updating = bool(config.getoption("wm_update_known"))
+    named = path is not None
+    if path is None:
+        path = (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
+    if config.getoption("wm_no_known"):
+        if updating:
+            raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
+        return KnownUnits(), path
+    inside = path.is_relative_to(config.rootpath)
+    shown = str(path.relative_to(config.rootpath) if inside else path)
+    if not path.exists() and not updating:
+        if named:
+            raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
+        return KnownUnits(shown), path
+    units: tuple[KnownUnit, ...] = ()
+    if path.exists():
+        from pytest_watermark_guard.known_file import read_known
+
+        units = read_known(path)
+    if updating and not os.access(path.parent, os.W_OK):
+        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
+    return KnownUnits(shown, units, updating), path
+
+
 def json_path(config: pytest.Config) -> Path | None:
     """Return where ``--wm-json`` goes, which can be written to.
 
@@ -111,13 +162,9 @@ def json_path(config: pytest.Config) -> Path | None:
     SettingsError
         If it cannot.
     """
-    name, folder = config.getoption("wm_json"), config.invocation_params.dir
-    if not name:
-        name = _ini_value(config, "wm_json")
-        folder = config.inipath.parent if config.inipath else folder
-    if not name:
+    path = _path(config, "json")
+    if path is None:
         return None
-    path = folder / Path(name).expanduser()
     try:
         # Now, not after an hour of probing.
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,3 +172,12 @@ def json_path(config: pytest.Config) -> Path | None:
     except OSError as error:
         raise SettingsError(f"json: cannot write {str(path)!r}: {error.strerror}") from None
     return path
+
+
+def _path(config: pytest.Config, name: str) -> Path | None:
+    """Return a file that is named: from the working directory, or from that of the ini file."""
+    given, folder = config.getoption(f"wm_{name}"), config.invocation_params.dir
+    if not given:
+        given = _ini_value(config, f"wm_{name}")
+        folder = config.inipath.parent if config.inipath else folder
+    return folder / Path(given).expanduser() if given else None

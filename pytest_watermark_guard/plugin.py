@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from pytest_watermark_guard import hookspec
 from pytest_watermark_guard.context import Run, current_run, using_run
-from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
-from pytest_watermark_guard.gate_items import check_spec, collect_gates
+from pytest_watermark_guard.errors import (
+    SettingsError,
+    WatermarkGuardError,
+    WatermarkSensitivityError,
+)
+from pytest_watermark_guard.gate_items import GateItem, check_spec, collect_gates
+from pytest_watermark_guard.github import GitHubActions, send_failure
+from pytest_watermark_guard.junit import add_properties
+from pytest_watermark_guard.known_summary import KnownSummary
 from pytest_watermark_guard.mask_marker import MASK_MARKER, SIGNATURE, prepare_item
 from pytest_watermark_guard.masking import MASKED, masking
-from pytest_watermark_guard.options import add_options, json_path, read_settings
+from pytest_watermark_guard.options import add_options, json_path, known_units, read_settings
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.summary import Probed, Summary, send, send_masked
 from pytest_watermark_guard.watermarks.scenarios import (
@@ -46,6 +54,8 @@ class GuardState:
     models: tuple[str, ...]
     only_models: bool
     json_path: Path | None
+    known_path: Path
+    junit: bool
     # Probes finished in this process since the last phase of a test was reported.
     pending: list[Probed]
 
@@ -82,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for spec in models:
             check_spec(spec, config)
         path = json_path(config)
+        known, known_path = known_units(config)
     except WatermarkGuardError as error:
         raise pytest.UsageError(f"watermark guard: {error}") from None
     pending: list[Probed] = []
@@ -94,7 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
         text = verdict.report.to_json()
         next(probed for probed in pending if probed.report == text).gates.append(gate)
 
-    run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict)
+    run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict, known=known)
     config.stash[STATE] = GuardState(
         run,
         tuple(dict.fromkeys(models)),
@@ -103,6 +114,8 @@ def pytest_configure(config: pytest.Config) -> None:
         only_models=any(str(a).startswith("--wm-model") for a in config.invocation_params.args)
         and config.args_source is not pytest.Config.ArgsSource.ARGS,
         json_path=path,
+        known_path=known_path,
+        junit=bool(config.getoption("wm_junit") or config.getini("wm_junit")),
         pending=pending,
     )
     # From here on, so that probes made while tests are collected go by it too.
@@ -204,15 +217,27 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     test_report = yield
-    pending = item.config.stash[STATE].pending
+    state = item.config.stash[STATE]
+    pending = state.pending
+    if state.junit:
+        add_properties(item, test_report, pending)
+    if test_report.failed and call.excinfo and (verdict := _verdict(item, call.excinfo.value)):
+        send_failure(test_report, verdict, getattr(item, "probe_key", None))
     if pending:
         send(test_report, pending, getattr(item, "probe_key", None))
     if test_report.when == "setup" and MASKED in item.stash:
         send_masked(test_report, item.stash[MASKED])
     return test_report
+
+
+def _verdict(item: pytest.Item, error: BaseException) -> Verdict | None:
+    """Return the verdict of the gate that failed a test, if one did."""
+    if isinstance(error, WatermarkSensitivityError):
+        return cast("Verdict | None", error.verdict)
+    return item.share if isinstance(item, GateItem) else None
 
 
 @pytest.hookimpl(trylast=True)
@@ -224,6 +249,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     show_report = bool(config.getoption("wm_report") or config.getini("wm_report"))
     threshold = state.run.settings.threshold
     summary = Summary(config, state.pending, show_report, state.json_path, threshold)
+    # Of several, the last registered has the first word in the terminal.
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        actions = GitHubActions(summary, os.environ)
+        config.pluginmanager.register(actions, "watermark-guard-github")
+    known = KnownSummary(summary, state.run.known, state.known_path)
+    config.pluginmanager.register(known, "watermark-guard-known")
     config.pluginmanager.register(summary, "watermark-guard-summary")
 
 

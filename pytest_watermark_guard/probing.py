@@ -176,9 +176,15 @@ def probe(
             raise SettingsError("histograms=True is for all images: pass early_stop=0 as well")
     ready = _prepare(model, settings, preprocess, class_names, labels, batch_size, progress)
     gate = None
+    whole: tuple[str, ...] = ()
+    known = current_run().known
     if stop_at is not None and settings.early_stop > 0:
         count, seed = len(ready.batches.baseline), settings.seed
-        gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
+        if known.concerns(name or ready.loaded.name):
+            # Whether a unit is worse than its record is told by its d, not by a verdict.
+            whole = (f"all images were used, for the known units in {known.file}",)
+        else:
+            gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
     kind = BinnedRecording if histograms else Recording
     wanted = (current_run().examples if examples is None else examples) and not histograms
     found = _measure(ready, gate, kind, wanted)
@@ -197,7 +203,7 @@ def probe(
         preprocessing=batches.preprocessing.source,
         device=str(batches.device),
         precision=found.plan + ("" if full else f", {batches.dtype} weights"),
-        notes=(*ready.notes, *found.notes),
+        notes=(*ready.notes, *found.notes, *whole),
         version=pytest_watermark_guard.__version__,
         controls=found.controls,
         early_stop=None if gate is None else gate.outcome(confirmed),

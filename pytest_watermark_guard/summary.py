@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,13 @@ class Probed:
 
     report: str
     gates: list[dict[str, Any]] = field(default_factory=list)
+
+
+def judged(report: ProbeReport, gates: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """Return the verdicts of the gates that used a probe."""
+    from pytest_watermark_guard.gate import judge
+
+    return [judge(report, gate["threshold"], gate["allow"]) for gate in gates]
 
 
 def send(test_report: pytest.TestReport, pending: list[Probed], key: str | None) -> None:
@@ -73,7 +82,7 @@ class Summary:
         self._pending = pending
         self._show_report = show_report
         self._json_path = json_path
-        self._threshold = threshold
+        self.threshold = threshold
         self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
         self._masked: dict[str, Masked] = {}
 
@@ -85,7 +94,6 @@ class Summary:
             self._masked[report.nodeid] = Masked.from_json(text)  # a rerun's in its place
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
-        from pytest_watermark_guard.gate import judge
         from pytest_watermark_guard.report import ProbeReport
 
         if key not in self._probed:  # else a rerun, or another worker's probe of it
@@ -93,22 +101,40 @@ class Summary:
             self._probed[key] = (probe_report, [])
             self._config.hook.pytest_wm_report(report=probe_report, config=self._config)
         probe_report, verdicts = self._probed[key]
-        for gate in gates:
-            verdict = judge(probe_report, gate["threshold"], gate["allow"])
+        for verdict in judged(probe_report, gates):
             if verdict not in verdicts:
                 verdicts.append(verdict)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    @property
+    def entries(self) -> list[tuple[ProbeReport, list[Verdict]]]:
+        """Each probe so far with the verdicts of the gates that used it."""
         # Probes that no test made: at collection, or while the session ended.
         for probed in self._pending:
             self._add(key=probed.report, **asdict(probed))
+        self._pending.clear()
+        return list(self._probed.values())
+
+    @property
+    def masked(self) -> list[Masked]:
+        """What was masked in tests so far."""
+        return list(self._masked.values())
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
         if self._json_path is None:
             return
         from pytest_watermark_guard.reporting.json_file import write_json
 
-        entries = list(self._probed.values())
-        write_json(self._json_path, entries, self._threshold, list(self._masked.values()))
+        write_json(self._json_path, self.entries, self.threshold, self.masked)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_summary(self, postfix: list[str]) -> None:
+        if not (entries := self.entries):
+            return
+        from pytest_watermark_guard.reporting.terminal import render_reports
+
+        text = html.escape(render_reports(entries, self.threshold, width=120))
+        postfix.append(f"<h2>Watermark sensitivity</h2><pre>{text}</pre>")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._json_path is not None:
@@ -116,7 +142,8 @@ class Summary:
         if not self._show_report:
             return
         terminalreporter.section("watermark sensitivity")
-        if not self._probed:
+        entries = self.entries
+        if not entries:
             terminalreporter.write_line("no probe was made")
             return
         from pytest_watermark_guard.reporting.masks import render_masks
@@ -129,7 +156,6 @@ class Summary:
             "color": writer.hasmarkup,
             "ascii_only": not encoding.startswith("utf"),
         }
-        entries = list(self._probed.values())
-        terminalreporter.write(render_reports(entries, self._threshold, **terminal))
+        terminalreporter.write(render_reports(entries, self.threshold, **terminal))
         if self._masked:
             terminalreporter.write(f"\n{render_masks(list(self._masked.values()), **terminal)}")

@@ -116,7 +116,8 @@ A: how often a marked image scores above a clean one. d = max(A, 1 - A).
 Note: preprocessing was assumed.
 What to do: look for such marks in the training images of these classes,
 and train again without them; or accept a known unit, with a reason:
-  allow={'logits:carton': 'why'}, --wm-allow='logits:carton=why' or wm_allow"""
+  allow={'logits:carton': 'why'}, --wm-allow='logits:carton=why' or wm_allow;
+or put all of them on record as they are: --wm-update-known"""
 
 
 def test_the_story_of_a_failed_gate():

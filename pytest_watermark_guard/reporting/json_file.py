@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_watermark_guard.gate import Verdict
+from pytest_watermark_guard.known import KnownUnit
 from pytest_watermark_guard.masking import Masked
-from pytest_watermark_guard.report import ProbeReport
+from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
 
 FORMAT = "pytest-watermark-guard/run"
 FORMAT_VERSION = 1
@@ -48,4 +49,21 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "failing": [asdict(unit) for unit in verdict.failing],
         "allowed": [{**asdict(unit), "reason": reason} for unit, reason in verdict.allowed],
         "stale": list(verdict.stale),
+        "known": {
+            "file": verdict.known.file,
+            "passed": [_known_unit(*pair) for pair in verdict.known.passed],
+            "worse": [_known_unit(*pair) for pair in verdict.known.worse],
+            "expired": [_known_unit(*pair) for pair in verdict.known.expired],
+            "unneeded": [_record(known) for known in verdict.known.unneeded],
+            "other_weights": [_record(known) for known in verdict.known.other_weights],
+        },
     }
+
+
+def _known_unit(unit: SensitiveUnit, known: KnownUnit) -> dict[str, Any]:
+    return {**asdict(unit), "record": _record(known)}
+
+
+def _record(known: KnownUnit) -> dict[str, Any]:
+    expires = known.expires and known.expires.isoformat()
+    return {**asdict(known), "date": known.date.isoformat(), "expires": expires}

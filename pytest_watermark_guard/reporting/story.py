@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from pytest_watermark_guard.known import KnownFindings
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reporting.known import known_lines
 from pytest_watermark_guard.reporting.text import (
     count,
     decision,
@@ -25,15 +27,17 @@ def tell(
     failing: Sequence[SensitiveUnit],
     allowed: Sequence[tuple[SensitiveUnit, str]],
     stale: Sequence[str],
+    known: KnownFindings,
 ) -> str:
     """Tell a verdict: one sentence, the worst units, the grounds, what to do."""
-    lines = [_sentence(report, threshold, failing), ""]
+    lines = [sentence(report, threshold, failing), ""]
     if failing:
         lines += _table(unit_table(report, failing[:WORST]))
         if len(failing) > WORST:
             lines.append(f"... and {len(failing) - WORST:,} more (--wm-json=FILE lists them all)")
         lines.append("")
     lines += allowed_lines(allowed, stale)
+    lines += known_lines(known)
     lines += [
         f"Probed: {printable(extent(report))}, seed {report.seed}, {printable(report.device)} in "
         f"{printable(report.precision)}.",
@@ -65,12 +69,13 @@ def allowed_lines(
         yield f"no longer needed in allow: {shown}{more}"
 
 
-def _sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
+def sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
+    """Tell a verdict in a sentence."""
     model = printable(report.model)
     if not failing:
         return (
-            f"{model} is not watermark-sensitive: no unit outside the allowed ones reaches "
-            f"d = {threshold:g}."
+            f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "
+            f"reaches d = {threshold:g}."
         )
     layers = dict.fromkeys(unit.layer for unit in failing)
     found = listed(_found(report, layer, failing) for layer in layers)
@@ -106,5 +111,6 @@ def _advice(failing: Sequence[SensitiveUnit]) -> list[str]:
     return [
         f"What to do: look for such marks in the training images {where},",
         "and train again without them; or accept a known unit, with a reason:",
-        f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow",
+        f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow;",
+        "or put all of them on record as they are: --wm-update-known",
     ]

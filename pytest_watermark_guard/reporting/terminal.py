@@ -11,6 +11,7 @@ from rich.text import Text
 from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.report import TIERS, ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reporting.drawing import Style, drawn, table
+from pytest_watermark_guard.reporting.known import known_lines
 from pytest_watermark_guard.reporting.story import allowed_lines
 from pytest_watermark_guard.reporting.text import count, decision, extent, printable, unit_table
 
@@ -82,10 +83,11 @@ def _report(
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:
     outcome, style = ("passed", "green") if verdict.passed else ("failed", "red")
-    allowed = f", {_distinct([u for u, _ in verdict.allowed])} allowed" if verdict.allowed else ""
-    reach = _reach(verdict.failing, verdict.threshold)
-    yield Text(f"Gate {outcome}: {reach}{allowed}.", style=style)
-    for line in allowed_lines(verdict.allowed, verdict.stale):
+    told = _reach(verdict.failing, verdict.threshold)
+    for word, units in (("allowed", verdict.allowed), ("known", verdict.known.passed)):
+        told += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""
+    yield Text(f"Gate {outcome}: {told}.", style=style)
+    for line in (*allowed_lines(verdict.allowed, verdict.stale), *known_lines(verdict.known)):
         yield Text(line, style="yellow")
 
 

@@ -52,7 +52,8 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def project(pytester, photos, monkeypatch):
     """A repository with two models, a folder of photos and nothing else."""
-    monkeypatch.delenv("CI", raising=False)
+    for name in ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     pytester.makepyfile(shop=SHOP)
     pytester.makeini(
