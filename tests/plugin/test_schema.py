@@ -1,0 +1,144 @@
+"""The published JSON Schemas against what is really written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from importlib.resources import files
+
+import pytest
+
+jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+
+SCHEMAS = {
+    name: json.loads((files("pytest_watermark_guard") / f"schema/{name}.schema.json").read_text())
+    for name in ("report", "run")
+}
+TEST = """
+    import pytest
+    import pytest_watermark_guard as wm
+    from shop import blind, sensitive
+
+    @pytest.fixture
+    def backbone():
+        return sensitive()
+
+    def test_gates():
+        wm.assert_not_watermark_sensitive(blind(), early_stop=0.01)
+        allow = {"logits:1": "known", "features:0": "old"}
+        wm.assert_not_watermark_sensitive(sensitive(), allow=allow, layers="logits")
+        wm.assert_not_watermark_sensitive(sensitive(), name="new")
+
+    def test_probe():
+        report = wm.probe(sensitive(), control=True, labels=[0, 1] * 6, examples=True)
+        report.save("report.json")
+
+    @pytest.mark.wm_mask(fraction=0.4)
+    def test_masked(backbone, wm_mask):
+        pass
+
+    @pytest.mark.wm_mask(method="erase")
+    def test_erased(backbone, wm_mask):
+        pass
+"""
+
+
+@pytest.fixture
+def written(project):
+    """Both files of a run that has something of everything in it."""
+    project.makepyfile(TEST)
+    project.runpytest("--wm-update-known")
+    path = project.path / "wm-known-units.toml"
+    text = path.read_text("utf-8").replace('name = "Sensitive"', 'name = "other"', 1)
+    lines = text.replace("d = 1.0000", "d = 0.9600", 1).replace(" },", ", expires = 2020-01-01 },")
+    path.write_text(lines, encoding="utf-8")
+    project.runpytest("--wm-json=run.json", "--wm-threshold=0.9")
+    return {
+        name: json.loads((project.path / f"{name}.json").read_text("utf-8")) for name in SCHEMAS
+    }
+
+
+def problems(name, data):
+    checker = jsonschema.Draft202012Validator(
+        SCHEMAS[name], format_checker=jsonschema.FormatChecker()
+    )
+    return [
+        f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in checker.iter_errors(data)
+    ]
+
+
+def field_names(data, free=("names", "impact", "geometry", "marks")):
+    if isinstance(data, list):
+        return {name for entry in data for name in field_names(entry)}
+    if not isinstance(data, dict):
+        return set()
+    found = set(data)
+    for name, value in data.items():
+        inner = value.values() if name == "impact" else () if name in free else (value,)
+        found |= {deeper for entry in inner for deeper in field_names(entry)}
+    return found
+
+
+def described(schema):
+    if isinstance(schema, list):
+        return {name for entry in schema for name in described(entry)}
+    if not isinstance(schema, dict):
+        return set()
+    found = {name for entry in schema.values() for name in described(entry)}
+    return found | set(schema["properties"] if isinstance(schema.get("properties"), dict) else ())
+
+
+def test_what_is_written_is_what_is_published(written):
+    for name, data in written.items():
+        assert problems(name, data) == []
+        assert field_names(data) - described(SCHEMAS[name]) == set()
+    # The files have what the schemas describe: nothing is checked by being absent.
+    assert described(SCHEMAS["run"]) - field_names(written["run"]) == set()
+    report = written["report"]
+    assert report["controls"]
+    assert report["impact"]["chinese"]["top1_baseline"] is not None
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_schemas_are_schemas(name):
+    jsonschema.Draft202012Validator.check_schema(SCHEMAS[name])
+    assert SCHEMAS[name]["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_one_file_is_enough_for_a_run():
+    assert SCHEMAS["run"]["$defs"]["report"] == SCHEMAS["report"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["format"], "pytest-watermark-guard/run"),
+        (["format_version"], 2),
+        (["n_images"], 0),
+        (["scores"], []),
+        (["scores", 0, "auroc", 0], 1.5),
+        (["notes"], "a note"),
+        (["impact", "chinese", "flip_rate"], None),
+        (["examples", "units", 0, "index"], "first"),
+    ],
+)
+def test_the_schema_tells_what_is_wrong(written, path, value):
+    wrong = copy.deepcopy(written["report"])
+    place = wrong
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (problem,) = problems("report", wrong)
+    assert problem.startswith(str(path[0]))
+    run = {**written["run"], "reports": [{**written["run"]["reports"][0], path[0]: wrong[path[0]]}]}
+    assert problems("run", run)
+
+
+def test_versions_of_both_formats_are_those_of_the_schemas():
+    from pytest_watermark_guard import report
+    from pytest_watermark_guard.reporting import json_file
+
+    for name, module in (("report", report), ("run", json_file)):
+        stated = SCHEMAS[name]["properties"]
+        assert stated["format"]["const"] == module.FORMAT
+        assert stated["format_version"]["const"] == module.FORMAT_VERSION
