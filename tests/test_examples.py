@@ -38,3 +38,16 @@ def test_pre_release():
     assert "64 of 256 images of the built-in set" in done.stdout
     assert re.search(r"\d+ (passed|failed)", done.stdout)
     assert not re.search(r"\d errors?\b|^error", done.stdout.lower(), re.MULTILINE)
+
+
+def test_head_training():
+    folder = EXAMPLES / "head_training"
+    commands = re.findall(
+        r"^    pytest (-m .*?) +#", (folder / "README.md").read_text("utf-8"), re.M
+    )
+    plain, masked = (run_pytest(folder, *shlex.split(command)) for command in commands)
+    assert plain.returncode == 1
+    assert "1 failed, 1 deselected" in plain.stdout
+    assert re.search(r"logits +carton \[2\] +chinese +fires on", plain.stdout)
+    assert masked.returncode == 0
+    assert "1 passed, 1 deselected" in masked.stdout
