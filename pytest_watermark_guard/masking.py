@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.errors import MaskError, SettingsError, WatermarkGuardError
+from pytest_watermark_guard.errors import MaskError, WatermarkGuardError
 from pytest_watermark_guard.mask_marker import MASK_MARKER, REQUEST, MaskRequest
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
@@ -111,10 +111,11 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
     from pytest_watermark_guard.mitigation.mask import FeatureMask
     from pytest_watermark_guard.models.snapshot import restored
 
+    asked = _asked(request)
+    model = request.getfixturevalue(asked.fixture)
     with ExitStack() as stack:
         try:
-            asked = _asked(request)
-            model = _model(request, asked.fixture)
+            _check_model(model, asked.fixture)
             mask, report, after = _mask_for(model, asked)
             stack.enter_context(restored(model))
             apply_mask(model, mask, inplace=True)
@@ -138,24 +139,24 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
 
 
 def _asked(request: pytest.FixtureRequest) -> MaskRequest:
-    if REQUEST not in request.node.stash:
-        raise SettingsError(
-            "the fixture wm_mask tells what the marker has masked, and this test has no such marker"
+    asked: MaskRequest | None = request.node.stash.get(REQUEST, None)
+    if asked is None:
+        pytest.fail(
+            f"the fixture wm_mask tells what @pytest.mark.{MASK_MARKER} has masked, and this test "
+            "has no such marker",
+            pytrace=False,
         )
-    asked: MaskRequest = request.node.stash[REQUEST]
     return asked
 
 
-def _model(request: pytest.FixtureRequest, fixture: str) -> nn.Module:
+def _check_model(model: object, fixture: str) -> None:
     from torch import nn
 
-    model = request.getfixturevalue(fixture)
     if not isinstance(model, nn.Module):
         raise MaskError(
             f"fixture {fixture!r} gave a {type(model).__name__}, and only a torch.nn.Module can be "
             "masked; name the fixture that gives the model by fixture="
         )
-    return model
 
 
 def _mask_for(

@@ -435,7 +435,9 @@ def test_the_fixture_without_the_marker(project):
     project.makepyfile("def test_it(wm_mask): pass")
     result = project.runpytest()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*wm_mask tells what the marker has masked*no such marker"])
+    result.stdout.fnmatch_lines(
+        ["*wm_mask tells what @pytest.mark.wm_mask has masked*no such marker"]
+    )
 
 
 def test_a_marker_that_a_conftest_adds(project):
