@@ -356,6 +356,23 @@ class ProbeReport:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ReportError(f"not a probe report: {type(error).__name__}: {error}") from error
 
+    def to_html(self, path: str | Path, threshold: float = 0.95, images: Any = None) -> None:
+        """Write the report to one HTML file that opens offline.
+
+        Parameters
+        ----------
+        path : str or Path
+        threshold : float, default 0.95
+            Units with d at or above it are shown as sensitive.
+        images : optional
+            The baseline, as for `probe`: a report of ``probe(..., examples=True)`` then shows the
+            images that move the worst units most and least.
+        """
+        from pytest_watermark_guard.reporting.html.page import write_html
+
+        check_threshold(threshold)
+        write_html(path, [(self, [])], threshold, images=images)
+
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""
         Path(path).write_text(self.to_json(), encoding="utf-8")

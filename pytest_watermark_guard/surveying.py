@@ -25,6 +25,7 @@ from pytest_watermark_guard.errors import (
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.report import ProbeReport
+from pytest_watermark_guard.settings import check_threshold
 
 FORMAT = "pytest-watermark-guard/survey"
 FORMAT_VERSION = 1
@@ -148,6 +149,14 @@ class SurveyReport:
                 f"{', '.join(self.scenarios) or 'none'}"
             )
         draw_survey(self, Path(path), scenario)
+
+    def to_html(self, path: str | Path, threshold: float = 0.95, images: Any = None) -> None:
+        """Write the survey to one HTML file that opens offline; as `ProbeReport.to_html`."""
+        from pytest_watermark_guard.reporting.html.page import write_html
+
+        check_threshold(threshold)
+        entries = [(replace(report, model=name), ()) for name, report in self.reports.items()]
+        write_html(path, entries, threshold, failures=self.failures, images=images)
 
     def save(self, path: str | Path) -> None:
         """Write the survey to a JSON file."""

@@ -1,0 +1,68 @@
+"""The run's HTML file, written where the run is summed up (``pytest --wm-html``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.settings import Settings
+    from pytest_watermark_guard.summary import Summary
+
+
+class HtmlSummary:
+    """Writes what a `Summary` gathered into one HTML file.
+
+    Parameters
+    ----------
+    summary : Summary
+    path : Path
+    settings : Settings
+        The run's.
+    models : sequence of str
+        Specs that the run gates.
+    """
+
+    def __init__(
+        self, summary: Summary, path: Path, settings: Settings, models: Sequence[str]
+    ) -> None:
+        self._summary = summary
+        self._path = path
+        self._settings = settings
+        self._models = models
+        self._failures: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note models that could not be probed."""
+        if report.when != "setup" or not report.failed:
+            return
+        for spec in self._models:
+            if report.nodeid.startswith(f"{spec}::"):
+                crash = getattr(report.longrepr, "reprcrash", None)
+                reason = str(report.longrepr) if crash is None else crash.message
+                self._failures.setdefault(spec, reason)  # the first tells most
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the page."""
+        from pytest_watermark_guard.reporting.html.origin import origin_of
+        from pytest_watermark_guard.reporting.html.page import write_html
+
+        config = session.config
+        paths = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else ()
+        write_html(
+            self._path,
+            self._summary.entries,
+            self._summary.threshold,
+            masked=self._summary.masked,
+            failures=self._failures,
+            origin=origin_of(self._settings, self._models, paths),
+            by_name=True,
+        )
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say where it is."""
+        terminalreporter.write_line(f"watermark guard: wrote {self._path}")

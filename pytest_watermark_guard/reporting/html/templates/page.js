@@ -1,0 +1,217 @@
+"use strict";
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const table = byId("units");
+  // Print what is folded, too.
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
+  // A link to something folded opens it.
+  const unfold = () => {
+    const target = byId(location.hash.slice(1));
+    if (target instanceof HTMLDetailsElement) target.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+  if (!table) return;
+
+  const STEP = 100;
+  const MARKS = { fails: 2, accepted: 1 };
+  const WORDS = ["", "accepted", "fails"];
+  const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+  const kinds = [...table.querySelectorAll("thead th")].map((th) => th.querySelector("button")?.dataset.sort ?? "interval");
+  let units = null;
+  let shown = STEP;
+  let order = { kind: "d", down: true };
+  let found = new Uint32Array(0);
+
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const numbers = (text, Kind) => {
+    const view = new DataView(bytes(text).buffer);
+    const size = Kind.BYTES_PER_ELEMENT;
+    const get = size === 2 ? "getUint16" : "getUint32";
+    return Kind.from({ length: view.byteLength / size }, (_, i) => view[get](i * size, true));
+  };
+
+  // Unpacked when somebody first sorts or filters, so that the page opens fast.
+  const unpack = () => {
+    if (units) return units;
+    const data = JSON.parse(byId("data").textContent);
+    const total = data.shown;
+    const all = {
+      total, everywhere: data.total, blocks: data.blocks, names: data.names,
+      lower: data.names.map((group) => group.map((name) => name.toLowerCase())),
+      block: new Uint16Array(total), unit: new Uint32Array(total), mark: new Uint8Array(total),
+      a: new Uint16Array(total), low: new Uint16Array(total), high: new Uint16Array(total),
+      control: new Int16Array(total).fill(-1), d: new Uint16Array(total),
+    };
+    let start = 0;
+    data.blocks.forEach((block, place) => {
+      const kept = block.units === null ? null : numbers(block.units, Uint32Array);
+      const marks = new Map();
+      for (const kind of ["fails", "accepted"]) block[kind].forEach((unit) => marks.set(unit, MARKS[kind]));
+      for (const name of ["a", "low", "high"]) all[name].set(numbers(block[name], Uint16Array), start);
+      if (block.control !== null) all.control.set(numbers(block.control, Uint16Array), start);
+      for (let i = 0; i < block.count; i++) {
+        const at = start + i;
+        all.block[at] = place;
+        all.unit[at] = kept ? kept[i] : i;
+        all.mark[at] = marks.get(all.unit[at]) ?? 0;
+        all.d[at] = Math.max(all.a[at], 1000 - all.a[at]);
+      }
+      start += block.count;
+    });
+    units = all;
+    return units;
+  };
+
+  const label = (at) => {
+    const group = units.blocks[units.block[at]].names;
+    return group === null ? `unit ${units.unit[at]}` : `${units.names[group][units.unit[at]]} [${units.unit[at]}]`;
+  };
+  const places = (words) => {
+    const sorted = [...new Set(words)].sort(collator.compare);
+    const place = new Map(sorted.map((word, i) => [word, i]));
+    return words.map((word) => place.get(word));
+  };
+  const keys = (kind) => {
+    const { total, block, blocks } = units;
+    if (kind === "d" || kind === "a" || kind === "control") return units[kind];
+    if (kind === "gate") return units.mark;
+    if (kind === "reaction") return Uint8Array.from(units.a, (a) => (a >= 500 ? 0 : 1));
+    if (kind === "unit") {
+      const names = Array.from({ length: total }, (_, at) => label(at));
+      return Uint32Array.from(places(names));
+    }
+    const of = places(blocks.map((one) => one[kind]));
+    return Uint32Array.from(block, (place) => of[place]);
+  };
+
+  const asked = () => ({
+    text: byId("search").value.trim().toLowerCase(),
+    model: byId("model")?.value ?? "", script: byId("script").value, layer: byId("layer").value,
+    fails: byId("fails").checked,
+  });
+
+  const select = () => {
+    const { text, model, script, layer, fails } = asked();
+    const { total, blocks, block, unit, lower, mark } = units;
+    const fits = blocks.map((b) => (!model || b.model === model) && (!script || b.script === script) && (!layer || b.layer === layer));
+    const whole = blocks.map((b) => text === "" || b.model.toLowerCase().includes(text));
+    const chosen = new Uint32Array(total);
+    let count = 0;
+    for (let at = 0; at < total; at++) {
+      const place = block[at];
+      if (!fits[place] || (fails && mark[at] !== 2)) continue;
+      if (!whole[place]) {
+        const group = blocks[place].names;
+        const hit = group === null ? `unit ${unit[at]}`.includes(text)
+          : lower[group][unit[at]].includes(text) || `[${unit[at]}]`.includes(text);
+        if (!hit) continue;
+      }
+      chosen[count++] = at;
+    }
+    found = chosen.subarray(0, count);
+    const key = keys(order.kind);
+    const { d } = units;
+    const sign = order.down ? -1 : 1;
+    found.sort((x, y) => sign * (key[x] - key[y]) || d[y] - d[x] || x - y);
+  };
+
+  const thousandths = (value) => (value / 1000).toFixed(3);
+  const cell = {
+    unit: label,
+    d: (at) => thousandths(units.d[at]),
+    script: (at) => units.blocks[units.block[at]].script,
+    layer: (at) => units.blocks[units.block[at]].layer,
+    model: (at) => units.blocks[units.block[at]].model,
+    reaction: (at) => (units.a[at] >= 500 ? "fires on" : "silenced"),
+    a: (at) => thousandths(units.a[at]),
+    interval: (at) => `${thousandths(units.low[at])}–${thousandths(units.high[at])}`,
+    control: (at) => (units.control[at] < 0 ? "–" : thousandths(units.control[at])),
+    gate: (at) => WORDS[units.mark[at]],
+  };
+  const numeric = new Set(["d", "a", "interval", "control"]);
+
+  const draw = () => {
+    const rows = document.createDocumentFragment();
+    for (const at of found.subarray(0, shown)) {
+      const row = document.createElement("tr");
+      if (units.mark[at] === 2) row.className = "bad";
+      kinds.forEach((kind, column) => {
+        const one = document.createElement(column === 0 ? "th" : "td");
+        if (column === 0) one.scope = "row";
+        if (numeric.has(kind)) one.className = "number";
+        one.textContent = cell[kind](at);
+        row.append(one);
+      });
+      rows.append(row);
+    }
+    table.tBodies[0].replaceChildren(rows);
+    const some = Math.min(shown, found.length).toLocaleString("en");
+    byId("found").textContent = found.length === 0 ? "No unit is like that"
+      : `${some} of ${found.length.toLocaleString("en")} units${found.length < units.total ? " that are like that" : ""}`;
+    byId("more").hidden = found.length <= shown;
+  };
+
+  const refresh = () => {
+    unpack();
+    select();
+    draw();
+  };
+
+  const filterStatic = () => {
+    const { text, model, script, layer } = asked();
+    document.querySelectorAll("table.static tbody tr").forEach((row) => {
+      const { dataset } = row;
+      row.hidden = (model && dataset.model !== model) || (script && dataset.script !== script)
+        || (layer && dataset.layer !== layer)
+        || (text !== "" && !`${dataset.model} ${row.textContent}`.toLowerCase().includes(text));
+    });
+  };
+
+  const turn = (button, downFirst) => {
+    const head = button.closest("th");
+    const before = head.getAttribute("aria-sort");
+    const down = before === "none" ? downFirst : before === "ascending";
+    head.parentElement.querySelectorAll("th[aria-sort]").forEach((th) => th.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    return down;
+  };
+
+  table.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const kind = button.dataset.sort;
+    order = { kind, down: turn(button, numeric.has(kind) || kind === "gate") };
+    shown = STEP;
+    refresh();
+  });
+  document.querySelectorAll("table.static").forEach((one) => one.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const number = button.dataset.sort === "number";
+    const sign = turn(button, number) ? -1 : 1;
+    const column = button.closest("th").cellIndex;
+    const value = (row) => row.cells[column].textContent.replaceAll(",", "");
+    const compare = number ? (x, y) => (parseFloat(value(x)) || 0) - (parseFloat(value(y)) || 0)
+      : (x, y) => collator.compare(value(x), value(y));
+    one.tBodies[0].append(...[...one.tBodies[0].rows].sort((x, y) => sign * compare(x, y)));
+  }));
+
+  const filters = document.querySelector(".filters");
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  let waiting = 0;
+  const soon = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { shown = STEP; refresh(); filterStatic(); }, 80);
+  };
+  filters.addEventListener("input", soon);
+  filters.addEventListener("change", soon);
+  byId("more").addEventListener("click", () => {
+    if (units) shown += STEP;
+    refresh();
+  });
+  byId("more").hidden = table.tBodies[0].rows.length >= Number(table.dataset.shown);
+  // Fields that the browser filled in again after a reload count.
+  const { text, model, script, layer, fails } = asked();
+  if (text || model || script || layer || fails) { refresh(); filterStatic(); }
+})();

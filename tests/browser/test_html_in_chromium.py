@@ -1,0 +1,229 @@
+"""The HTML report as people use it, in a real Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
+from pytest_watermark_guard.reporting.html.page import write_html
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
+)
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+EVIL = "<script>alert(1)</script>"
+CLASSES = ("beach", "carton", EVIL, '"><img src=x onerror=alert(1)>', *(f"c{i}" for i in range(96)))
+
+
+def report(model, strength):
+    rng = np.random.default_rng(len(model))
+    scores = {}
+    for scenario, scale in (("chinese", 1.0), ("latin", 0.3)):
+        logits = 1 / (1 + np.exp(-rng.normal(0, 0.5 * scale, len(CLASSES))))
+        logits[1] = 0.5 + 0.49 * strength * scale
+        logits[2] = 0.93 * scale + 0.05
+        features = 1 / (1 + np.exp(-rng.normal(0, 0.5 * scale, 150)))
+        for layer, areas, names in (
+            ("logits", logits, CLASSES),
+            ("features", features, tuple(map(str, range(150)))),
+        ):
+            key = layer, scenario
+            scores[key] = Scores(layer, scenario, areas, areas * 0 + 0.01, 256, names)
+    return ProbeReport(
+        model=model,
+        baseline="256 images of the built-in set v1",
+        n_images=256,
+        seed=17,
+        scores=scores,
+        impact={"chinese": Impact(0.4, 1, "carton", 0.06), "latin": Impact(0.05, 2, EVIL, 0.01)},
+        notes=(EVIL,),
+    )
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    reports = [report("shop:scraped-with-a-long-name_v2_1024", 1.0), report("shop:curated", 0.2)]
+    reports.append(replace(reports[1], model=EVIL))
+    write_html(path, [(r, [judge(r, 0.985)]) for r in reports])
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, page):
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.get("about:blank")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(page)
+    yield browser
+    # Whatever was done: no errors, no broken policy, and nothing asked for but the file itself.
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"].endswith("WillBeSent")}
+    assert {url for url in asked if not url.startswith("data:")} <= {page}
+
+
+def rows(browser, table="#units", column=1):
+    script = (
+        "return [...document.querySelectorAll(arguments[0] + ' tbody tr:not([hidden])')]"
+        ".map((row) => row.cells[arguments[1]].textContent)"
+    )
+    return browser.execute_script(script, table, column - 1)
+
+
+def press(browser, table, label):
+    (button,) = [
+        b for b in browser.find_elements("css selector", f"{table} thead button") if b.text == label
+    ]
+    button.send_keys("\ue007")  # Enter: by keyboard
+    return button.find_element("xpath", "..").get_attribute("aria-sort")
+
+
+def wait_for(browser, condition):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 10, poll_frequency=0.05).until(condition)
+
+
+def search(browser, text):
+    field = browser.find_element("id", "search")
+    field.send_keys("\ue009", "a", "\ue000", text or "\ue017")  # Ctrl+A, then over it or Delete
+
+
+def choose(browser, field, value):
+    from selenium.webdriver.support.select import Select
+
+    Select(browser.find_element("id", field)).select_by_visible_text(value)
+
+
+def test_the_failing_class_is_shown(opened):
+    assert opened.find_element("tag name", "h1").text == "1 of 3 models is watermark-sensitive"
+    assert rows(opened)[0] == "carton [1]"
+    assert rows(opened, column=2)[0] == "0.990"
+    bad = opened.find_elements("css selector", "#units tr.bad")
+    assert len(bad) == 1
+
+
+def test_sorting_by_keyboard(opened):
+    assert press(opened, "#units", "A") == "descending"
+    areas = [float(text) for text in rows(opened, column=7)]
+    assert areas == sorted(areas, reverse=True)
+    assert len(areas) == 100
+    assert press(opened, "#units", "A") == "ascending"
+    areas = [float(text) for text in rows(opened, column=7)]
+    assert areas == sorted(areas)
+    assert press(opened, "#units", "unit") == "ascending"
+    assert rows(opened)[0] == '"><img src=x onerror=alert(1)> [3]'
+    opened.find_element("id", "more").click()
+    assert len(rows(opened)) == 200
+
+
+def test_sorting_the_other_tables(opened):
+    static = "section .scroll:nth-of-type(2) table.static"
+    assert press(opened, static, "highest d") == "descending"
+    found = [float(text) for text in rows(opened, static, 9)]
+    assert found == sorted(found, reverse=True)
+    assert len(found) == 12
+
+
+def test_filtering(opened):
+    search(opened, "carton")
+    wait_for(opened, lambda b: len(rows(b)) == 6)
+    assert set(rows(opened)) == {"carton [1]"}
+    choose(opened, "script", "latin")
+    wait_for(opened, lambda b: len(rows(b)) == 3)
+    assert set(rows(opened, column=3)) == {"latin"}
+    choose(opened, "layer", "features")
+    wait_for(opened, lambda b: b.find_element("id", "found").text == "No unit is like that")
+    choose(opened, "layer", "all")
+    choose(opened, "script", "all")
+    search(opened, EVIL.upper())  # one class in all models, and all units of one model
+    wait_for(opened, lambda b: "504 units" in b.find_element("id", "found").text)
+    opened.find_element("id", "fails").click()
+    search(opened, "")
+    wait_for(opened, lambda b: rows(b) == ["carton [1]"])
+
+
+def test_a_hostile_class_stays_text(opened):
+    search(opened, "onerror")
+    wait_for(opened, lambda b: set(rows(b)) == {'"><img src=x onerror=alert(1)> [3]'})
+    search(opened, "alert(1)</script")
+    wait_for(opened, lambda b: f"{EVIL} [2]" in rows(b))
+    assert len(opened.find_elements("css selector", "script")) == 2
+    assert not opened.find_elements("css selector", "[onerror]")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_no_sideways_scrolling_in_either_scheme(opened, scheme, width):
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 400},
+    )
+    opened.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    opened.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    style = "return getComputedStyle(document.body).backgroundColor"
+    light = opened.execute_script(style) == "rgb(255, 255, 255)"
+    assert light == (scheme == "light")
+
+
+def test_figures_are_drawn(opened):
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
+    opened.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    widths = opened.execute_script(
+        "return Promise.all([...document.images].map((i) => i.decode().then(() => i.naturalWidth)))"
+    )
+    assert widths
+    assert min(widths) > 100
+
+
+def test_a_link_opens_what_is_folded(opened):
+    link = opened.find_element("css selector", ".verdicts a.model")
+    link.send_keys("\ue007")
+    target = link.get_attribute("href").partition("#")[2]
+    wait_for(opened, lambda b: b.find_element("id", target).get_attribute("open") == "true")
+
+
+def test_the_first_key_leads_past_the_navigation(opened):
+    opened.find_element("tag name", "body").send_keys("\ue004")
+    focused = opened.switch_to.active_element
+    assert focused.text == "Skip to the verdict"
+    assert focused.rect["x"] >= 0
