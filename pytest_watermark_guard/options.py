@@ -68,6 +68,7 @@ def add_options(parser: pytest.Parser) -> None:
     for name, help_text in FLAGS.items():
         add(name, help_text, "bool", action="store_true")
     add("json", "write all probes' numbers to a JSON file", metavar="FILE")
+    add("html", "write all probes to one HTML file that opens offline", metavar="FILE")
     add("junit", "tell what probes found as properties in JUnit XML", "bool", action="store_true")
     add(
         "known",
@@ -162,7 +163,22 @@ def json_path(config: pytest.Config) -> Path | None:
     SettingsError
         If it cannot.
     """
-    path = _path(config, "json")
+    return _writable(config, "json")
+
+
+def html_path(config: pytest.Config) -> Path | None:
+    """Return where ``--wm-html`` goes, which can be written to.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot.
+    """
+    return _writable(config, "html")
+
+
+def _writable(config: pytest.Config, name: str) -> Path | None:
+    path = _path(config, name)
     if path is None:
         return None
     try:
@@ -170,7 +186,7 @@ def json_path(config: pytest.Config) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise SettingsError(f"json: cannot write {str(path)!r}: {error.strerror}") from None
+        raise SettingsError(f"{name}: cannot write {str(path)!r}: {error.strerror}") from None
     return path
 
 

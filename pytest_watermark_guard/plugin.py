@@ -20,11 +20,18 @@ from pytest_watermark_guard.errors import (
 )
 from pytest_watermark_guard.gate_items import GateItem, check_spec, collect_gates
 from pytest_watermark_guard.github import GitHubActions, send_failure
+from pytest_watermark_guard.html_summary import HtmlSummary
 from pytest_watermark_guard.junit import add_properties
 from pytest_watermark_guard.known_summary import KnownSummary
 from pytest_watermark_guard.mask_marker import MASK_MARKER, SIGNATURE, prepare_item
 from pytest_watermark_guard.masking import MASKED, masking
-from pytest_watermark_guard.options import add_options, json_path, known_units, read_settings
+from pytest_watermark_guard.options import (
+    add_options,
+    html_path,
+    json_path,
+    known_units,
+    read_settings,
+)
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.summary import Probed, Summary, send, send_masked
 from pytest_watermark_guard.watermarks.scenarios import (
@@ -54,6 +61,7 @@ class GuardState:
     models: tuple[str, ...]
     only_models: bool
     json_path: Path | None
+    html_path: Path | None
     known_path: Path
     junit: bool
     # Probes finished in this process since the last phase of a test was reported.
@@ -91,7 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
         resolve_scenarios(settings.scenarios, scenarios)
         for spec in models:
             check_spec(spec, config)
-        path = json_path(config)
+        path, html = json_path(config), html_path(config)
         known, known_path = known_units(config)
     except WatermarkGuardError as error:
         raise pytest.UsageError(f"watermark guard: {error}") from None
@@ -106,6 +114,7 @@ def pytest_configure(config: pytest.Config) -> None:
         next(probed for probed in pending if probed.report == text).gates.append(gate)
 
     run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict, known=known)
+    run = replace(run, examples=html is not None)
     config.stash[STATE] = GuardState(
         run,
         tuple(dict.fromkeys(models)),
@@ -114,6 +123,7 @@ def pytest_configure(config: pytest.Config) -> None:
         only_models=any(str(a).startswith("--wm-model") for a in config.invocation_params.args)
         and config.args_source is not pytest.Config.ArgsSource.ARGS,
         json_path=path,
+        html_path=html,
         known_path=known_path,
         junit=bool(config.getoption("wm_junit") or config.getini("wm_junit")),
         pending=pending,
@@ -255,6 +265,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.pluginmanager.register(actions, "watermark-guard-github")
     known = KnownSummary(summary, state.run.known, state.known_path)
     config.pluginmanager.register(known, "watermark-guard-known")
+    if state.html_path is not None:
+        html = HtmlSummary(summary, state.html_path, state.run.settings, state.models)
+        config.pluginmanager.register(html, "watermark-guard-html")
     config.pluginmanager.register(summary, "watermark-guard-summary")
 
 

@@ -275,7 +275,7 @@ def recorded(
     resolved = current_run().settings.override(
         images=images, scenarios=scenarios, layers=layers, **settings
     )
-    marked = scenarios is None or len(scenarios) > 0
+    marked = scenarios is None or resolved.scenarios != ()
     ready = _prepare(model, resolved, preprocess, None, labels, batch_size, progress, marked)
     identities = ready.batches.baseline.identities
     with Recording(ready.batches.streams, len(identities), ready.naming) as recording:
