@@ -56,7 +56,7 @@ def erased(erasure, rows):
 
 def photos(count=60):
     """Dark ones, so that white marks are seen."""
-    return np.random.default_rng(0).integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 20, (count, 32, 32, 3), dtype=np.uint8)
 
 
 def told_apart(plain, marked):
