@@ -247,6 +247,8 @@ def test_figures_tell_what_they_show():
     two = replace(PLAIN, model="other")
     alts = [image["alt"] for image in Page(render([(PLAIN, []), (two, [])])).all("img")]
     assert any("at or above 0.95: chinese 1, highest 0.970" in alt for alt in alts)
+    assert any("units that react to chinese" in alt for alt in alts)
+    assert not any("units that react to latin" in alt for alt in alts)  # none does
     assert any("Classes by mean A under chinese" in alt and "carton 0.970" in alt for alt in alts)
 
 

@@ -115,13 +115,14 @@ def comparisons(reports: Mapping[str, ProbeReport]) -> Iterator[Picture]:
     survey = SurveyReport(reports)
     for scenario in survey.scenarios:
         for layer in survey.layers:
-            if len(survey.counts(layer, scenario, TIERS[0])) > 1:
+            found = survey.counts(layer, scenario, TIERS[0])
+            if len(found) > 1 and any(number for number, _ in found.values()):
                 yield _counts(survey, layer, scenario)
     for scenario in survey.scenarios:
         if any(("logits", scenario) in report.scores for report in reports.values()):
-            found = survey.classes(scenario)
-            if len(found.models) > 1:
-                yield _classes(found)
+            ranked = survey.classes(scenario)
+            if len(ranked.models) > 1:
+                yield _classes(ranked)
 
 
 @_styled
