@@ -15,10 +15,10 @@ import numpy.typing as npt
 from torch import nn
 
 from pytest_watermark_guard.context import Run, current_run, using_run
+from pytest_watermark_guard.documents import read_document, write_document
 from pytest_watermark_guard.engines import Engine, one_for_all, open_engine
 from pytest_watermark_guard.errors import (
     EngineError,
-    ReportError,
     SettingsError,
     WatermarkGuardError,
 )
@@ -27,8 +27,7 @@ from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.report import ProbeReport
 from pytest_watermark_guard.settings import check_threshold
 
-FORMAT = "pytest-watermark-guard/survey"
-FORMAT_VERSION = 1
+KIND = "survey"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +160,10 @@ class SurveyReport:
     def save(self, path: str | Path) -> None:
         """Write the survey to a JSON file."""
         data = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
             "reports": {name: json.loads(r.to_json()) for name, r in self.reports.items()},
             "failures": dict(self.failures),
         }
-        Path(path).write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+        write_document(path, KIND, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SurveyReport:
@@ -177,28 +174,13 @@ class SurveyReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        where = str(path)
-        try:
-            data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (data["format"], data["format_version"]) != (FORMAT, FORMAT_VERSION):
-                raise ReportError(
-                    f"{where!r} is of format {data['format']!r}, version "
-                    f"{data['format_version']}; this version reads {FORMAT!r}, {FORMAT_VERSION}"
-                )
+        with read_document(path, KIND) as data:
             reports = {
                 str(name): ProbeReport.from_json(json.dumps(report))
                 for name, report in data["reports"].items()
             }
             failures = {str(name): str(reason) for name, reason in data["failures"].items()}
-        except ReportError:
-            raise
-        except OSError as error:
-            raise ReportError(f"cannot read {where!r}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ReportError(
-                f"{where!r} holds no survey: {type(error).__name__}: {error}"
-            ) from error
-        return cls(reports, failures)
+            return cls(reports, failures)
 
 
 def survey(

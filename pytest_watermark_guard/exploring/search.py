@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from pytest_watermark_guard.errors import ReportError, SettingsError
+from pytest_watermark_guard.documents import read_document, write_document
+from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.probing import recorded
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
-FORMAT = "pytest-watermark-guard/search"
-FORMAT_VERSION = 1
+KIND = "search"
 DETECTORS = 20
 """How many units a search takes from a report."""
 
@@ -91,8 +90,7 @@ class SearchReport:
 
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""
-        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        Path(path).write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+        write_document(path, KIND, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> SearchReport:
@@ -103,14 +101,7 @@ class SearchReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        where = str(path)
-        try:
-            data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (data["format"], data["format_version"]) != (FORMAT, FORMAT_VERSION):
-                raise ReportError(
-                    f"{where!r} is of format {data['format']!r}, version "
-                    f"{data['format_version']}; this version reads {FORMAT!r}, {FORMAT_VERSION}"
-                )
+        with read_document(path, KIND) as data:
             return cls(
                 str(data["model"]),
                 str(data["images"]),
@@ -119,14 +110,6 @@ class SearchReport:
                 tuple(Find(str(image), float(score)) for image, score in data["finds"]),
                 tuple(map(str, data["notes"])),
             )
-        except ReportError:
-            raise
-        except OSError as error:
-            raise ReportError(f"cannot read {where!r}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ReportError(
-                f"{where!r} holds no search: {type(error).__name__}: {error}"
-            ) from error
 
 
 def search(

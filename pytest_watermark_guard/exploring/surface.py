@@ -14,13 +14,13 @@ import numpy.typing as npt
 from torch import nn
 
 from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.documents import read_document, write_document
 from pytest_watermark_guard.errors import ReportError, ScenarioError, SettingsError
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.report import ProbeReport
 from pytest_watermark_guard.watermarks.scenarios import Scenario, resolve_scenarios
 
-FORMAT = "pytest-watermark-guard/surface"
-FORMAT_VERSION = 1
+KIND = "surface"
 PROPERTIES = ("size", "opacity", "position", "length", "color")
 """Of a `Scenario`, those that can be varied."""
 
@@ -128,8 +128,6 @@ class SurfaceReport:
     def save(self, path: str | Path) -> None:
         """Write the surface to a JSON file."""
         data = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
             "model": self.model,
             "scenario": self.scenario,
             "vary": self.vary,
@@ -138,7 +136,7 @@ class SurfaceReport:
                 for point, report in self.reports.items()
             ],
         }
-        Path(path).write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+        write_document(path, KIND, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SurfaceReport:
@@ -149,14 +147,7 @@ class SurfaceReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        where = str(path)
-        try:
-            data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (data["format"], data["format_version"]) != (FORMAT, FORMAT_VERSION):
-                raise ReportError(
-                    f"{where!r} is of format {data['format']!r}, version "
-                    f"{data['format_version']}; this version reads {FORMAT!r}, {FORMAT_VERSION}"
-                )
+        with read_document(path, KIND) as data:
             scenario = str(data["scenario"])
             vary = {str(name): _values(found) for name, found in data["vary"].items()}
             reports = {
@@ -164,19 +155,11 @@ class SurfaceReport:
                 for entry in data["reports"]
             }
             if not reports or set(reports) != set(product(*vary.values())):
-                raise ReportError(f"{where!r} holds no surface: its points are not its grid's")
+                raise ReportError(f"{str(path)!r} holds no surface: its points are not its grid's")
             shapes = {tuple((s.layer, len(s.names)) for s in r) for r in reports.values()}
             if len(shapes) > 1 or any(r.scenarios != (scenario,) for r in reports.values()):
-                raise ReportError(f"{where!r} holds no surface: its points were probed unlike")
-        except ReportError:
-            raise
-        except OSError as error:
-            raise ReportError(f"cannot read {where!r}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ReportError(
-                f"{where!r} holds no surface: {type(error).__name__}: {error}"
-            ) from error
-        return cls(str(data["model"]), scenario, vary, reports)
+                raise ReportError(f"{str(path)!r} holds no surface: its points were probed unlike")
+            return cls(str(data["model"]), scenario, vary, reports)
 
 
 def surface(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pytest_watermark_guard.errors import MaskError, ReportError, WatermarkGuardError
+from pytest_watermark_guard.documents import read_document, write_document
+from pytest_watermark_guard.errors import MaskError, ReportError
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
 from pytest_watermark_guard.report import Scores
 from pytest_watermark_guard.reporting.text import listed
 
-FORMAT = "pytest-watermark-guard/sweep"
-FORMAT_VERSION = 1
+KIND = "sweep"
 
 Interval = tuple[float, float]
 
@@ -207,15 +206,13 @@ class SweepReport:
     def save(self, path: str | Path) -> None:
         """Write the sweep to a JSON file."""
         data = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: list(getattr(self, name)) for name in _LISTS},
             "heads": [_head_data(head) for head in self.heads],
             "erased": self.erased and _head_data(self.erased),
             "erasure": self.erasure and self.erasure.to_dict(),
         }
-        Path(path).write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+        write_document(path, KIND, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SweepReport:
@@ -226,15 +223,7 @@ class SweepReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        where = str(path)
-        try:
-            data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = data["format"], data["format_version"]
-            if found != (FORMAT, FORMAT_VERSION):
-                raise ReportError(
-                    f"{where!r} is of format {found[0]!r}, version {found[1]}; this version reads "
-                    f"{FORMAT!r}, {FORMAT_VERSION}"
-                )
+        with read_document(path, KIND) as data:
             classes = tuple(map(str, data["classes"]))
             erased, erasure = data["erased"], data["erasure"]
             plain: dict[str, Any] = {name: kind(data[name]) for name, kind in _PLAIN.items()}
@@ -245,21 +234,6 @@ class SweepReport:
                 erased=erased and _read_head(erased, classes, data),
                 erasure=erasure and FeatureErasure.from_dict(erasure),
             )
-        except OSError as error:
-            raise ReportError(f"cannot read {where!r}: {error.strerror}") from error
-        except ReportError:
-            raise
-        except (
-            WatermarkGuardError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise ReportError(
-                f"{where!r} holds no sweep: {type(error).__name__}: {error}"
-            ) from error
 
 
 _PLAIN: dict[str, Any] = {
