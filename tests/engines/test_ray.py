@@ -148,7 +148,7 @@ def test_a_survey_whose_driver_is_killed_goes_on(cluster, tmp_path, monkeypatch)
     driver = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address})
     try:
         kept = tmp_path / "cache" / "cache" / "layers"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not ((tmp_path / "three").exists() and len([*kept.glob("*.guard")]) == 2):
             assert driver.poll() is None
             assert time.monotonic() < deadline
