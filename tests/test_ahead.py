@@ -125,8 +125,8 @@ def test_a_model_that_fails_leaves_no_thread(overlapped):
             self.fc = nn.Linear(3, 2)
 
         def forward(self, x):
-            type(self).calls += len(x) > 2
-            if self.calls > 1:
+            type(self).calls += 1
+            if self.calls > 12:  # well after the layers were found
                 raise OSError("enough")
             return self.fc(x.mean((2, 3)))
 
