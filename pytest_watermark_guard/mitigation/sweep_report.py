@@ -171,7 +171,7 @@ class SweepReport:
                 f"Mask {best.alpha:g} of the features: the smallest share that brings every output "
                 f"under d = {self.threshold:g}, at no significant loss of accuracy."
             )
-        if self.erased is not None:
+        if self.erased is not None and (best is None or best.alpha):
             verb = "would, too" if not self.erased.costs else "would not do without a loss"
             if self.erased.largest_d >= self.threshold:
                 verb = "would not do"
