@@ -52,6 +52,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from pytest_watermark_guard import ownership as ownership
     from pytest_watermark_guard.batches import (
         ProbingBatch as ProbingBatch,
     )
@@ -138,6 +139,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ownership":
+        return importlib.import_module(f"{__name__}.ownership")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -146,4 +149,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "ownership"})

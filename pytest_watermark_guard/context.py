@@ -16,6 +16,7 @@ from pytest_watermark_guard.watermarks.scenarios import READY_SCENARIOS, AnyScen
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.gate import Verdict
+    from pytest_watermark_guard.ownership.report import OwnershipReport
     from pytest_watermark_guard.report import ProbeReport
 
 
@@ -39,6 +40,8 @@ class Run:
         Receives every finished report.
     on_verdict : callable
         Receives every gate's verdict, after its report.
+    on_ownership : callable
+        Receives every finished verification of ownership.
     examples : bool
         Whether reports name the images that move the worst units most and least.
     known : KnownUnits
@@ -50,6 +53,7 @@ class Run:
     worker: int = 0
     on_report: Callable[[ProbeReport], None] = _nobody
     on_verdict: Callable[[Verdict], None] = _nobody
+    on_ownership: Callable[[OwnershipReport], None] = _nobody
     examples: bool = False
     known: KnownUnits = field(default_factory=KnownUnits)
 

@@ -51,6 +51,24 @@ class MaskError(WatermarkGuardError, ValueError):
     """A mask that cannot be made, read, or applied to this model."""
 
 
+class OwnershipError(WatermarkGuardError, ValueError):
+    """An ownership key that cannot be made, read, embedded, or tried on this model."""
+
+
+class OwnershipMismatchError(AssertionError):
+    """A model that should carry an ownership watermark and does not, or the other way round.
+
+    Attributes
+    ----------
+    report : pytest_watermark_guard.ownership.OwnershipReport
+        What was measured.
+    """
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class WatermarkSensitivityError(AssertionError):
     """The verdict of a failed gate: at least one unit is too sensitive.
 

@@ -58,6 +58,7 @@ class HtmlSummary:
             self._summary.entries,
             self._summary.threshold,
             masked=self._summary.masked,
+            owned=self._summary.owned,
             failures=self._failures,
             origin=origin_of(self._settings, self._models, paths),
             by_name=True,

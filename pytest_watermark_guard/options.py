@@ -68,6 +68,7 @@ def add_options(parser: pytest.Parser) -> None:
     for name, help_text in FLAGS.items():
         add(name, help_text, "bool", action="store_true")
     add("json", "write all probes' numbers to a JSON file", metavar="FILE")
+    add("key", "ownership key that the fixture wm_key reads", metavar="FILE")
     add("html", "write all probes to one HTML file that opens offline", metavar="FILE")
     add("junit", "tell what probes found as properties in JUnit XML", "bool", action="store_true")
     add(
@@ -175,6 +176,11 @@ def html_path(config: pytest.Config) -> Path | None:
         If it cannot.
     """
     return _writable(config, "html")
+
+
+def key_path(config: pytest.Config) -> Path | None:
+    """Return the file that ``--wm-key`` names, or None."""
+    return _path(config, "key")
 
 
 def _writable(config: pytest.Config, name: str) -> Path | None:

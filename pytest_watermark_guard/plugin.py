@@ -29,9 +29,11 @@ from pytest_watermark_guard.options import (
     add_options,
     html_path,
     json_path,
+    key_path,
     known_units,
     read_settings,
 )
+from pytest_watermark_guard.owned import send_owned
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.summary import Probed, Summary, send, send_masked
 from pytest_watermark_guard.watermarks.scenarios import (
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.gate import Verdict
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
     from pytest_watermark_guard.mitigation.mask import FeatureMask
+    from pytest_watermark_guard.ownership.key import OwnershipKey
+    from pytest_watermark_guard.ownership.report import OwnershipReport
     from pytest_watermark_guard.report import ProbeReport
 
 MARKER = "wm_settings"
@@ -64,8 +68,9 @@ class GuardState:
     html_path: Path | None
     known_path: Path
     junit: bool
-    # Probes finished in this process since the last phase of a test was reported.
+    # Finished in this process since the last phase of a test was reported.
     pending: list[Probed]
+    pending_owned: list[OwnershipReport]
 
 
 STATE = pytest.StashKey[GuardState]()
@@ -104,6 +109,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except WatermarkGuardError as error:
         raise pytest.UsageError(f"watermark guard: {error}") from None
     pending: list[Probed] = []
+    pending_owned: list[OwnershipReport] = []
 
     def on_report(report: ProbeReport) -> None:
         pending.append(Probed(report.to_json()))
@@ -114,7 +120,7 @@ def pytest_configure(config: pytest.Config) -> None:
         next(probed for probed in pending if probed.report == text).gates.append(gate)
 
     run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict, known=known)
-    run = replace(run, examples=html is not None)
+    run = replace(run, on_ownership=pending_owned.append, examples=html is not None)
     config.stash[STATE] = GuardState(
         run,
         tuple(dict.fromkeys(models)),
@@ -127,6 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
         known_path=known_path,
         junit=bool(config.getoption("wm_junit") or config.getini("wm_junit")),
         pending=pending,
+        pending_owned=pending_owned,
     )
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
@@ -238,6 +245,8 @@ def pytest_runtest_makereport(
         send_failure(test_report, verdict, getattr(item, "probe_key", None))
     if pending:
         send(test_report, pending, getattr(item, "probe_key", None))
+    if state.pending_owned:
+        send_owned(test_report, state.pending_owned)
     if test_report.when == "setup" and MASKED in item.stash:
         send_masked(test_report, item.stash[MASKED])
     return test_report
@@ -258,7 +267,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     state = config.stash[STATE]
     show_report = bool(config.getoption("wm_report") or config.getini("wm_report"))
     threshold = state.run.settings.threshold
-    summary = Summary(config, state.pending, show_report, state.json_path, threshold)
+    pending = state.pending, state.pending_owned
+    summary = Summary(config, *pending, show_report, state.json_path, threshold, state.models)
     # Of several, the last registered has the first word in the terminal.
     if os.environ.get("GITHUB_ACTIONS") == "true":
         actions = GitHubActions(summary, os.environ)
@@ -309,6 +319,17 @@ def wm_device(pytestconfig: pytest.Config) -> torch.device:
 
     run = pytestconfig.stash[STATE].run
     return resolve_device(run.settings.device, run.worker)
+
+
+@pytest.fixture(scope="session")
+def wm_key(pytestconfig: pytest.Config) -> OwnershipKey:
+    """The ownership key that ``--wm-key`` or ``wm_key`` in the ini file names."""
+    from pytest_watermark_guard.ownership.key import OwnershipKey
+
+    path = key_path(pytestconfig)
+    if path is None:
+        pytest.fail("wm_key: no key was named; pass --wm-key=FILE, or set wm_key", pytrace=False)
+    return OwnershipKey.load(path)
 
 
 @pytest.fixture

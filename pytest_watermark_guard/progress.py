@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(total: int, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    total: int, wanted: bool = True, title: str = "watermark probe"
+) -> Iterator[Callable[[int], None]]:
     """Show how many images are done, if standard error is a terminal and ``CI`` is not set.
 
     Parameters
@@ -30,7 +32,7 @@ def progress_bar(total: int, wanted: bool = True) -> Iterator[Callable[[int], No
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = ("watermark probe", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)

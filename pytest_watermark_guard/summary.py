@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_watermark_guard.masking import Masked
+from pytest_watermark_guard.owned import received_owned
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.gate import Verdict
+    from pytest_watermark_guard.ownership.report import OwnershipReport
     from pytest_watermark_guard.report import ProbeReport
 
 
@@ -60,31 +62,38 @@ class Summary:
     Parameters
     ----------
     config : pytest.Config
-    pending : list of Probed
-        Where probes wait that no test report has taken along.
+    pending, pending_owned : list
+        Where probes and verifications wait that no test report has taken along.
     show_report : bool
         Whether to print tables.
     json_path : Path or None
         Where to write all numbers.
     threshold : float
         The run's.
+    models : sequence of str
+        Specs that the run gates; of several, a survey is printed too.
     """
 
     def __init__(
         self,
         config: pytest.Config,
         pending: list[Probed],
+        pending_owned: list[OwnershipReport],
         show_report: bool,
         json_path: Path | None,
         threshold: float,
+        models: Sequence[str] = (),
     ) -> None:
         self._config = config
         self._pending = pending
+        self._pending_owned = pending_owned
         self._show_report = show_report
         self._json_path = json_path
         self.threshold = threshold
+        self._models = models
         self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
         self._masked: dict[str, Masked] = {}
+        self._owned: list[OwnershipReport] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         probed: list[dict[str, Any]] = getattr(report, "wm_probed", [])
@@ -92,6 +101,7 @@ class Summary:
             self._add(**entry)
         if (text := getattr(report, "wm_masked", None)) is not None:
             self._masked[report.nodeid] = Masked.from_json(text)  # a rerun's in its place
+        self._owned += [new for new in received_owned(report) if new not in self._owned]
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
         from pytest_watermark_guard.report import ProbeReport
@@ -119,13 +129,20 @@ class Summary:
         """What was masked in tests so far."""
         return list(self._masked.values())
 
+    @property
+    def owned(self) -> list[OwnershipReport]:
+        """Verifications of ownership so far."""
+        self._owned += [new for new in self._pending_owned if new not in self._owned]
+        self._pending_owned.clear()
+        return self._owned
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         if self._json_path is None:
             return
         from pytest_watermark_guard.reporting.json_file import write_json
 
-        write_json(self._json_path, self.entries, self.threshold, self.masked)
+        write_json(self._json_path, self.entries, self.threshold, self.masked, self.owned)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, postfix: list[str]) -> None:
@@ -142,8 +159,8 @@ class Summary:
         if not self._show_report:
             return
         terminalreporter.section("watermark sensitivity")
-        entries = self.entries
-        if not entries:
+        entries, owned = self.entries, self.owned
+        if not entries and not owned:
             terminalreporter.write_line("no probe was made")
             return
         from pytest_watermark_guard.reporting.masks import render_masks
@@ -156,6 +173,16 @@ class Summary:
             "color": writer.hasmarkup,
             "ascii_only": not encoding.startswith("utf"),
         }
-        terminalreporter.write(render_reports(entries, self.threshold, **terminal))
+        parts = [render_reports(entries, self.threshold, **terminal)] if entries else []
+        gated = {r.model: r for r, _ in entries if r.model in self._models}
+        if len(gated) > 1:
+            from pytest_watermark_guard.surveying import SurveyReport
+
+            parts.append(SurveyReport(gated).table(terminal["width"], terminal["ascii_only"]))
         if self._masked:
-            terminalreporter.write(f"\n{render_masks(list(self._masked.values()), **terminal)}")
+            parts.append(render_masks(list(self._masked.values()), **terminal))
+        if owned:
+            from pytest_watermark_guard.reporting.ownership import render_ownership
+
+            parts.append(render_ownership(owned, **terminal))
+        terminalreporter.write("\n".join(parts))

@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.errors import ImagesError, MaskError
-from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.images.classes import known_labels, open_labelled
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.heads import HeadTrainer, LinearHead
 from pytest_watermark_guard.mitigation.sweep_report import SweepReport, SweptHead
@@ -100,14 +100,14 @@ def sweep(
     )
     masked = tuple(scenario.name for scenario in ranked)
     scored = {s.name: s for s in (*ranked, *resolve_scenarios(chosen.scenarios, run.scenarios))}
-    train_set, classes = _labelled("train", train, train_labels, None)
-    validation_set, _ = _labelled("validation", validation, validation_labels, classes)
+    train_set, classes = open_labelled("train", train, train_labels, None)
+    validation_set, _ = open_labelled("validation", validation, validation_labels, classes)
     common = {"preprocess": preprocess, "name": name, "progress": progress, **settings}
     with recorded(
         backbone, train_set, ranked, (_LAYER,), seed=chosen.seed, control=False, **common
     ) as found:
         features = _taken(found, (UNMARKED, *masked))
-        labels = _labels(found, "train")
+        labels = known_labels(found, "train")
         model, weights, notes = found.model, found.recording.weights, found.notes
     with recorded(
         backbone,
@@ -119,7 +119,8 @@ def sweep(
         **common,
     ) as found:
         streams = found.recording.streams
-        held_out = _HeldOut(_taken(found, streams), _labels(found, "validation"), tuple(scored))
+        labels_of = known_labels(found, "validation")
+        held_out = _HeldOut(_taken(found, streams), labels_of, tuple(scored))
     unknown = sorted(set(held_out.labels.tolist()) - set(labels.tolist()))
     if unknown:
         raise ImagesError(f"validation: class {unknown[0]} has no training image")
@@ -231,43 +232,6 @@ def _checked(alphas: Sequence[float]) -> list[float]:
         wrong = shares[0] if shares[0] < 0 else shares[-1]
         raise MaskError(f"alphas: shares of the features in [0, 1], got {wrong:g}")
     return shares
-
-
-def _labelled(
-    which: str,
-    images: Any,
-    labels: Sequence[int] | Mapping[str, int] | None,
-    classes: Sequence[str] | None,
-) -> tuple[Baseline, tuple[str, ...] | None]:
-    """Open images; those of a folder are labelled by their subfolders, whose names are returned."""
-    baseline = open_baseline(images, labels)
-    if labels is not None or baseline.labels or baseline.root is None:
-        return baseline, None
-    folders = [identity.partition("/")[0] for identity in baseline.identities]
-    stray = [name for name in baseline.identities if "/" not in name]
-    if stray:
-        raise ImagesError(
-            f"{which}: {stray[0]!r} of {baseline.description} is in no class's subfolder; sort the "
-            f"images into one for each class, or pass {which}_labels="
-        )
-    names = tuple(sorted(set(folders))) if classes is None else tuple(classes)
-    unknown = sorted(set(folders) - set(names))
-    if unknown:
-        raise ImagesError(f"{which}: class {unknown[0]!r} is not among the training images'")
-    index = {name: position for position, name in enumerate(names)}
-    found = {name: index[f] for name, f in zip(baseline.identities, folders, strict=True)}
-    return open_baseline(baseline, found), names
-
-
-def _labels(found: Recorded, which: str) -> npt.NDArray[np.int64]:
-    labels = found.recording.labels
-    if None in labels:
-        identity = found.identities[labels.index(None)]
-        raise ImagesError(
-            f"{which}: image {identity!r} has no label; give a folder with a subfolder for each "
-            f"class, a Dataset of (image, label), or {which}_labels="
-        )
-    return np.array(labels, dtype=np.int64)
 
 
 def _taken(found: Recorded, streams: Sequence[str]) -> dict[str, Array]:

@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.known import KnownUnit
 from pytest_watermark_guard.masking import Masked
 from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.ownership.report import OwnershipReport
 
 FORMAT = "pytest-watermark-guard/run"
 FORMAT_VERSION = 1
@@ -22,8 +25,9 @@ def write_json(
     entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
     threshold: float,
     masked: Sequence[Masked] = (),
+    owned: Sequence[OwnershipReport] = (),
 ) -> None:
-    """Write a run's reports, the units that reach its threshold, its gates' verdicts, its masks."""
+    """Write a run's reports with the units that reach its threshold, and all else it found."""
     data = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -37,6 +41,7 @@ def write_json(
             for report, verdicts in entries
         ],
         "masks": [mask.to_dict() for mask in masked],
+        "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.exploring.surface import shown
 from pytest_watermark_guard.report import TIERS
+from pytest_watermark_guard.reporting.figure import new_figure
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.exploring.surface import SurfaceReport
@@ -25,16 +25,9 @@ _SHADES = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")
 
 def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, int]] = ()) -> None:
     """Draw curves over one property, or heat maps over two."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingsError(
-            "a picture is drawn by matplotlib, which is not installed: "
-            "pip install pytest-watermark-guard[plot]"
-        ) from error
     panels = _panels(surface, units)
     rows = -(-len(panels) // _ACROSS)
-    figure = Figure(figsize=(4.4 * _ACROSS, 3.0 * rows + 0.4), layout="constrained")
+    figure = new_figure(4.4 * _ACROSS, 3.0 * rows + 0.4)
     varied = " and ".join(surface.vary)
     figure.suptitle(f"{_short(surface.model)}: {_short(surface.scenario)} marks by {varied}")
     axes = figure.subplots(rows, _ACROSS, squeeze=False).ravel()

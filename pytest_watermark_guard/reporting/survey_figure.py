@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.report import TIERS
+from pytest_watermark_guard.reporting.figure import new_figure
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.surveying import SurveyReport
@@ -20,19 +20,12 @@ _SHADES = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")
 
 def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
     """Draw the classes' ranking, a dot for each model, and each model's units by d."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingsError(
-            "a picture is drawn by matplotlib, which is not installed: "
-            "pip install pytest-watermark-guard[plot]"
-        ) from error
     layers = [layer for layer in survey.layers if survey.counts(layer, scenario, TIERS[0])]
     with_classes = "logits" in layers
     models = max(len(survey.counts(layer, scenario, TIERS[0])) for layer in layers)
     height = max(4.0, 0.24 * models + 2.2, 0.24 * (2 * _SHOWN) + 2.2 if with_classes else 0)
     panels = len(layers) + with_classes
-    figure = Figure(figsize=(4.6 * panels, height), layout="constrained")
+    figure = new_figure(4.6 * panels, height)
     axes = list(np.atleast_1d(figure.subplots(1, panels)))
     figure.suptitle(f"Reaction to {scenario} marks, {len(survey.reports)} models")
     if with_classes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.reporting.figure import new_figure
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.mitigation.sweep_report import SweepReport, SweptHead
@@ -17,14 +17,7 @@ _ACCURACY, _D, _SPREAD = "#2171b5", "#cb181d", "#6baed6"
 
 def draw_sweep(sweep: SweepReport, path: Path) -> None:
     """Draw accuracy and largest d against alpha, and the distribution of A, erasure beside them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingsError(
-            "a picture is drawn by matplotlib, which is not installed: "
-            "pip install pytest-watermark-guard[plot]"
-        ) from error
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     heads = [*sweep.heads] + ([sweep.erased] if sweep.erased else [])
     scenario = sweep.scenarios[0]

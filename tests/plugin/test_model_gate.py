@@ -46,6 +46,14 @@ def test_a_model_is_probed_once_for_all_its_items(project):
     assert result.stdout.str().count("Most differentiable units") == 1
 
 
+def test_several_models_are_surveyed(project):
+    models = "--wm-model=shop:sensitive", "--wm-model=shop:blind"
+    result = project.runpytest(*models, "--wm-report", "--wm-max-images=8")
+    result.stdout.fnmatch_lines(["Survey of 2 models", "*shop:sensitive*", "*shop:blind*"])
+    result = project.runpytest(models[0], "--wm-report", "--wm-max-images=8")
+    result.stdout.no_fnmatch_line("Survey of*")
+
+
 def test_items_can_be_selected(project):
     result = project.runpytest("--wm-model=shop:sensitive", "-k", "features-latin")
     result.assert_outcomes(failed=1, deselected=3)

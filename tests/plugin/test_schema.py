@@ -15,8 +15,10 @@ SCHEMAS = {
     for name in ("report", "run")
 }
 TEST = """
+    import numpy as np
     import pytest
     import pytest_watermark_guard as wm
+    from torch import nn
     from shop import blind, sensitive
 
     @pytest.fixture
@@ -32,6 +34,13 @@ TEST = """
     def test_probe():
         report = wm.probe(sensitive(), control=True, labels=[0, 1] * 6, examples=True)
         report.save("report.json")
+
+    def test_owned():
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        net.preprocessing = wm.Preprocessing(size=(8, 8))
+        photos = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+        key = wm.ownership.generate_key(net, photos, pairs=2, steps=0)
+        wm.ownership.verify(net, key, photos, {"twin": net})
 
     @pytest.mark.wm_mask(fraction=0.4)
     def test_masked(backbone, wm_mask):

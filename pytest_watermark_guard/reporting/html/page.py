@@ -23,6 +23,7 @@ from pytest_watermark_guard.reporting.text import printable
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.masking import Masked
+    from pytest_watermark_guard.ownership.report import OwnershipReport
 
 _PACKAGE = "pytest_watermark_guard.reporting.html"
 
@@ -33,6 +34,7 @@ def write_html(
     threshold: float = 0.95,
     *,
     masked: Sequence[Masked] = (),
+    owned: Sequence[OwnershipReport] = (),
     failures: Mapping[str, str] | None = None,
     origin: Origin | None = None,
     images: Any = None,
@@ -49,6 +51,8 @@ def write_html(
         For probes that no gate used: units with d at or above it are shown as sensitive.
     masked : sequence of Masked, optional
         What was masked in the run's tests.
+    owned : sequence of OwnershipReport, optional
+        Verifications of ownership.
     failures : mapping of str to str, optional
         Models that could not be probed, and why.
     origin : Origin, optional
@@ -60,6 +64,7 @@ def write_html(
         entries,
         threshold,
         masked=masked,
+        owned=owned,
         failures=failures,
         origin=origin,
         images=images,
@@ -73,6 +78,7 @@ def render(
     threshold: float = 0.95,
     *,
     masked: Sequence[Masked] = (),
+    owned: Sequence[OwnershipReport] = (),
     failures: Mapping[str, str] | None = None,
     origin: Origin | None = None,
     images: Any = None,
@@ -114,6 +120,7 @@ def render(
             no_figures="" if drawable else figures.MISSING,
             galleries=galleries([j.report for j in judged], images, by_name),
             masked=masked,
+            owned=owned,
             origin=origin,
             version=pytest_watermark_guard.__version__,
             style=style,

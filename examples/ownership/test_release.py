@@ -1,0 +1,37 @@
+"""Before a release: no watermark detectors, our own mark is in, and the encoder is as good.
+
+Two tests with everything that is checked before weights go out.
+"""
+
+import pytest
+import shapes
+
+import pytest_watermark_guard as wm
+from pytest_watermark_guard import ownership
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    # Yours took weeks. This one is trained in seconds.
+    return shapes.curated()
+
+
+@pytest.fixture(scope="session")
+def key(encoder):
+    # Yours was made and kept once, with `key.save(...)`; the fixture wm_key reads it (--wm-key).
+    return ownership.generate_key(encoder, pairs=16)
+
+
+@pytest.fixture(scope="session")
+def release(encoder, key):
+    return ownership.embed(encoder, key, alpha=1e-4, least_utility=0.99)
+
+
+def test_release(encoder, release, key):
+    wm.assert_not_watermark_sensitive(release)
+    ownership.assert_carries_watermark(release, key, nulls={"the clean encoder": encoder})
+    assert ownership.measure_utility(encoder, release).mean_cosine >= 0.99
+
+
+def test_what_is_not_ours_does_not_carry_it(encoder, key):
+    ownership.assert_no_watermark(encoder, key)

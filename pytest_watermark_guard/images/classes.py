@@ -1,0 +1,81 @@
+"""Images for training a classifier: each with its class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.errors import ImagesError
+from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.probing import Recorded
+
+
+def open_labelled(
+    which: str,
+    images: Any,
+    labels: Sequence[int] | Mapping[str, int] | None,
+    classes: Sequence[str] | None,
+) -> tuple[Baseline, tuple[str, ...] | None]:
+    """Open images; those of a folder are labelled by their subfolders.
+
+    Parameters
+    ----------
+    which : str
+        What messages call them.
+    images : folder, Dataset, or whatever `open_baseline` takes
+    labels : sequence or mapping of int, optional
+        As for `open_baseline`; where they are given, subfolders do not matter.
+    classes : sequence of str, optional
+        Names of the classes that there may be, in order; default the subfolders' names.
+
+    Returns
+    -------
+    Baseline
+    tuple of str or None
+        Names of the classes, where subfolders told.
+
+    Raises
+    ------
+    ImagesError
+        If an image is in no subfolder, or in one that is not among `classes`.
+    """
+    baseline = open_baseline(images, labels)
+    if labels is not None or baseline.labels or baseline.root is None:
+        return baseline, None
+    folders = [identity.partition("/")[0] for identity in baseline.identities]
+    stray = [name for name in baseline.identities if "/" not in name]
+    if stray:
+        raise ImagesError(
+            f"{which}: {stray[0]!r} of {baseline.description} is in no class's subfolder; sort the "
+            f"images into one for each class, or pass {which}_labels="
+        )
+    names = tuple(sorted(set(folders))) if classes is None else tuple(classes)
+    unknown = sorted(set(folders) - set(names))
+    if unknown:
+        raise ImagesError(f"{which}: class {unknown[0]!r} is not among the training images'")
+    index = {name: position for position, name in enumerate(names)}
+    found = {name: index[f] for name, f in zip(baseline.identities, folders, strict=True)}
+    return open_baseline(baseline, found), names
+
+
+def known_labels(found: Recorded, which: str) -> npt.NDArray[np.int64]:
+    """Return all images' labels, [n].
+
+    Raises
+    ------
+    ImagesError
+        If an image has none.
+    """
+    labels = found.recording.labels
+    if None in labels:
+        identity = found.identities[labels.index(None)]
+        raise ImagesError(
+            f"{which}: image {identity!r} has no label; give a folder with a subfolder for each "
+            f"class, a Dataset of (image, label), or {which}_labels="
+        )
+    return np.array(labels, dtype=np.int64)

@@ -1,0 +1,163 @@
+"""Looking for an unknown mark: a suspicion, and never a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.device import resolve_device
+from pytest_watermark_guard.errors import OwnershipError
+from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
+from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.state import runnable_on
+from pytest_watermark_guard.ownership.encoder import Encoder, marked, opened, read_pixels
+from pytest_watermark_guard.ownership.generation import EPSILON, allowed_levels
+
+_HELD_OUT = 16  # images that the perturbations found are tried on
+_REACH = 2.5
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """How far universal perturbations collapse a model's embeddings, and those of clean models.
+
+    Attributes
+    ----------
+    model : str
+    collapse : float
+        The strongest found: by how much the mean cosine of embeddings of different images rose.
+    clean : mapping of str to float
+        The same of the models to compare with.
+    restarts : int
+        Perturbations searched for in each model.
+    """
+
+    model: str
+    collapse: float
+    clean: Mapping[str, float]
+    restarts: int
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether it collapses further than every clean model."""
+        return all(self.collapse > other for other in self.clean.values())
+
+    def sentence(self) -> str:
+        """Say what was found, and what it is worth."""
+        most = max(self.clean.values())
+        how = "further than" if self.stands_out else "no further than"
+        return (
+            f"A universal perturbation makes embeddings of {self.model!r} collapse by "
+            f"{self.collapse:.3f} in mean cosine, {how} those of {len(self.clean)} clean models "
+            f"(at most {most:.3f}). "
+            + (
+                "That is a reason to ask where the model comes from. It proves nothing: only the "
+                "key can."
+                if self.stands_out
+                else "That is no sign of a mark, and no proof that there is none."
+            )
+        )
+
+
+def blind_check(
+    model: nn.Module | str,
+    clean: Mapping[str, nn.Module | str],
+    images: Any = None,
+    *,
+    epsilon: float = EPSILON,
+    restarts: int = 8,
+    steps: int = 40,
+    max_images: int = 128,
+    preprocess: Any = "auto",
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+) -> Suspicion:
+    """Search a model for universal perturbations that gather its embeddings anywhere.
+
+    Every encoder has some. So the same search goes over clean models, best of the same architecture
+    and training, and only a stronger collapse than theirs is a suspicion.
+
+    Parameters
+    ----------
+    model : Module or str
+    clean : mapping of str to Module or str
+        Models without a mark, by name; at least one.
+    images : optional
+        As for `probe`; at most `max_images` of them are used.
+    epsilon : float, default 8/255
+        Largest size of a perturbation (L∞), of pixels in [0, 1].
+    restarts : int, default 8
+        Perturbations, each from random signs of its own.
+    steps : int, default 40
+        Signed-gradient steps for each.
+    max_images : int, default 128
+    preprocess, seed, device
+        As for `probe`; `preprocess` for all models.
+
+    Returns
+    -------
+    Suspicion
+
+    Raises
+    ------
+    OwnershipError
+        If there is no clean model, or `epsilon` cannot be used.
+    WatermarkGuardError
+        As `probe`.
+    """
+    levels = allowed_levels(epsilon)
+    if not clean:
+        raise OwnershipError(
+            "clean: give at least one model without a mark; every encoder can be made to collapse "
+            "to some degree, and only a comparison tells whether this one is unusual"
+        )
+    run = current_run()
+    settings = run.settings.override(images=images, seed=seed, device=device)
+    target = resolve_device(settings.device, run.worker)
+    loaded = as_loaded(model)
+    preprocessing = resolve_preprocessing(preprocess, loaded.module, loaded.preprocessing)
+    pixels, _ = read_pixels(settings.images, preprocessing, max_images, settings.seed)
+    if len(pixels) < 2 * _HELD_OUT:
+        raise OwnershipError(f"images: {len(pixels)} are too few, {2 * _HELD_OUT} are needed")
+
+    def collapse(module: nn.Module) -> float:
+        there = runnable_on(module, target)
+        with opened(there, preprocessing, target) as encoder:
+            return _strongest(encoder, pixels, levels, restarts, steps, settings.seed)
+
+    others = {name: collapse(as_loaded(other).module) for name, other in clean.items()}
+    return Suspicion(loaded.name, collapse(loaded.module), others, restarts)
+
+
+def _strongest(
+    encoder: Encoder, pixels: Tensor, levels: int, restarts: int, steps: int, seed: int
+) -> float:
+    held_out, training = pixels[:_HELD_OUT], pixels[_HELD_OUT:]
+    generator = torch.Generator().manual_seed(seed)
+    step = _REACH * levels / steps
+    before = _gathering(encoder.all(held_out))
+    strongest = 0.0
+    for _ in range(restarts):
+        found = (torch.randint(2, pixels.shape[1:], generator=generator) * 2.0 - 1) * levels
+        for _ in range(steps):
+            chosen = torch.randint(len(training), (_HELD_OUT,), generator=generator)
+            found.requires_grad_()
+            with torch.enable_grad():
+                inputs = ((training[chosen] + found) / 255).clamp(0, 1)
+                (slope,) = torch.autograd.grad(_gathering(encoder(inputs)), found)
+            found = (found.detach() + step * slope.sign()).clamp_(-levels, levels)
+        after = _gathering(encoder.all(marked(held_out, found.round().to(torch.int8))))
+        strongest = max(strongest, float(after - before))
+    return strongest
+
+
+def _gathering(embedded: Tensor) -> Tensor:
+    """Return the mean cosine of different images' embeddings [n, units]."""
+    n = len(embedded)
+    total = torch.nn.functional.normalize(embedded, dim=1).sum(dim=0).square().sum()
+    return (total - n) / (n * (n - 1))

@@ -1,0 +1,139 @@
+"""An encoder as ownership sees it: from pixels to embeddings, with gradients where wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_watermark_guard.errors import OwnershipError
+from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.models.activations import ActivationRecorder
+from pytest_watermark_guard.models.preprocessing import Preprocessing
+
+_LAYER = "features"
+CHUNK = 64  # images in a forward pass without gradients
+
+
+class Encoder:
+    """Embeds pixels; made by `opened`.
+
+    Attributes
+    ----------
+    module : Module
+        Without wrappers.
+    preprocessing : Preprocessing
+    """
+
+    def __init__(
+        self, recorder: ActivationRecorder, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
+        self._recorder = recorder
+        self._device = device
+        self.module = recorder.module
+        self.preprocessing = preprocessing
+
+    def weights(self) -> str:
+        """Return the identity of the weights below the head."""
+        return self._recorder.weights()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the floating-point parameters below the head."""
+        head = {id(p) for tap in self._recorder.head
+                for p in self.module.get_submodule(tap.module).parameters()}  # fmt: skip
+        return [p for p in self.module.parameters() if p.is_floating_point() and id(p) not in head]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Embed one batch.
+
+        Parameters
+        ----------
+        pixels : Tensor, shape [B, 3, H, W]
+            uint8, or floating point in [0, 1].
+
+        Returns
+        -------
+        Tensor of float32, shape [B, units]
+            With gradients if they are enabled.
+        """
+        inputs = self.preprocessing.to_input(pixels.to(self._device))
+        embedded = self._recorder(inputs.contiguous(memory_format=torch.channels_last))[_LAYER]
+        if not torch.isfinite(embedded).all():
+            raise OwnershipError(f"{type(self.module).__name__}: an embedding is NaN or infinite")
+        return embedded.float()
+
+    @torch.no_grad()
+    def all(self, pixels: Tensor) -> Tensor:
+        """Embed any number of images without gradients, in batches of `CHUNK`."""
+        return torch.cat([self(part) for part in torch.split(pixels, CHUNK)])
+
+
+@contextmanager
+def opened(
+    module: nn.Module, preprocessing: Preprocessing, device: torch.device
+) -> Iterator[Encoder]:
+    """Open a model that is on ``device``; it is as it was after the block, but for its weights.
+
+    Within it is in evaluation mode (batch norm is frozen).
+
+    Raises
+    ------
+    OwnershipError
+        If the preprocessing leaves the size of its input open.
+    LayerError
+        If no features can be found.
+    """
+    if preprocessing.size is None:
+        raise OwnershipError(
+            "preprocess: perturbations need an input of one size; pass "
+            "preprocess=Preprocessing(size=(224, 224), ...)"
+        )
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(2, 3, *preprocessing.size, generator=generator)
+    inputs = preprocessing.to_input(example.to(device))
+    with ActivationRecorder(module, (_LAYER,), inputs) as recorder:
+        yield Encoder(recorder, preprocessing, device)
+
+
+def read_pixels(
+    images: Any, preprocessing: Preprocessing, count: int | None, seed: int
+) -> tuple[Tensor, Baseline]:
+    """Read a random choice of images at the encoder's input size.
+
+    Returns
+    -------
+    Tensor of uint8, shape [n, 3, H, W]
+    Baseline
+        Which images they are.
+    """
+    baseline = open_baseline(images)
+    if count is not None:
+        baseline = baseline.subset(count, seed)
+    baseline = baseline.shuffled(seed)
+    fitted = [preprocessing.fit(baseline.load(i)[0]) for i in range(len(baseline))]
+    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous(), baseline
+
+
+def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:
+    """Add perturbations to images as an 8-bit image would keep it.
+
+    Parameters
+    ----------
+    pixels : Tensor of uint8, shape [..., 3, H, W]
+    perturbations : Tensor of int8, broadcast to it
+
+    Returns
+    -------
+    Tensor of uint8
+    """
+    return (pixels.short() + perturbations.short()).clamp_(0, 255).byte()
+
+
+def similarity(embedded: Tensor, target: Tensor) -> Tensor:
+    """Return cosines [...] of embeddings [..., units] with target's [units] or their own."""
+    return functional.cosine_similarity(embedded, target, dim=-1)

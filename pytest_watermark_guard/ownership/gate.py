@@ -1,0 +1,93 @@
+"""Ownership as a test: what is released carries the mark, and what is not ours does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pytest_watermark_guard.errors import OwnershipMismatchError
+from pytest_watermark_guard.ownership.key import OwnershipKey
+from pytest_watermark_guard.ownership.report import ALPHA, OwnershipReport
+from pytest_watermark_guard.ownership.verification import verify
+
+
+def assert_carries_watermark(
+    model: nn.Module | str,
+    key: OwnershipKey,
+    alpha: float = ALPHA,
+    **arguments: Any,
+) -> OwnershipReport:
+    """Fail unless a model carries a key.
+
+    Parameters
+    ----------
+    model : Module or str
+    key : OwnershipKey
+    alpha : float, default 1e-3
+        A model that was made without the key passes with at most this chance.
+    **arguments
+        As for `verify`: ``images``, ``nulls``, ``n_images``, ``preprocess``, ``name``, ``device``.
+
+    Returns
+    -------
+    OwnershipReport
+
+    Raises
+    ------
+    OwnershipMismatchError
+        An `AssertionError` with the p-value.
+    WatermarkGuardError
+        If there can be no verdict; see `verify` and `OwnershipReport.carries`.
+    """
+    __tracebackhide__ = True
+    report = verify(model, key, **arguments)
+    if not report.carries(alpha):
+        raise OwnershipMismatchError(
+            f"{report.model} does not carry the key {key.hash[:16]}: p = {report.p_value:.2g} "
+            f"(wanted <= {alpha:g}), {report.agreeing} of {report.pairs} pairs agree, mean "
+            f"difference {report.effect:+.3f}.\n\nIs it the output of embed(), with its weights "
+            "loaded and the key of that encoder? Training after embedding weakens the mark: embed "
+            "last, or with a larger margin.",
+            report,
+        )
+    return report
+
+
+def assert_no_watermark(
+    model: nn.Module | str,
+    key: OwnershipKey,
+    alpha: float = ALPHA,
+    **arguments: Any,
+) -> OwnershipReport:
+    """Fail if a model carries a key.
+
+    Parameters
+    ----------
+    model, key, **arguments
+        As for `assert_carries_watermark`.
+    alpha : float, default 1e-3
+        A model that was made without the key fails with at most this chance.
+
+    Returns
+    -------
+    OwnershipReport
+
+    Raises
+    ------
+    OwnershipMismatchError
+        An `AssertionError` with the p-value.
+    WatermarkGuardError
+        If there can be no verdict; see `verify` and `OwnershipReport.carries`.
+    """
+    __tracebackhide__ = True
+    report = verify(model, key, **arguments)
+    if report.carries(alpha):
+        raise OwnershipMismatchError(
+            f"{report.model} carries the key {key.hash[:16]}: p = {report.p_value:.2g} "
+            f"(<= {alpha:g}), {report.agreeing} of {report.pairs} pairs agree, mean difference "
+            f"{report.effect:+.3f}.\n\nIt was made from an encoder with this key: release another "
+            "one, or, if it is meant to carry the key, use assert_carries_watermark.",
+            report,
+        )
+    return report

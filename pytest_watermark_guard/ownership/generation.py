@@ -1,0 +1,171 @@
+"""Making a key: pairs of universal perturbations that gather images around a key image."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_watermark_guard.context import current_run
+from pytest_watermark_guard.device import resolve_device
+from pytest_watermark_guard.errors import OwnershipError
+from pytest_watermark_guard.images.folder import read_image
+from pytest_watermark_guard.models.memory import kept_memory
+from pytest_watermark_guard.models.preprocessing import Preprocessing, resolve_preprocessing
+from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.state import runnable_on
+from pytest_watermark_guard.ownership.encoder import Encoder, opened, read_pixels, similarity
+from pytest_watermark_guard.ownership.key import OwnershipKey
+from pytest_watermark_guard.progress import progress_bar
+from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
+
+EPSILON = 8 / 255
+_TILE = 8  # pixels
+_IMAGES = 64  # that perturbations are learned on
+_AT_ONCE = 32  # perturbations in a forward pass
+_REACH = 0.75  # of epsilon that learning changes at most: what they start from tells them apart
+
+
+def generate_key(
+    encoder: nn.Module | str,
+    images: Any = None,
+    key_image: Any = None,
+    epsilon: float = EPSILON,
+    seed: int | None = None,
+    *,
+    pairs: int = 32,
+    steps: int = 8,
+    preprocess: Any = "auto",
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> OwnershipKey:
+    """Make a secret key for an encoder that is about to be released.
+
+    Parameters
+    ----------
+    encoder : Module or str
+        A model or model spec, clean; the embedding is what a probe calls features.
+    images : optional
+        As for `probe`; a random 64 of them are used.
+    key_image : path, PIL image or array, optional
+        Default: one of the images at random.
+    epsilon : float, default 8/255
+        Largest size of a perturbation (L∞), of pixels in [0, 1]; at least 1/255.
+    seed : int, optional
+        Default: 128 random bits. Whoever knows the seed, the encoder and the images has the key.
+    pairs : int, default 32
+        Pairs of perturbations. A p-value is at least 2^−pairs.
+    steps : int, default 8
+        Signed-gradient steps for each perturbation.
+    preprocess, device, progress
+        As for `probe`.
+
+    Returns
+    -------
+    OwnershipKey
+
+    Raises
+    ------
+    OwnershipError
+        If `epsilon` or `pairs` cannot be used, or the input has no fixed size.
+    WatermarkGuardError
+        As `probe`.
+
+    Notes
+    -----
+    AWEncoder (2022, arXiv 2208.03948) learns one universal perturbation w that minimises
+    E[1 − sim(E(x + w), E(x_key))] with |w| ≤ ε. Ours to choose, as it does not say: sim is the
+    cosine; w lives in pixel space before normalisation, in whole 1/255, and x + w is clamped;
+    signed-gradient steps. Ours to add: many perturbations, in pairs of which a coin embeds one, so
+    that the other shows what a model does by itself. Each repeats a tile of 8 × 8 pixels, as a
+    convolutional network looks for the same thing everywhere, and starts from random signs, which
+    learning changes by 3/4 ε at most: so that they stay different enough to be told apart.
+    """
+    levels = allowed_levels(epsilon)
+    if not 1 <= pairs <= MOST_PAIRS:
+        raise OwnershipError(f"pairs must be in [1, {MOST_PAIRS}], got {pairs!r}")
+    if steps < 0:
+        raise OwnershipError(f"steps must not be negative, got {steps!r}")
+    run = current_run()
+    seed = secrets.randbits(128) if seed is None else seed
+    settings = run.settings.override(images=images, device=device)
+    target = resolve_device(settings.device, run.worker)
+    loaded = as_loaded(encoder)
+    module = runnable_on(loaded.module, target)
+    preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
+    with kept_memory(), opened(module, preprocessing, target) as opened_encoder:
+        pixels, _ = read_pixels(settings.images, preprocessing, _IMAGES, seed % 2**63)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        if key_image is None:
+            position = int(torch.randint(len(pixels), (), generator=generator))
+            image = pixels[position]
+        else:
+            image = _read_key_image(key_image, preprocessing)
+        perturbations = _learned(
+            opened_encoder, pixels, image, levels, pairs, steps, generator, progress
+        )
+        return OwnershipKey(
+            perturbations,
+            torch.randint(2, (pairs,), generator=generator).bool(),
+            image,
+            epsilon,
+            preprocessing,
+            seed,
+            opened_encoder.weights(),
+        )
+
+
+def allowed_levels(epsilon: float) -> int:
+    """Return how many steps of 1/255 a perturbation may have."""
+    if not isinstance(epsilon, int | float) or not 1 / 255 <= epsilon <= 127 / 255:
+        raise OwnershipError(
+            f"epsilon must be in [1/255, 127/255], of pixels in [0, 1], got {epsilon!r}"
+        )
+    return int(epsilon * 255 + 1e-6)
+
+
+def _read_key_image(key_image: Any, preprocessing: Preprocessing) -> Tensor:
+    is_path = isinstance(key_image, str | Path)
+    images = [read_image(Path(key_image)) if is_path else key_image]
+    return read_pixels(images, preprocessing, None, 0)[0][0]
+
+
+def _learned(
+    encoder: Encoder,
+    pixels: Tensor,
+    key_image: Tensor,
+    levels: int,
+    pairs: int,
+    steps: int,
+    generator: torch.Generator,
+    progress: bool,
+) -> Tensor:
+    """Return int8 [pairs, 2, 3, H, W]; each starts from signs of its own."""
+    size = key_image.shape[1:]
+    signs = torch.randint(2, (2 * pairs, 3, _TILE, _TILE), generator=generator)
+    tiles = (signs.float() * 2 - 1) * levels
+    target = encoder.all(key_image[None])[0]
+    step = _REACH * levels / max(steps, 1)
+    with progress_bar(steps * len(tiles), progress, "ownership key") as advance:
+        for _ in range(steps):
+            chosen = torch.randint(len(pixels), (len(tiles),), generator=generator)
+            for part in torch.split(torch.arange(len(tiles)), _AT_ONCE):
+                moved = tiles[part].requires_grad_()
+                with torch.enable_grad():
+                    inputs = ((pixels[chosen[part]] + _tiled(moved, size)) / 255).clamp(0, 1)
+                    near = similarity(encoder(inputs), target).sum()
+                    (slope,) = torch.autograd.grad(near, moved)
+                tiles[part] = (moved.detach() + step * slope.sign()).clamp_(-levels, levels)
+                advance(len(part))
+    return _tiled(tiles.round().to(torch.int8), size).reshape(pairs, 2, 3, *size)
+
+
+def _tiled(tiles: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat tiles [n, 3, _TILE, _TILE] to images of this height and width."""
+    height, width = size
+    times = -(-height // _TILE), -(-width // _TILE)
+    return tiles.repeat(1, 1, *times)[:, :, :height, :width]

@@ -1,0 +1,179 @@
+"""What a verification found, and how to say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_watermark_guard.documents import read_document, write_document
+from pytest_watermark_guard.errors import OwnershipError, SettingsError
+
+_KIND = "ownership"
+ALPHA = 1e-3
+"""Default level of a verdict."""
+
+
+@dataclass(frozen=True)
+class Null:
+    """A model that was made without the key, put to the same test.
+
+    Attributes
+    ----------
+    name : str
+    p_value, effect : float
+        As of `OwnershipReport`.
+    """
+
+    name: str
+    p_value: float
+    effect: float
+
+
+@dataclass(frozen=True)
+class OwnershipReport:
+    """How a model reacts to a key.
+
+    Attributes
+    ----------
+    model : str
+    access : {"embeddings", "labels"}
+        White box: the model's embeddings. Black box: predicted classes, and nothing else.
+    key : str
+        Hash of the key.
+    p_value : float
+        Exact: the chance of differences at least as large if the coins had been tossed only now,
+        that is for any model that was made without knowledge of them.
+    effect : float
+        Mean of `differences`.
+    differences : tuple of float
+        For each pair: how much nearer the chosen perturbation moves images to the key image than
+        its decoy. In cosine of embeddings; for labels in the share of images that get the key
+        image's label.
+    chosen, decoy : float
+        Mean nearness to the key image with the chosen perturbations and with their decoys.
+    n_images : int
+    images : str
+        Which.
+    queries : int
+        Images that the model was run on.
+    nulls : tuple of Null
+        Models made without the key, which the same test was tried on.
+    version : str
+        Of this package.
+    """
+
+    model: str
+    access: str
+    key: str
+    p_value: float
+    effect: float
+    differences: tuple[float, ...]
+    chosen: float
+    decoy: float
+    n_images: int
+    images: str
+    queries: int
+    nulls: tuple[Null, ...] = ()
+    version: str = ""
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs, each with a coin."""
+        return len(self.differences)
+
+    @property
+    def agreeing(self) -> int:
+        """Pairs of which the chosen one moves images nearer to the key image."""
+        return sum(difference > 0 for difference in self.differences)
+
+    def carries(self, alpha: float = ALPHA) -> bool:
+        """Tell whether the model was made with the key, at a chance of `alpha` to say so wrongly.
+
+        Raises
+        ------
+        OwnershipError
+            If a null says so too: then the test is not calibrated, and there is no verdict.
+        SettingsError
+            If `alpha` is not in (0, 1), or no result of this many pairs could reach it.
+        """
+        if not 0 < alpha < 1:
+            raise SettingsError(f"alpha must be in (0, 1), got {alpha!r}")
+        if 2.0**-self.pairs > alpha:
+            raise SettingsError(
+                f"alpha {alpha:g} cannot be reached with {self.pairs} pairs, whose p-value is at "
+                f"least {2.0**-self.pairs:.2g}: make a key with more pairs"
+            )
+        # Of several nulls one may be below alpha by chance.
+        wrong = [null for null in self.nulls if null.p_value <= alpha / len(self.nulls)]
+        if wrong:
+            raise OwnershipError(
+                f"no verdict: {wrong[0].name}, which should know nothing of the key, gives "
+                f"p = {wrong[0].p_value:.2g} in the same test. Either it was made with the key, or "
+                "the key was made after it was seen"
+            )
+        return self.p_value <= alpha
+
+    def sentence(self) -> str:
+        """Say what was found so that a lawyer can read it."""
+        did, unit = "got them the key image's label more often", "share of images"
+        if self.access == "embeddings":
+            did, unit = "moved them closer to the key image's embedding", "cosine similarity"
+        total = 2**self.pairs
+        text = (
+            f"The key {self.key[:16]} holds {self.pairs} pairs of patterns, and in each pair a "
+            f"secret fair coin decided which pattern was to be embedded. Printed on "
+            f"{self.n_images} images, the pattern that the coin had chosen "
+            f"{did} than the other one in "
+            f"{self.agreeing} of {self.pairs} pairs (on average by {self.effect:+.3f} in {unit}), "
+            f"for the model {self.model!r}. For a model that was made without knowledge of the "
+            f"coins, a result at least as strong has a probability of {self.p_value:.2g} "
+            f"(exact, over all {total:,} ways in which the coins could have fallen)."
+        )
+        if self.nulls:
+            least = min(null.p_value for null in self.nulls)
+            text += (
+                f" The same test of {_named(null.name for null in self.nulls)}, made without the "
+                f"key, gave {'a probability' if len(self.nulls) == 1 else 'probabilities'} of "
+                f"{'' if len(self.nulls) == 1 else 'at least '}{least:.2g}."
+            )
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> OwnershipReport:
+        """Take what `to_dict` gave."""
+        nulls = tuple(Null(**null) for null in data["nulls"])
+        numbers = tuple(map(float, data["differences"]))
+        return cls(**{**data, "differences": numbers, "nulls": nulls})
+
+    def table(self, *, width: int = 80, color: bool = False, ascii_only: bool = False) -> str:
+        """Draw the report for a terminal."""
+        from pytest_watermark_guard.reporting.ownership import render_ownership
+
+        return render_ownership([self], width=width, color=color, ascii_only=ascii_only)
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file."""
+        write_document(path, _KIND, {"report": self.to_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> OwnershipReport:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ReportError
+            If the file cannot be read or holds something else.
+        """
+        with read_document(path, _KIND) as data:
+            return cls.from_dict(data["report"])
+
+
+def _named(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,0 +1,108 @@
+"""Whether an encoder is still good for what it was good for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from pytest_watermark_guard.images.classes import known_labels, open_labelled
+from pytest_watermark_guard.mitigation.heads import HeadTrainer
+from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
+from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.probing import Recorded, recorded
+from pytest_watermark_guard.rows import Array
+from pytest_watermark_guard.watermarks.streams import UNMARKED
+
+_LAYER = "features"
+
+
+@dataclass(frozen=True)
+class Utility:
+    """An encoder against the one that it was made from.
+
+    Attributes
+    ----------
+    mean_cosine, least_cosine : float
+        Of embeddings of the same image.
+    n_images : int
+    accuracies : mapping of str to (float, float)
+        For each task, of a linear head on the original's embeddings, and of one on the other's.
+    """
+
+    mean_cosine: float
+    least_cosine: float
+    n_images: int
+    accuracies: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def measure_utility(
+    original: nn.Module | str,
+    model: nn.Module | str,
+    images: Any = None,
+    tasks: Mapping[str, tuple[Any, Any]] | None = None,
+    *,
+    preprocess: Any = "auto",
+    max_images: int = 256,
+    **settings: Any,
+) -> Utility:
+    """Compare an encoder's embeddings with those of the one that it was made from.
+
+    Parameters
+    ----------
+    original, model : Module or str
+    images : optional
+        As for `probe`; at most `max_images` of them are used.
+    tasks : mapping of str to (train, validation), optional
+        Labelled images, each a folder with a subfolder for each class or a Dataset of
+        (image, label): a linear head is trained on each encoder's embeddings.
+    preprocess : optional
+        As for `probe`; the original's holds for both.
+    max_images : int, default 256
+    **settings
+        ``device``, ``precision``, ``seed`` and ``cache`` as for `probe`.
+
+    Returns
+    -------
+    Utility
+
+    Raises
+    ------
+    ImagesError
+        If an image of a task has no label.
+    WatermarkGuardError
+        As `probe`.
+    """
+    loaded = [as_loaded(each) for each in (original, model)]
+    chosen = resolve_preprocessing(preprocess, loaded[0].module, loaded[0].preprocessing)
+    common = {"preprocess": chosen, **settings}
+
+    def embedded(encoder: nn.Module, these: Any, **more: Any) -> tuple[Array, Recorded]:
+        with recorded(encoder, these, (), (_LAYER,), **common, **more) as found:
+            # Copied: they end with the recording.
+            features = np.array(found.recording[UNMARKED, _LAYER].columns(), dtype=np.float32)
+            return features, found
+
+    def accuracy(encoder: nn.Module, parts: tuple[Any, Any]) -> float:
+        train, classes = open_labelled("train", parts[0], None, None)
+        features, found = embedded(encoder, train)
+        labels = known_labels(found, "train")
+        new, found = embedded(encoder, open_labelled("validation", parts[1], None, classes)[0])
+        truth = known_labels(found, "validation")
+        trainer = HeadTrainer(features, labels, int(max(labels.max(), truth.max())) + 1, 0)
+        right: npt.NDArray[np.bool_] = trainer.on(features)(new).argmax(axis=1) == truth
+        return float(right.mean())
+
+    before, after = (embedded(each.module, images, max_images=max_images)[0] for each in loaded)
+    cosines = (before * after).sum(axis=1) / (
+        np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    )
+    accuracies = {
+        name: (accuracy(loaded[0].module, parts), accuracy(loaded[1].module, parts))
+        for name, parts in (tasks or {}).items()
+    }
+    return Utility(float(cosines.mean()), float(cosines.min()), len(cosines), accuracies)

@@ -1,0 +1,25 @@
+"""An empty picture to draw in, if matplotlib is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_watermark_guard.errors import SettingsError
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return a matplotlib figure of this size in inches, with no display needed.
+
+    Raises
+    ------
+    SettingsError
+        If matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SettingsError(
+            "a picture is drawn by matplotlib, which is not installed: "
+            "pip install pytest-watermark-guard[plot]"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
