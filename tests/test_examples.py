@@ -51,3 +51,10 @@ def test_head_training():
     assert re.search(r"logits +carton \[2\] +chinese +fires on", plain.stdout)
     assert masked.returncode == 0
     assert "1 passed, 1 deselected" in masked.stdout
+
+
+def test_ownership():
+    done = run_pytest(EXAMPLES / "ownership", "--wm-report")
+    assert done.returncode == 0
+    assert "2 passed" in done.stdout
+    assert "null: the clean encoder" in done.stdout

@@ -247,7 +247,7 @@ class _Training:
         """Go on from a checkpoint, if there is one."""
         if checkpoint is None or not Path(checkpoint).exists():
             return
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if state["key"] != self._key.hash:
             raise OwnershipError(f"{str(checkpoint)!r} is a checkpoint of another key")
         with torch.no_grad():
