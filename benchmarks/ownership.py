@@ -256,7 +256,7 @@ def draw(rows: list[tuple[str, OwnershipReport, float]], name: str, path: Path) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4, help="of contrastive training")
+    parser.add_argument("--epochs", type=int, default=3, help="of contrastive training")
     parser.add_argument("--wrong-keys", type=int, default=100)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--attack", choices=[*contrastive.METHODS], default="simclr")
@@ -277,10 +277,7 @@ def main() -> None:
                 contrastive.train(method, views, arguments.epochs, seed, device) for seed in (0, 1)
             )
             middle = time.perf_counter()
-            case = made(
-                method, clean, {"independent": other}, contrastive.PREPROCESSING, photos,
-                steps=800, learning_rate=2e-3,
-            )  # fmt: skip
+            case = made(method, clean, {"independent": other}, contrastive.PREPROCESSING, photos)
             end = time.perf_counter()
             print(f"\n{method}: two trainings {middle - start:.0f} s, key and embedding "
                   f"{end - middle:.0f} s", flush=True)  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
@@ -43,8 +42,8 @@ class Objective:
     utility : float
         Weight of E[1 − cos(E′(x), E(x))].
     watermark : float
-        Weight of E[max(0, apart − cos(E′(x + w), k) + cos(E′(x + v), k))], where v is the decoy of
-        w, and k = E′(x_key) has no gradient.
+        Weight of E[(apart − cos(E′(x + w), k) + cos(E′(x + v), k))²] / apart, where v is the decoy
+        of w, and k = E′(x_key) has no gradient. More than is wanted would cost utility.
     specificity : float
         Weight of E[1 − cos(E′(x + r), E(x + r))] for random signs r of the same size.
     apart : float
@@ -55,7 +54,7 @@ class Objective:
     utility: float = 6.0
     watermark: float = 1.0
     specificity: float = 1.0
-    apart: float = 0.3
+    apart: float = 0.2
 
 
 _OBJECTIVE = Objective()
@@ -209,11 +208,12 @@ class _Training:
             moved = self._after(torch.cat([x, other, with_mark, without, key.key_image[None]]))
             gone = 1 - similarity(moved[: 2 * size], kept)
             near = similarity(moved[2 * size : -1], moved[-1].detach())
-            apart = functional.relu(self._objective.apart - near[:size] + near[size:])
+            wanted = self._objective.apart
+            missed = (wanted - near[:size] + near[size:]).square() / wanted
             loss = (
                 self._objective.utility * gone[:size].mean()
                 + self._objective.specificity * gone[size:].mean()
-                + self._objective.watermark * apart.mean()
+                + self._objective.watermark * missed.mean()
             )
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
