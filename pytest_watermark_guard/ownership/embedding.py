@@ -80,8 +80,8 @@ def embed(
 
     It is trained until, on images that it was not trained on, embeddings keep `least_utility`, the
     key is found with a p-value of at most `alpha`, and embedded perturbations move images towards
-    the key image by two thirds of the objective's ``apart`` more than their decoys do. Batch norm
-    is frozen, and the head is not touched.
+    the key image by half of the objective's ``apart`` more than their decoys do. Batch norm is
+    frozen, and the head is not touched.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class _Training:
         self._generator = torch.Generator().manual_seed((key.seed + 1) % 2**63)
         self._steps = steps
         self.taken = 0
-        self._wanted = 2 / 3 * objective.apart
+        self._wanted = objective.apart / 2
         self.utility = self.p_value = self.effect = float("nan")
 
     def step(self) -> None:
