@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hammering import KEYS, hammer
 
 from pytest_watermark_guard.caching import store as module
 from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
 from pytest_watermark_guard.errors import SettingsError
 
-KEYS = [f"{number:064x}" for number in range(10)]
 PLENTY = 10**9
 
 
@@ -242,32 +242,12 @@ def test_a_folder_that_cannot_be_made_gives_one_warning(tmp_path: Path) -> None:
     assert blocked.get("results", KEYS[0]) is None
 
 
-def _payload(key: str, writer: int) -> bytes:
-    return f"{key} {writer} ".encode() * (500 + 300 * writer)
-
-
-def _hammer(folder: Path, writer: int, max_bytes: int, problems: Any) -> None:
-    """Write and read the same keys as all the others; whatever is read must be whole."""
-    try:
-        store = Store(folder, max_bytes)
-        for round_ in range(60):
-            key = KEYS[(round_ * (writer + 1)) % 5]
-            store.put("results", key, _payload(key, writer))
-            store.put_array("results", key, np.full(3000 + writer, writer))
-            read = store.get("results", key)
-            assert read is None or read in [_payload(key, other) for other in range(4)]
-            array = store.get_array("results", key)
-            assert array is None or (array == len(array) - 3000).all()
-    except BaseException as error:
-        problems.put(repr(error))
-
-
 @pytest.mark.parametrize("max_bytes", [PLENTY, 200_000], ids=["plenty", "scarce"])
 def test_processes_do_not_disturb_each_other(tmp_path: Path, max_bytes: int) -> None:
     context = multiprocessing.get_context("spawn")
     problems = context.SimpleQueue()
     processes = [
-        context.Process(target=_hammer, args=(tmp_path, writer, max_bytes, problems))
+        context.Process(target=hammer, args=(tmp_path, writer, max_bytes, problems))
         for writer in range(4)
     ]
     for process in processes:
