@@ -71,7 +71,7 @@ class HeadTrainer:
     Attributes
     ----------
     penalty : float
-        Of `PENALTIES`, the one with the least log loss on images held out.
+        Of `PENALTIES`, the strongest that does as well as any on images held out.
     """
 
     def __init__(
@@ -86,7 +86,11 @@ class HeadTrainer:
         self.penalty, self._chosen = self._choose(seed)
 
     def _choose(self, seed: int) -> tuple[float, Tensor]:
-        """Return the penalty that does best on images held out, and the weights it led to."""
+        """Return a penalty, and the weights that it led to on a part of the images.
+
+        It is the strongest whose loss on the others is within a standard error of the least
+        (Breiman et al., 1984, section 3.4.3).
+        """
         held_out = _stratified(self._labels.numpy(), seed)
         fitted, rest = (torch.from_numpy(np.flatnonzero(m)) for m in (~held_out, held_out))
         inputs, labels = self._inputs[fitted], self._labels[fitted]
@@ -97,10 +101,12 @@ class HeadTrainer:
             problem = _Problem(inputs, labels, penalty, gram)
             solution = problem.weights(problem.solve(problem.start(solution)))
             logits = torch.addmm(solution[-1], self._inputs[rest], solution[:-1])
-            loss = float(functional.cross_entropy(logits, self._labels[rest]))
-            found.append((loss, penalty, solution))
-        _, penalty, solution = min(found, key=lambda item: item[0])
-        return penalty, solution
+            losses = functional.cross_entropy(logits, self._labels[rest], reduction="none")
+            error = float(losses.std(correction=0)) / max(len(losses), 1) ** 0.5
+            found.append((float(losses.mean()), error, penalty, solution))
+        least, error, penalty, solution = min(found, key=lambda item: item[0])
+        within = ((p, s) for loss, _, p, s in found if loss <= least + error)
+        return next(within, (penalty, solution))
 
     def nested(self, order: Sequence[int], counts: Sequence[int]) -> Iterator[LinearHead]:
         """Train a head for each mask.
