@@ -39,6 +39,8 @@ from pytest_watermark_guard.ownership import (
     verify,
     verify_classifier,
 )
+from pytest_watermark_guard.reporting.figure import new_figure
+from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
 
 MOBILENET = "mobilenet_v2"
 ENCODERS = (*contrastive.METHODS, MOBILENET)
@@ -148,19 +150,11 @@ def examined(case: Case, photos: Path, tasks: Tasks, wrong_keys: int, n_images: 
             p_values[name].append(verify(model, wrong, photos, n_images=4).p_value)
     for name, values in p_values.items() if wrong_keys else ():
         uniform(f"{case.name} {name}, wrong keys", values)
-    tossed = []
-    for seed in range(1000):  # the same perturbations under other coins, for the clean encoder
-        signs = np.random.default_rng(seed).choice((-1, 1), case.key.pairs)
-        tossed.append(signs)
-    clean = verify(case.clean, case.key, photos)
-    flips = [wm_p(np.array(clean.differences) * signs) for signs in tossed]
-    uniform(f"{case.name} clean, other coins", flips)
-
-
-def wm_p(differences: np.ndarray) -> float:
-    from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
-
-    return sign_flip_p_value(differences)
+    # The same perturbations under other coins.
+    differences = np.array(verify(case.clean, case.key, photos).differences)
+    coins = np.random.default_rng(0).choice((-1, 1), (1000, case.key.pairs))
+    tossed = [sign_flip_p_value(differences * signs) for signs in coins]
+    uniform(f"{case.name} clean, other coins", tossed)
 
 
 def attacked(case: Case, photos: Path, task: Folders) -> list[tuple[str, OwnershipReport, float]]:
@@ -202,8 +196,7 @@ def attacked(case: Case, photos: Path, task: Folders) -> list[tuple[str, Ownersh
         print(f"    by its labels: p {black.p_value:.2g}, {black.effect:+.3f}", flush=True)
         return model
 
-    def raw(module: nn.Module) -> wm.Preprocessing:
-        return wm.Preprocessing(size=size, mean=(0.0,) * 3, std=(1.0,) * 3)
+    raw = wm.Preprocessing(size=size, mean=(0.0,) * 3, std=(1.0,) * 3)
 
     add("no attack", marked)
     tuned("new head, encoder frozen", 5, 0.0, all_layers=False)
@@ -226,31 +219,26 @@ def attacked(case: Case, photos: Path, task: Folders) -> list[tuple[str, Ownersh
         print(f"another key could not be embedded: {error}")
     for quality in (90, 50):
         wrapped = attacks.JPEG(marked, pre, quality)
-        add(f"queries as JPEG, quality {quality}", marked, queried=wrapped, preprocess=raw(wrapped))
+        add(f"queries as JPEG, quality {quality}", marked, queried=wrapped, preprocess=raw)
     for sigma in (0.5, 1.0, 2.0):
         wrapped = attacks.Smoothed(marked, pre, sigma)
-        add(f"queries smoothed, sigma {sigma:g}", marked, queried=wrapped, preprocess=raw(wrapped))
+        add(f"queries smoothed, sigma {sigma:g}", marked, queried=wrapped, preprocess=raw)
     return rows
 
 
 def draw(rows: list[tuple[str, OwnershipReport, float]], name: str, path: Path) -> None:
     """Draw p-values and utility of all attacks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     names = [row[0] for row in rows][::-1]
     bits = [-np.log10(row[1].p_value) for row in rows][::-1]
     accuracy = [row[2] for row in rows][::-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.32 * len(rows) + 1.2), sharey=True)
+    figure = new_figure(9, 0.32 * len(rows) + 1.2)
+    left, right = figure.subplots(1, 2, sharey=True)
     left.barh(names, bits, color=["#4477aa" if b >= 3 else "#cc6677" for b in bits])
     left.axvline(3, color="black", linewidth=0.8, linestyle="--")
     left.set_xlabel("-log10 p (dashed: 1e-3)")
     right.barh(names, accuracy, color="#bbbbbb")
     right.set_xlabel("accuracy of a linear probe, or of the tuned model")
     figure.suptitle(f"{name}: the key after attacks", fontsize=10)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 

@@ -20,6 +20,8 @@ def progress_bar(
         Number of images.
     wanted : bool, default True
         False: never.
+    title : str, default "watermark probe"
+        What is going on.
 
     Yields
     ------

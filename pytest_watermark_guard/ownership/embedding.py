@@ -20,6 +20,7 @@ from pytest_watermark_guard.models.specs import as_loaded
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
     marked,
+    of_pairs,
     opened,
     read_pixels,
     similarity,
@@ -80,8 +81,8 @@ def embed(
 
     It is trained until, on images that it was not trained on, embeddings keep `least_utility`, the
     key is found with a p-value of at most `alpha`, and embedded perturbations move images towards
-    the key image by half of the objective's ``apart`` more than their decoys do. Batch norm is
-    frozen, and the head is not touched.
+    the key image by half of the objective's ``apart`` more than their decoys do. The statistics of
+    batch norm are frozen, and the head is not touched.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def embed(
         Images per step; each is embedded as it is, with an embedded perturbation, with its decoy,
         and with random signs.
     learning_rate : float, default 1e-3
-        Adam's. For large pretrained networks take less: 2e-4 for MobileNet V2.
+        Adam's. Large pretrained networks lose their utility at this; try 1e-4.
     objective : Objective, optional
     least_utility : float, default 0.99
         Mean cosine of embeddings to those of the original.
@@ -177,6 +178,8 @@ class _Training:
         self._before, self._after, self._key = before, after, key
         self._held_out, self._pixels = pixels[:_HELD_OUT], pixels[_HELD_OUT:]
         self._kept = before.all(self._held_out)
+        self._chosen, self._decoys = key.chosen, key.decoys
+        self._key_image, self._levels = key.key_image[None], int(key.perturbations.abs().max())
         self._objective = objective
         self._batch_size = batch_size
         self._parameters = after.parameters()
@@ -195,17 +198,16 @@ class _Training:
 
     def step(self) -> None:
         """Take one step of the joint loss."""
-        size, key, generator = self._batch_size, self._key, self._generator
+        size, generator = self._batch_size, self._generator
         x = self._pixels[torch.randint(len(self._pixels), (size,), generator=generator)]
-        pair = torch.randint(key.pairs, (size,), generator=generator)
-        levels = int(key.perturbations.abs().max())
+        pair = torch.randint(len(self._chosen), (size,), generator=generator)
         noise = torch.randint(2, x.shape, generator=generator) * 2 - 1
-        other = marked(x, (noise * levels).to(torch.int8))
-        with_mark, without = marked(x, key.chosen[pair]), marked(x, key.decoys[pair])
+        other = marked(x, (noise * self._levels).to(torch.int8))
+        with_mark, without = marked(x, self._chosen[pair]), marked(x, self._decoys[pair])
         with torch.no_grad():
             kept = self._before(torch.cat([x, other]))
         with torch.enable_grad():
-            moved = self._after(torch.cat([x, other, with_mark, without, key.key_image[None]]))
+            moved = self._after(torch.cat([x, other, with_mark, without, self._key_image]))
             gone = 1 - similarity(moved[: 2 * size], kept)
             near = similarity(moved[2 * size : -1], moved[-1].detach())
             wanted = self._objective.apart
@@ -228,8 +230,10 @@ class _Training:
             return False
         self._save(checkpoint)
         self.utility = float(similarity(self._after.all(self._held_out), self._kept).mean())
-        gains = pair_differences(self._after, self._key, self._held_out[: _HELD_OUT // 4])
-        self.p_value, self.effect = sign_flip_p_value(gains.cpu().numpy()), float(gains.mean())
+        near = self._after.nearness(self._key.key_image)
+        chosen, decoys = of_pairs(near, self._key, self._held_out[: _HELD_OUT // 4])
+        gains = (chosen - decoys).numpy()
+        self.p_value, self.effect = sign_flip_p_value(gains), float(gains.mean())
         enough = self.p_value <= alpha and self.effect >= self._wanted
         return enough and self.utility >= least_utility
 
@@ -279,26 +283,3 @@ def _pace(taken: int, steps: int) -> float:
     level = steps // 2
     down = (1 + math.cos(math.pi * max(taken - level, 0) / (steps - level))) / 2
     return min((taken + 1) / _WARM_UP, 1) * down
-
-
-def pair_differences(encoder: Encoder, key: OwnershipKey, pixels: Tensor) -> Tensor:
-    """Return how much nearer to the key image the chosen of each pair moves images than its decoy.
-
-    Parameters
-    ----------
-    encoder : Encoder
-    key : OwnershipKey
-    pixels : Tensor of uint8, shape [n, 3, H, W]
-
-    Returns
-    -------
-    Tensor of float64, shape [pairs]
-        Of mean cosines.
-    """
-    target = encoder.all(key.key_image[None])[0]
-
-    def mean(perturbations: Tensor) -> Tensor:
-        near = [similarity(encoder.all(marked(pixels, w)), target).mean() for w in perturbations]
-        return torch.stack(near).double()
-
-    return mean(key.chosen) - mean(key.decoys)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,8 +15,12 @@ from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.preprocessing import Preprocessing
+from pytest_watermark_guard.ownership.key import OwnershipKey
 
 _LAYER = "features"
+Nearness: TypeAlias = Callable[[Tensor], Tensor]
+"""From pixels, uint8 [n, 3, H, W], to how near each is to the key image, float64 [n]."""
+
 CHUNK = 64  # images in a forward pass without gradients
 
 
@@ -71,6 +75,11 @@ class Encoder:
     def all(self, pixels: Tensor) -> Tensor:
         """Embed any number of images without gradients, in batches of `CHUNK`."""
         return torch.cat([self(part) for part in torch.split(pixels, CHUNK)])
+
+    def nearness(self, image: Tensor) -> Nearness:
+        """Return what gives the cosine of pixels' embeddings to that of one image [3, H, W]."""
+        target = self.all(image[None])[0]
+        return lambda pixels: similarity(self.all(pixels), target).double().cpu()
 
 
 @contextmanager
@@ -132,6 +141,27 @@ def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:
     Tensor of uint8
     """
     return (pixels.short() + perturbations.short()).clamp_(0, 255).byte()
+
+
+def of_pairs(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how near each pair moves images to the key image, on average.
+
+    Parameters
+    ----------
+    nearness : callable
+    key : OwnershipKey
+    pixels : Tensor of uint8, shape [n, 3, H, W]
+
+    Returns
+    -------
+    tuple of Tensor of float64, shape [pairs]
+        With the chosen perturbations, and with their decoys.
+    """
+
+    def mean(perturbations: Tensor) -> Tensor:
+        return torch.stack([nearness(marked(pixels, w)).mean() for w in perturbations])
+
+    return mean(key.chosen), mean(key.decoys)
 
 
 def similarity(embedded: Tensor, target: Tensor) -> Tensor:

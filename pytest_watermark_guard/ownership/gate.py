@@ -48,7 +48,7 @@ def assert_carries_watermark(
             f"(wanted <= {alpha:g}), {report.agreeing} of {report.pairs} pairs agree, mean "
             f"difference {report.effect:+.3f}.\n\nIs it the output of embed(), with its weights "
             "loaded and the key of that encoder? Training after embedding weakens the mark: embed "
-            "last, or with a larger margin.",
+            "last, or with a larger Objective.apart.",
             report,
         )
     return report

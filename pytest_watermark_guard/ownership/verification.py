@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from pytest_watermark_guard.models.specs import as_loaded
 from pytest_watermark_guard.models.state import preserved, runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     CHUNK,
-    marked,
+    Nearness,
+    of_pairs,
     opened,
     read_pixels,
-    similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.report import Null, OwnershipReport
@@ -33,9 +33,6 @@ N_IMAGES = 16
 
 Labeller: TypeAlias = Callable[[Tensor], Any]
 """From pixels, uint8 [B, 3, H, W], to their B class indices."""
-
-# From pixels to how near each is to it, float64 [n].
-_Nearness = Callable[[Tensor], Tensor]
 
 
 def verify(
@@ -89,27 +86,16 @@ def verify(
     was made without them: the p-value is exact, whatever the model, the images and the
     perturbations are.
     """
+    reporting = _Reporting(key, images, n_images, preprocess, device)
 
     def measured(candidate: nn.Module | str, called: str | None) -> OwnershipReport:
-        loaded = as_loaded(candidate)
-        target = _device(device)
-        module = runnable_on(loaded.module, target)
-        preprocessing = _preprocessing(key, preprocess, module)
-        with (
-            opened(module, preprocessing, target) as encoder,
-            computing_in("float32", target),
-        ):
-            near = encoder.all(key.key_image[None])[0]
-            return _report(
-                lambda pixels: similarity(encoder.all(pixels), near).double().cpu(),
-                called or loaded.name,
-                "embeddings",
-            )
+        name, module, preprocessing = reporting.ready(candidate)
+        device = reporting.device
+        with opened(module, preprocessing, device) as encoder, computing_in("float32", device):
+            near = encoder.nearness(key.key_image)
+            return reporting.report(near, called or name, "embeddings")
 
-    _report = _reporter(key, images, n_images)
-    found = measured(model, name)
-    others = tuple(_null(measured(null, called)) for called, null in (nulls or {}).items())
-    return _told(replace(found, nulls=others))
+    return _with_nulls(measured, model, name, nulls)
 
 
 def verify_classifier(
@@ -148,70 +134,105 @@ def verify_classifier(
     -----
     As `verify`, with the share of images that get the key image's label in place of the cosine.
     """
+    reporting = _Reporting(key, images, n_images, preprocess, device)
 
     def measured(candidate: nn.Module | str | Labeller, called: str | None) -> OwnershipReport:
         if not isinstance(candidate, str | nn.Module):
             own: str = getattr(candidate, "__name__", type(candidate).__name__)
             return by_labels(candidate, called or own)
-        loaded = as_loaded(candidate)
-        target = _device(device)
-        module = runnable_on(loaded.module, target)
-        preprocessing = _preprocessing(key, preprocess, module)
+        name, module, preprocessing = reporting.ready(candidate)
 
         def largest(pixels: Tensor) -> Tensor:
-            output, headless = main_tensor(module(preprocessing.to_input(pixels.to(target))))
+            inputs = preprocessing.to_input(pixels.to(reporting.device))
+            output, headless = main_tensor(module(inputs))
             if headless:
                 raise OwnershipError(
-                    f"{loaded.name} returns no logits: use verify for an encoder without a head"
+                    f"{name} returns no logits: use verify for an encoder without a head"
                 )
             return output.argmax(dim=1)
 
-        with preserved(module), computing_in("float32", target):
-            return by_labels(largest, called or loaded.name)
+        with preserved(module), computing_in("float32", reporting.device):
+            return by_labels(largest, called or name)
 
     def by_labels(labeller: Labeller, called: str) -> OwnershipReport:
         wanted = _labels(labeller, key.key_image[None])
-        return _report(
-            lambda pixels: (_labels(labeller, pixels) == wanted).double(), called, "labels"
+        near = lambda pixels: (_labels(labeller, pixels) == wanted).double()  # noqa: E731
+        return reporting.report(near, called, "labels")
+
+    return _with_nulls(measured, classifier, name, nulls)
+
+
+_Candidate = TypeVar("_Candidate")
+
+
+def _with_nulls(
+    measured: Callable[[_Candidate, str | None], OwnershipReport],
+    model: _Candidate,
+    name: str | None,
+    nulls: Mapping[str, _Candidate] | None,
+) -> OwnershipReport:
+    """Put a model and its nulls to the same test, and tell whoever waits for the report."""
+    found = measured(model, name)
+    others = [measured(null, called) for called, null in (nulls or {}).items()]
+    asked = tuple(Null(other.model, other.p_value, other.effect) for other in others)
+    report = replace(found, nulls=asked)
+    current_run().on_ownership(report)
+    return report
+
+
+class _Reporting:
+    """The same images and device for a model and its nulls."""
+
+    def __init__(
+        self,
+        key: OwnershipKey,
+        images: Any,
+        n_images: int,
+        preprocess: Any,
+        device: str | torch.device | None,
+    ) -> None:
+        run = current_run()
+        settings = run.settings.override(images=images, device=device)
+        self.device = resolve_device(settings.device, run.worker)
+        self._key, self._hash = key, key.hash
+        self._preprocess = preprocess
+        self._pixels, self._baseline = read_pixels(
+            settings.images, key.preprocessing, n_images, (key.seed + 2) % 2**63
         )
 
-    _report = _reporter(key, images, n_images)
-    found = measured(classifier, name)
-    others = tuple(_null(measured(null, called)) for called, null in (nulls or {}).items())
-    return _told(replace(found, nulls=others))
+    def ready(self, candidate: nn.Module | str) -> tuple[str, nn.Module, Preprocessing]:
+        """Return a model's name, the model on the device, and how its input is made."""
+        loaded = as_loaded(candidate)
+        module = runnable_on(loaded.module, self.device)
+        size = self._key.preprocessing.size
+        if self._preprocess is None:
+            return loaded.name, module, self._key.preprocessing
+        preprocessing = resolve_preprocessing(self._preprocess, module)
+        if preprocessing.size != size:
+            raise OwnershipError(
+                f"preprocess: the model's input is {preprocessing.size}, and the key's "
+                f"perturbations are {size}; give the model an input of that size"
+            )
+        return loaded.name, module, preprocessing
 
-
-def _reporter(
-    key: OwnershipKey, images: Any, n_images: int
-) -> Callable[[_Nearness, str, str], OwnershipReport]:
-    """Return what makes a report of how near a model finds pixels to the key image."""
-    settings = current_run().settings.override(images=images)
-    pixels, baseline = read_pixels(
-        settings.images, key.preprocessing, n_images, (key.seed + 2) % 2**63
-    )
-
-    def report(nearness: _Nearness, model: str, access: str) -> OwnershipReport:
-        def mean(perturbations: Tensor) -> Tensor:
-            return torch.stack([nearness(marked(pixels, w)).mean() for w in perturbations])
-
-        chosen, decoys = mean(key.chosen), mean(key.decoys)
+    def report(self, nearness: Nearness, model: str, access: str) -> OwnershipReport:
+        """Report how near a model finds marked pixels to the key image."""
+        chosen, decoys = of_pairs(nearness, self._key, self._pixels)
         differences = (chosen - decoys).numpy()
         return OwnershipReport(
             model=model,
             access=access,
-            key=key.hash,
+            key=self._hash,
             p_value=sign_flip_p_value(differences),
             effect=float(differences.mean()),
             differences=tuple(differences.tolist()),
             chosen=float(chosen.mean()),
             decoy=float(decoys.mean()),
-            n_images=len(pixels),
-            images=baseline.description,
-            queries=2 * key.pairs * len(pixels) + 1,
+            n_images=len(self._pixels),
+            images=self._baseline.description,
+            queries=2 * self._key.pairs * len(self._pixels) + 1,
             version=pytest_watermark_guard.__version__,
         )
-
-    return report
 
 
 def _labels(labeller: Labeller, pixels: Tensor) -> Tensor:
@@ -227,29 +248,3 @@ def _labels(labeller: Labeller, pixels: Tensor) -> Tensor:
             )
         parts.append(torch.from_numpy(values.astype(np.int64)))
     return torch.cat(parts)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    run = current_run()
-    return resolve_device(run.settings.override(device=device).device, run.worker)
-
-
-def _preprocessing(key: OwnershipKey, preprocess: Any, module: nn.Module) -> Preprocessing:
-    if preprocess is None:
-        return key.preprocessing
-    preprocessing = resolve_preprocessing(preprocess, module)
-    if preprocessing.size != key.preprocessing.size:
-        raise OwnershipError(
-            f"preprocess: the model's input is {preprocessing.size}, and the key's perturbations "
-            f"are {key.preprocessing.size}; give the model an input of that size"
-        )
-    return preprocessing
-
-
-def _null(report: OwnershipReport) -> Null:
-    return Null(report.model, report.p_value, report.effect)
-
-
-def _told(report: OwnershipReport) -> OwnershipReport:
-    current_run().on_ownership(report)
-    return report
