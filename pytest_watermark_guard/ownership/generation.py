@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from pytest_watermark_guard.ownership.encoder import Encoder, opened, read_pixel
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
+from pytest_watermark_guard.watermarks.draw import uniform_words
 
 EPSILON = 8 / 255
 _TILE = 8  # pixels
@@ -99,18 +101,14 @@ def generate_key(
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
     with kept_memory(), opened(module, preprocessing, target) as opened_encoder:
         pixels, _ = read_pixels(settings.images, preprocessing, _IMAGES, seed % 2**63)
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        if key_image is None:
-            position = int(torch.randint(len(pixels), (), generator=generator))
-            image = pixels[position]
-        else:
-            image = _read_key_image(key_image, preprocessing)
+        # The images are in random order.
+        image = pixels[0] if key_image is None else _read_key_image(key_image, preprocessing)
         perturbations = _learned(
-            opened_encoder, pixels, image, levels, pairs, steps, generator, progress
+            opened_encoder, pixels, image, levels, pairs, steps, seed, progress
         )
         return OwnershipKey(
             perturbations,
-            torch.randint(2, (pairs,), generator=generator).bool(),
+            _bits(pairs, "coins", seed).bool(),
             image,
             epsilon,
             preprocessing,
@@ -128,6 +126,11 @@ def allowed_levels(epsilon: float) -> int:
     return int(epsilon * 255 + 1e-6)
 
 
+def _bits(count: int, what: str, seed: int) -> Tensor:
+    """Return secret bits [count] that depend on all of the seed; torch's generators use 32 bits."""
+    return torch.tensor([word & 1 for word in uniform_words(count, "ownership", what, seed)])
+
+
 def _read_key_image(key_image: Any, preprocessing: Preprocessing) -> Tensor:
     is_path = isinstance(key_image, str | Path)
     images = [read_image(Path(key_image)) if is_path else key_image]
@@ -141,13 +144,14 @@ def _learned(
     levels: int,
     pairs: int,
     steps: int,
-    generator: torch.Generator,
+    seed: int,
     progress: bool,
 ) -> Tensor:
     """Return int8 [pairs, 2, 3, H, W]; each starts from signs of its own."""
+    generator = torch.Generator().manual_seed(seed % 2**63)  # which images are learned on
     size = key_image.shape[1:]
-    signs = torch.randint(2, (2 * pairs, 3, _TILE, _TILE), generator=generator)
-    tiles = (signs.float() * 2 - 1) * levels
+    shape = 2 * pairs, 3, _TILE, _TILE
+    tiles = (_bits(math.prod(shape), "tiles", seed).reshape(shape) * 2.0 - 1) * levels
     target = encoder.all(key_image[None])[0]
     step = _REACH * levels / max(steps, 1)
     with progress_bar(steps * len(tiles), progress, "ownership key") as advance:

@@ -35,6 +35,12 @@ def test_the_seed_decides_all(clean, images, key):
     assert generate_key(clean, images, pairs=key.pairs, seed=4).hash != key.hash
 
 
+def test_every_bit_of_the_seed_counts(clean, images):
+    one, other = (generate_key(clean, images, pairs=8, seed=s) for s in (1, 1 + 2**100))
+    assert not torch.equal(one.coins, other.coins)
+    assert not torch.equal(one.perturbations, other.perturbations)
+
+
 def test_without_a_seed_nobody_can_guess(clean, images):
     one, other = (generate_key(clean, images, pairs=2, steps=0) for _ in range(2))
     assert one.seed != other.seed
