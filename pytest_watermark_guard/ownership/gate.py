@@ -44,11 +44,10 @@ def assert_carries_watermark(
     report = verify(model, key, **arguments)
     if not report.carries(alpha):
         raise OwnershipMismatchError(
-            f"{report.model} does not carry the key {key.hash[:16]}: p = {report.p_value:.2g} "
-            f"(wanted <= {alpha:g}), {report.agreeing} of {report.pairs} pairs agree, mean "
-            f"difference {report.effect:+.3f}.\n\nIs it the output of embed(), with its weights "
-            "loaded and the key of that encoder? Training after embedding weakens the mark: embed "
-            "last, or with a larger Objective.apart.",
+            f"{report.model} does not carry the key {report.key[:16]}: {_evidence(report, alpha)}."
+            "\n\nIs it the output of embed(), with its weights loaded and the key of that encoder? "
+            "Training after embedding weakens the mark: embed last, or with a larger "
+            "Objective.apart.",
             report,
         )
     return report
@@ -84,10 +83,17 @@ def assert_no_watermark(
     report = verify(model, key, **arguments)
     if report.carries(alpha):
         raise OwnershipMismatchError(
-            f"{report.model} carries the key {key.hash[:16]}: p = {report.p_value:.2g} "
-            f"(<= {alpha:g}), {report.agreeing} of {report.pairs} pairs agree, mean difference "
-            f"{report.effect:+.3f}.\n\nIt was made from an encoder with this key: release another "
-            "one, or, if it is meant to carry the key, use assert_carries_watermark.",
+            f"{report.model} carries the key {report.key[:16]}: {_evidence(report, alpha)}."
+            "\n\nIt was made from an encoder with this key: release another one, or, if it is "
+            "meant to carry the key, use assert_carries_watermark.",
             report,
         )
     return report
+
+
+def _evidence(report: OwnershipReport, alpha: float) -> str:
+    return (
+        f"p = {report.p_value:.2g} (a mark gives at most {alpha:g}). Of the two patterns in "
+        f"a pair, the one that the key chose had the stronger effect in {report.agreeing} of "
+        f"{report.pairs} pairs, on average by {report.effect:+.3f}"
+    )
