@@ -83,24 +83,52 @@ def pruned(encoder: nn.Module, share: float) -> nn.Module:
 def channels_pruned(
     encoder: nn.Module, preprocessing: wm.Preprocessing, pixels: Tensor, share: float
 ) -> nn.Module:
-    """Silence the channels that images without a mark excite least (fine-pruning, Liu 2018)."""
+    """Silence the channels that images without a mark excite least (fine-pruning, Liu 2018).
+
+    Those of the last block of a `contrastive.backbone`; tuning comes after it.
+    """
     encoder = copy.deepcopy(encoder)
-    last = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)][-1]
+    last = encoder.layer3[-1]
     seen: list[Tensor] = []
-    hook = last.register_forward_hook(lambda _m, _x, out: seen.append(out.relu().mean((0, 2, 3))))
+    hook = last.register_forward_hook(lambda _m, _x, out: seen.append(out.mean((0, 2, 3))))
     with torch.no_grad():
         for part in pixels.split(BATCH):
             encoder(preprocessing.to_input(part))
         hook.remove()
-        least = torch.stack(seen).mean(0).argsort()[: int(share * last.num_features)]
-        last.weight[least] = 0
-        last.bias[least] = 0
+        excited = torch.stack(seen).mean(0)
+        least = excited.argsort()[: int(share * len(excited))]
+        for norm in (last.bn2, last.downsample[1]):  # both branches that are added up
+            norm.weight[least] = 0
+            norm.bias[least] = 0
     return encoder
 
 
-def quantised(encoder: nn.Module) -> nn.Module:
-    """Round weights to int8, symmetric, with a scale for each output channel."""
+def quantised(encoder: nn.Module, preprocessing: wm.Preprocessing, pixels: Tensor) -> nn.Module:
+    """Round to int8 what convolutions compute with.
+
+    Weights symmetric, with a scale for each output channel; inputs with one scale for each layer,
+    from the range that images of one batch have there.
+    """
     encoder = copy.deepcopy(encoder)
+    ranges: dict[nn.Module, tuple[float, float]] = {}
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        ranges[module] = min(float(inputs[0].min()), 0.0), float(inputs[0].max())
+
+    def rounded(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        low, high = ranges[module]
+        scale = max(high - low, 1e-12) / 255
+        zero = round(-low / scale)
+        return torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero, 0, 255)
+
+    layers = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
+    with torch.no_grad():
+        encoder(preprocessing.to_input(pixels[:BATCH]))
+    for hook in hooks:
+        hook.remove()
+    for layer in layers:
+        layer.register_forward_pre_hook(rounded)
     with torch.no_grad():
         for module in encoder.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -118,7 +146,7 @@ def distilled(
     epochs: int,
 ) -> nn.Module:
     """Teach a fresh network the embeddings of images without a mark."""
-    student = student.train()
+    student = copy.deepcopy(student).train()
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
     for x, _ in _batches(pixels, torch.zeros(len(pixels)), epochs):
         inputs = preprocessing.to_input(x)
@@ -143,9 +171,9 @@ class JPEG(nn.Module):
 
     def _again(self, image: Tensor) -> Tensor:
         file = io.BytesIO()
-        array = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        array = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         Image.fromarray(array).save(file, "JPEG", quality=self.quality)
-        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(image.device)
 
 
 class Smoothed(nn.Module):

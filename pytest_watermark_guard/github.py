@@ -1,4 +1,4 @@
-"""What GitHub Actions shows of a run: annotations of failed gates, and a summary of the step."""
+"""What GitHub Actions shows of a run: annotations of what failed, and a summary of the step."""
 
 from __future__ import annotations
 
@@ -60,13 +60,14 @@ class GitHubActions:
     def pytest_sessionfinish(self) -> None:
         """Write the summary of the step."""
         entries = self._summary.entries
-        if not entries or not self._file:
+        failures = self._summary.failures
+        if not (entries or failures) or not self._file:
             return
         from pytest_watermark_guard.reporting.markdown import step_summary
 
         try:
             with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(step_summary(entries, self._summary.threshold))
+                file.write(step_summary(entries, self._summary.threshold, failures))
         except OSError as error:
             self._trouble = f"could not write the step summary: {error.strerror}"
 
@@ -74,13 +75,19 @@ class GitHubActions:
         """Print the annotations: here nothing captures them."""
         if self._trouble is not None:
             terminalreporter.write_line(f"watermark guard: {self._trouble}")
-        if not self._failures:
+        unprobed = self._summary.failures
+        if not self._failures and not unprobed:
             return
-        from pytest_watermark_guard.reporting.annotations import error_commands
+        from pytest_watermark_guard.reporting.annotations import (
+            NOT_CHECKED,
+            SENSITIVE,
+            error_commands,
+        )
 
-        texts = [
-            ("\n".join(failure["text"] for failure in failures), failures[0]["place"])
+        texts: list[tuple[str, str, tuple[str, int] | None]] = [
+            (SENSITIVE, "\n".join(failure["text"] for failure in failures), failures[0]["place"])
             for failures in self._failures.values()
         ]
+        texts += [(NOT_CHECKED, f"{spec}: {why}", None) for spec, why in unprobed.items()]
         for line in error_commands(texts, self._workspace):
             terminalreporter.write_line(line)

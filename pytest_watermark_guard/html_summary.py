@@ -33,17 +33,6 @@ class HtmlSummary:
         self._path = path
         self._settings = settings
         self._models = models
-        self._failures: dict[str, str] = {}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note models that could not be probed."""
-        if report.when != "setup" or not report.failed:
-            return
-        for spec in self._models:
-            if report.nodeid.startswith(f"{spec}::"):
-                crash = getattr(report.longrepr, "reprcrash", None)
-                reason = str(report.longrepr) if crash is None else crash.message
-                self._failures.setdefault(spec, reason)  # the first tells most
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -59,7 +48,7 @@ class HtmlSummary:
             self._summary.threshold,
             masked=self._summary.masked,
             owned=self._summary.owned,
-            failures=self._failures,
+            failures=self._summary.failures,
             origin=origin_of(self._settings, self._models, paths),
             by_name=True,
         )

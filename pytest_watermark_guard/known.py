@@ -6,6 +6,7 @@ Read when pytest starts: nothing heavy is imported here.
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -196,10 +197,21 @@ class KnownUnits:
             other_weights=tuple(others),
         )
 
-    def elsewhere(self, models: Iterable[str]) -> int:
-        """Count the units of models of other names."""
-        gated = frozenset(map(_plain, models))
-        return sum(known.model not in gated for known in self.units)
+    def elsewhere(self, reports: Iterable[ProbeReport]) -> Counter[str]:
+        """Count the units that no gate of a run was asked about, by what was missing."""
+        asked: dict[str, dict[str, set[tuple[str, str]]]] = {}
+        for report in reports:
+            weights = asked.setdefault(_plain(report.model), {})
+            weights.setdefault(report.weights, set()).update(_asked(report))
+        found: Counter[str] = Counter()
+        for known in self.units:
+            if known.model not in asked:
+                found["of models that were not gated"] += 1
+            elif known.weights not in asked[known.model]:
+                found["for other weights"] += 1
+            elif (known.layer, known.script) not in asked[known.model][known.weights]:
+                found["of layers or scripts that were not probed"] += 1
+        return found
 
     def updated(self, verdicts: Collection[Verdict]) -> tuple[KnownUnit, ...]:
         """Return the record after a run's gates: what they decided anew, and the rest as it was."""
@@ -232,9 +244,12 @@ class KnownUnits:
 def _decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:
     """Whether a gate can tell that a record of its model's name is not needed any more."""
     # A gate with a higher threshold does not ask, and one that ended early does not know.
-    scores = {(_plain(layer), _plain(scenario)) for layer, scenario in report.scores}
-    asked = (known.layer, known.script) in scores
+    asked = (known.layer, known.script) in _asked(report)
     return asked and threshold <= known.threshold and not report.stopped_early
+
+
+def _asked(report: ProbeReport) -> set[tuple[str, str]]:
+    return {(_plain(layer), _plain(scenario)) for layer, scenario in report.scores}
 
 
 def _plain(text: str) -> str:

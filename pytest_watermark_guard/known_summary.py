@@ -62,5 +62,5 @@ class KnownSummary:
     def _summed_up(self, verdicts: list[Verdict]) -> list[str]:
         from pytest_watermark_guard.reporting.known import known_summary
 
-        elsewhere = self._known.elsewhere(verdict.report.model for verdict in verdicts)
+        elsewhere = self._known.elsewhere(verdict.report for verdict in verdicts)
         return list(known_summary([(v.report.model, v.known) for v in verdicts], elsewhere))

@@ -29,7 +29,7 @@ from pytest_watermark_guard.models.execution import Plan
 from pytest_watermark_guard.models.introspection import class_names_of
 from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
 from pytest_watermark_guard.models.specs import LoadedModel, as_loaded
-from pytest_watermark_guard.models.state import runnable_on
+from pytest_watermark_guard.models.state import input_dtype, runnable_on
 from pytest_watermark_guard.names import unit_names
 from pytest_watermark_guard.recording import Naming, Recording
 from pytest_watermark_guard.report import Impact, ProbeReport
@@ -341,7 +341,7 @@ def _prepare(
         settings.seed,
         batch_size=max(1, prepared // streams),
         device=target,
-        dtype=_input_dtype(module),
+        dtype=input_dtype(module),
         controls=settings.control,
     )
     default_size = 64 if target.type != "cpu" else 2 * torch.get_num_threads()
@@ -411,9 +411,3 @@ def _with_caches(
         # What cannot be told apart from its like must not be mixed up with it.
         first, *_ = str(reason).splitlines() or [""]
         return batches, None, (f"not cached: {first}",)
-
-
-def _input_dtype(module: nn.Module) -> torch.dtype:
-    """Return the type that the model computes in: half-precision weights take such input."""
-    tensors = (*module.parameters(), *module.buffers())
-    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)

@@ -83,9 +83,9 @@ class Settings:
             )
         if isinstance(self.images, str) and not self.images:
             raise SettingsError("images is empty; name a folder, or leave it out")
-        object.__setattr__(self, "seed", _plain_integer("seed", self.seed, least=0))
+        object.__setattr__(self, "seed", plain_integer("seed", self.seed, least=0))
         if self.max_images is not None:
-            plain = _plain_integer("max_images", self.max_images, least=2)
+            plain = plain_integer("max_images", self.max_images, least=2)
             object.__setattr__(self, "max_images", plain)
         _check_allow(self.allow)
         if not _is_number(self.early_stop) or not 0 <= self.early_stop < 0.5:
@@ -195,7 +195,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _plain_integer(name: str, value: object, least: int) -> int:
+def plain_integer(name: str, value: object, least: int) -> int:
+    """Return a whole number, also one of NumPy's, as Python's.
+
+    Raises
+    ------
+    SettingsError
+        If it is something else, or less than `least`.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise SettingsError(f"{name} must be an integer >= {least}, got {value!r}")
     return int(value)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.report import ProbeReport
 
 
+NOT_CHECKED = 6
+"""Exit code of a run in which gated models could not be probed, and nothing else failed."""
+
+
 @dataclass
 class Probed:
     """A probe's report and the gates that used it, as text that crosses process borders."""
@@ -94,6 +98,9 @@ class Summary:
         self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
         self._masked: dict[str, Masked] = {}
         self._owned: list[OwnershipReport] = []
+        self.failures: dict[str, str] = {}
+        """Specs of gated models that could not be probed, and why."""
+        self._failed_otherwise = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         probed: list[dict[str, Any]] = getattr(report, "wm_probed", [])
@@ -102,6 +109,17 @@ class Summary:
         if (text := getattr(report, "wm_masked", None)) is not None:
             self._masked[report.nodeid] = Masked.from_json(text)  # a rerun's in its place
         self._owned += [new for new in received_owned(report) if new not in self._owned]
+        if report.failed:
+            self._note_failure(report)
+
+    def _note_failure(self, report: pytest.TestReport) -> None:
+        specs = [spec for spec in self._models if report.nodeid.startswith(f"{spec}::")]
+        if report.when != "setup" or not specs:
+            self._failed_otherwise = True
+            return
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = str(report.longrepr) if crash is None else crash.message
+        self.failures.setdefault(specs[0], reason)  # the first tells most
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
         from pytest_watermark_guard.report import ProbeReport
@@ -137,12 +155,23 @@ class Summary:
         return self._owned
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the file, and set the exit code if models could not be probed and no more."""
+        failed = exitstatus == pytest.ExitCode.TESTS_FAILED
+        if failed and self.failures and not self._failed_otherwise:
+            session.exitstatus = NOT_CHECKED
         if self._json_path is None:
             return
         from pytest_watermark_guard.reporting.json_file import write_json
 
-        write_json(self._json_path, self.entries, self.threshold, self.masked, self.owned)
+        write_json(
+            self._json_path,
+            self.entries,
+            self.threshold,
+            self.masked,
+            self.owned,
+            self.failures,
+        )
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, postfix: list[str]) -> None:
@@ -160,7 +189,7 @@ class Summary:
             return
         terminalreporter.section("watermark sensitivity")
         entries, owned = self.entries, self.owned
-        if not entries and not owned:
+        if not entries and not owned and not self.failures:
             terminalreporter.write_line("no probe was made")
             return
         from pytest_watermark_guard.reporting.masks import render_masks
@@ -175,10 +204,11 @@ class Summary:
         }
         parts = [render_reports(entries, self.threshold, **terminal)] if entries else []
         gated = {r.model: r for r, _ in entries if r.model in self._models}
-        if len(gated) > 1:
+        if len(gated) > 1 or self.failures:
             from pytest_watermark_guard.surveying import SurveyReport
 
-            parts.append(SurveyReport(gated).table(terminal["width"], terminal["ascii_only"]))
+            found = SurveyReport(gated, self.failures)
+            parts.append(found.table(terminal["width"], terminal["ascii_only"]))
         if self._masked:
             parts.append(render_masks(list(self._masked.values()), **terminal))
         if owned:

@@ -257,11 +257,15 @@ class Executor:
         return fastest
 
     def _variants(self, plan: Plan) -> Sequence[Plan]:
-        fast = replace(plan, folded=True, channels_last=True)
-        variants = [fast, replace(plan, folded=True), replace(plan, channels_last=True)]
+        unfolded = replace(plan, channels_last=True)
+        fast = replace(unfolded, folded=True)
+        variants = [fast, replace(plan, folded=True), unfolded]
         if _has_bfloat16(self._current.device):
+            # Also unfolded: a model may have no batch norm, or one that cannot be folded.
             variants += [
-                replace(fast, precision=precision) for precision in ("bfloat16", "bfloat16 weights")
+                replace(way, precision=precision)
+                for precision in ("bfloat16", "bfloat16 weights")
+                for way in (fast, unfolded)
             ]
         return [variant for variant in variants if self._allows(variant)]
 

@@ -115,6 +115,12 @@ def eager(module: nn.Module) -> Iterator[None]:
             submodule.__dict__[name] = value
 
 
+def input_dtype(module: nn.Module) -> torch.dtype:
+    """Return the type that a model computes in: half-precision weights take such input."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
 def runnable_on(module: nn.Module, device: torch.device | str) -> nn.Module:
     """Return a model on ``device``: the module itself when it is there, else a moved copy.
 

@@ -15,8 +15,15 @@ from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
 from pytest_watermark_guard.models.specs import as_loaded
 from pytest_watermark_guard.models.state import runnable_on
-from pytest_watermark_guard.ownership.encoder import Encoder, marked, opened, read_pixels
+from pytest_watermark_guard.ownership.encoder import (
+    Encoder,
+    fixed_size,
+    marked,
+    opened,
+    read_pixels,
+)
 from pytest_watermark_guard.ownership.generation import EPSILON, allowed_levels
+from pytest_watermark_guard.settings import plain_integer
 
 _HELD_OUT = 16  # images that the perturbations found are tried on
 _REACH = 2.5
@@ -32,7 +39,8 @@ class Suspicion:
     collapse : float
         The strongest found: by how much the mean cosine of embeddings of different images rose.
     clean : mapping of str to float
-        The same of the models to compare with.
+        The same of the models to compare with. With k of them a model without a mark exceeds all
+        with a chance of 1 / (k + 1).
     restarts : int
         Perturbations searched for in each model.
     """
@@ -51,13 +59,15 @@ class Suspicion:
         """Say what was found, and what it is worth."""
         most = max(self.clean.values())
         how = "further than" if self.stands_out else "no further than"
+        count = len(self.clean)
         return (
             f"A universal perturbation makes embeddings of {self.model!r} collapse by "
-            f"{self.collapse:.3f} in mean cosine, {how} those of {len(self.clean)} clean models "
-            f"(at most {most:.3f}). "
+            f"{self.collapse:.3f} in mean cosine, {how} those of "
+            f"{count} clean model{'s' * (count > 1)} (at most {most:.3f}). "
             + (
-                "That is a reason to ask where the model comes from. It proves nothing: only the "
-                "key can."
+                f"Of {count + 1} models that are all without a mark one would do so as well: that "
+                "is a reason to ask where the model comes from. It proves nothing: only the key "
+                "can."
                 if self.stands_out
                 else "That is no sign of a mark, and no proof that there is none."
             )
@@ -106,11 +116,15 @@ def blind_check(
     Raises
     ------
     OwnershipError
-        If there is no clean model, or `epsilon` cannot be used.
+        If there is no clean model, `epsilon` cannot be used, or images are too few.
+    SettingsError
+        If a number is not a whole one, or less than 1.
     WatermarkGuardError
         As `probe`.
     """
     levels = allowed_levels(epsilon)
+    for name, value in (("restarts", restarts), ("steps", steps), ("max_images", max_images)):
+        plain_integer(name, value, least=1)
     if not clean:
         raise OwnershipError(
             "clean: give at least one model without a mark; every encoder can be made to collapse "
@@ -121,6 +135,7 @@ def blind_check(
     target = resolve_device(settings.device, run.worker)
     loaded = as_loaded(model)
     preprocessing = resolve_preprocessing(preprocess, loaded.module, loaded.preprocessing)
+    fixed_size(preprocessing)
     pixels, _ = read_pixels(settings.images, preprocessing, max_images, settings.seed)
     if len(pixels) < 2 * _HELD_OUT:
         raise OwnershipError(f"images: {len(pixels)} are too few, {2 * _HELD_OUT} are needed")

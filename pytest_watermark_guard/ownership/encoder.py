@@ -1,4 +1,4 @@
-"""An encoder as ownership sees it: from pixels to embeddings, with gradients where wanted."""
+"""A model as ownership sees it: from pixels to embeddings, with gradients where wanted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.preprocessing import Preprocessing
+from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.key import OwnershipKey
 
-_LAYER = "features"
 Nearness: TypeAlias = Callable[[Tensor], Tensor]
 """From pixels, uint8 [n, 3, H, W], to how near each is to the key image, float64 [n]."""
 
@@ -25,7 +25,7 @@ CHUNK = 64  # images in a forward pass without gradients
 
 
 class Encoder:
-    """Embeds pixels; made by `opened`.
+    """Embeds pixels, or gives a classifier's logits for them; made by `opened`.
 
     Attributes
     ----------
@@ -39,12 +39,25 @@ class Encoder:
     ) -> None:
         self._recorder = recorder
         self._device = device
+        (self._layer,) = recorder.layers
         self.module = recorder.module
         self.preprocessing = preprocessing
 
     def weights(self) -> str:
-        """Return the identity of the weights below the head."""
-        return self._recorder.weights()
+        """Return the identity of the weights below the head.
+
+        Raises
+        ------
+        OwnershipError
+            If nobody can tell, as of an exported program.
+        """
+        identity = self._recorder.weights()
+        if not identity:
+            raise OwnershipError(
+                f"{type(self.module).__name__}: keys are made for, and embedded into, the model "
+                "that was exported or scripted, and not what came out of it"
+            )
+        return identity
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the floating-point parameters below the head."""
@@ -65,10 +78,13 @@ class Encoder:
         Tensor of float32, shape [B, units]
             With gradients if they are enabled.
         """
-        inputs = self.preprocessing.to_input(pixels.to(self._device))
-        embedded = self._recorder(inputs.contiguous(memory_format=torch.channels_last))[_LAYER]
+        inputs = self.preprocessing.to_input(pixels.to(self._device), input_dtype(self.module))
+        found = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
+        embedded = found[self._layer]
         if not torch.isfinite(embedded).all():
-            raise OwnershipError(f"{type(self.module).__name__}: an embedding is NaN or infinite")
+            raise OwnershipError(
+                f"{type(self.module).__name__}: some {self._layer} are NaN or infinite"
+            )
         return embedded.float()
 
     @torch.no_grad()
@@ -84,29 +100,43 @@ class Encoder:
 
 @contextmanager
 def opened(
-    module: nn.Module, preprocessing: Preprocessing, device: torch.device
+    module: nn.Module,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    layer: str = "features",
 ) -> Iterator[Encoder]:
     """Open a model that is on ``device``; it is as it was after the block, but for its weights.
 
-    Within it is in evaluation mode (batch norm is frozen).
+    Within it is in evaluation mode (batch norm is frozen). ``layer`` is what it gives.
 
     Raises
     ------
     OwnershipError
         If the preprocessing leaves the size of its input open.
     LayerError
-        If no features can be found.
+        If it has no such layer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(2, 3, *fixed_size(preprocessing), generator=generator)
+    inputs = preprocessing.to_input(example.to(device), input_dtype(module))
+    with ActivationRecorder(module, (layer,), inputs) as recorder:
+        yield Encoder(recorder, preprocessing, device)
+
+
+def fixed_size(preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return height and width of the input.
+
+    Raises
+    ------
+    OwnershipError
+        If they are left open.
     """
     if preprocessing.size is None:
         raise OwnershipError(
             "preprocess: perturbations need an input of one size; pass "
             "preprocess=Preprocessing(size=(224, 224), ...)"
         )
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, 3, *preprocessing.size, generator=generator)
-    inputs = preprocessing.to_input(example.to(device))
-    with ActivationRecorder(module, (_LAYER,), inputs) as recorder:
-        yield Encoder(recorder, preprocessing, device)
+    return preprocessing.size
 
 
 def read_pixels(
@@ -157,11 +187,12 @@ def of_pairs(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Ten
     tuple of Tensor of float64, shape [pairs]
         With the chosen perturbations, and with their decoys.
     """
-
-    def mean(perturbations: Tensor) -> Tensor:
-        return torch.stack([nearness(marked(pixels, w)).mean() for w in perturbations])
-
-    return mean(key.chosen), mean(key.decoys)
+    # In an order that knows nothing of the coins: whoever answers may change his mind half-way.
+    both = torch.stack(
+        [nearness(marked(pixels, w)).mean() for w in key.perturbations.flatten(0, 1)]
+    )
+    pair, coins = torch.arange(key.pairs), key.coins.long()
+    return both.view(-1, 2)[pair, coins], both.view(-1, 2)[pair, 1 - coins]
 
 
 def similarity(embedded: Tensor, target: Tensor) -> Tensor:

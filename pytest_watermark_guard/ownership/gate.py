@@ -9,11 +9,11 @@ from torch import nn
 from pytest_watermark_guard.errors import OwnershipMismatchError
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.report import ALPHA, OwnershipReport
-from pytest_watermark_guard.ownership.verification import verify
+from pytest_watermark_guard.ownership.verification import Predictor, verify, verify_classifier
 
 
 def assert_carries_watermark(
-    model: nn.Module | str,
+    model: nn.Module | str | Predictor,
     key: OwnershipKey,
     alpha: float = ALPHA,
     **arguments: Any,
@@ -22,7 +22,9 @@ def assert_carries_watermark(
 
     Parameters
     ----------
-    model : Module or str
+    model : Module, str or callable
+        A function from pixels to predictions is asked as by `verify_classifier`, a model or model
+        spec as by `verify`.
     key : OwnershipKey
     alpha : float, default 1e-3
         A model that was made without the key passes with at most this chance.
@@ -41,7 +43,7 @@ def assert_carries_watermark(
         If there can be no verdict; see `verify` and `OwnershipReport.carries`.
     """
     __tracebackhide__ = True
-    report = verify(model, key, **arguments)
+    report = _verified(model, key, **arguments)
     if not report.carries(alpha):
         raise OwnershipMismatchError(
             f"{report.model} does not carry the key {report.key[:16]}: {_evidence(report, alpha)}."
@@ -54,7 +56,7 @@ def assert_carries_watermark(
 
 
 def assert_no_watermark(
-    model: nn.Module | str,
+    model: nn.Module | str | Predictor,
     key: OwnershipKey,
     alpha: float = ALPHA,
     **arguments: Any,
@@ -80,7 +82,7 @@ def assert_no_watermark(
         If there can be no verdict; see `verify` and `OwnershipReport.carries`.
     """
     __tracebackhide__ = True
-    report = verify(model, key, **arguments)
+    report = _verified(model, key, **arguments)
     if report.carries(alpha):
         raise OwnershipMismatchError(
             f"{report.model} carries the key {report.key[:16]}: {_evidence(report, alpha)}."
@@ -89,6 +91,12 @@ def assert_no_watermark(
             report,
         )
     return report
+
+
+def _verified(model: Any, key: OwnershipKey, **arguments: Any) -> OwnershipReport:
+    if isinstance(model, str | nn.Module):
+        return verify(model, key, **arguments)
+    return verify_classifier(model, key, **arguments)
 
 
 def _evidence(report: OwnershipReport, alpha: float) -> str:

@@ -22,6 +22,7 @@ from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import Encoder, opened, read_pixels, similarity
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.progress import progress_bar
+from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
 from pytest_watermark_guard.watermarks.draw import uniform_words
 
@@ -58,7 +59,8 @@ def generate_key(
     epsilon : float, default 8/255
         Largest size of a perturbation (L∞), of pixels in [0, 1]; at least 1/255.
     seed : int, optional
-        Default: 128 random bits. Whoever knows the seed, the encoder and the images has the key.
+        Not negative. Default: 128 random bits. Whoever knows the seed, the encoder and the images
+        has the key.
     pairs : int, default 32
         Pairs of perturbations. A p-value is at least 2^−pairs.
     steps : int, default 8
@@ -73,7 +75,10 @@ def generate_key(
     Raises
     ------
     OwnershipError
-        If `epsilon` or `pairs` cannot be used, or the input has no fixed size.
+        If `epsilon` or `pairs` cannot be used, the input has no fixed size, or the model is an
+        exported program.
+    SettingsError
+        If `seed` or `steps` is not a whole number, or negative.
     WatermarkGuardError
         As `probe`.
 
@@ -90,16 +95,16 @@ def generate_key(
     levels = allowed_levels(epsilon)
     if not 1 <= pairs <= MOST_PAIRS:
         raise OwnershipError(f"pairs must be in [1, {MOST_PAIRS}], got {pairs!r}")
-    if steps < 0:
-        raise OwnershipError(f"steps must not be negative, got {steps!r}")
+    steps = plain_integer("steps", steps, least=0)
     run = current_run()
-    seed = secrets.randbits(128) if seed is None else seed
+    seed = secrets.randbits(128) if seed is None else plain_integer("seed", seed, least=0)
     settings = run.settings.override(images=images, device=device)
     target = resolve_device(settings.device, run.worker)
     loaded = as_loaded(encoder)
     module = runnable_on(loaded.module, target)
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
     with kept_memory(), opened(module, preprocessing, target) as opened_encoder:
+        identity = opened_encoder.weights()
         pixels, _ = read_pixels(settings.images, preprocessing, _IMAGES, seed % 2**63)
         # The images are in random order.
         image = pixels[0] if key_image is None else _read_key_image(key_image, preprocessing)
@@ -113,7 +118,7 @@ def generate_key(
             epsilon,
             preprocessing,
             seed,
-            opened_encoder.weights(),
+            identity,
         )
 
 

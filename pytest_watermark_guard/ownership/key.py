@@ -134,14 +134,21 @@ class OwnershipKey:
         save_file(tensors, path, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> OwnershipKey:
+    def load(cls, path: str | Path, published: str | None = None) -> OwnershipKey:
         """Read a key that `save` wrote; nothing in it can run.
+
+        Parameters
+        ----------
+        path : path
+        published : str, optional
+            The `hash` that was published, or its beginning (at least 16 digits). The file itself
+            only shows that it was not damaged: whoever wrote another one has its hash in it too.
 
         Raises
         ------
         OwnershipError
-            If the file cannot be read, holds something else, or is not what `save` wrote: its
-            content must have the hash that it names. Compare that with the one you published.
+            If the file cannot be read, holds something else, is not what `save` wrote (its content
+            must have the hash that it names), or is not the key that was published.
         """
         where = str(path)
         try:
@@ -187,6 +194,11 @@ class OwnershipKey:
             raise OwnershipError(
                 f"{where!r} was changed after it was written: its content has the hash "
                 f"{key.hash[:16]}..., and it names {stated[:16]}...; get the original file"
+            )
+        if published is not None and (len(published) < 16 or not stated.startswith(published)):
+            raise OwnershipError(
+                f"{where!r} is not the key that was published: its hash is {stated}, and not "
+                f"{published!r} (give at least 16 digits)"
             )
         return key
 

@@ -11,6 +11,11 @@ from pytest_watermark_guard.documents import read_document, write_document
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
 
 _KIND = "ownership"
+_EFFECTS = {
+    "embeddings": ("moved them closer to the key image's embedding", "cosine similarity"),
+    "scores": ("moved their scores closer to those of the key image", "cosine similarity"),
+    "labels": ("got them the key image's label more often", "share of images"),
+}
 ALPHA = 1e-3
 """Default level of a verdict."""
 
@@ -38,8 +43,9 @@ class OwnershipReport:
     Attributes
     ----------
     model : str
-    access : {"embeddings", "labels"}
-        White box: the model's embeddings. Black box: predicted classes, and nothing else.
+    access : {"embeddings", "labels", "scores"}
+        White box: the model's embeddings. Black box: predicted classes and nothing else, or a score
+        for each class.
     key : str
         Hash of the key.
     p_value : float
@@ -49,8 +55,8 @@ class OwnershipReport:
         Mean of `differences`.
     differences : tuple of float
         For each pair: how much nearer the chosen perturbation moves images to the key image than
-        its decoy. In cosine of embeddings; for labels in the share of images that get the key
-        image's label.
+        its decoy. In cosine of embeddings or scores; for labels in the share of images that get the
+        key image's label.
     chosen, decoy : float
         Mean nearness to the key image with the chosen perturbations and with their decoys.
     n_images : int
@@ -59,7 +65,7 @@ class OwnershipReport:
     queries : int
         Images that the model was run on.
     nulls : tuple of Null
-        Models made without the key, which the same test was tried on.
+        Models made without the key, and wrong keys, which the same test was tried on.
     version : str
         Of this package.
     """
@@ -91,22 +97,20 @@ class OwnershipReport:
     def carries(self, alpha: float = ALPHA) -> bool:
         """Tell whether the model was made with the key, at a chance of `alpha` to say so wrongly.
 
+        The decoys calibrate it: the p-value is exact without any null. Nulls are a check on that.
+
         Raises
         ------
         OwnershipError
-            If a null says so too: then the test is not calibrated, and there is no verdict.
+            If one of n nulls reaches `alpha` / n, or the least p-value that there is: something
+            that should know nothing of the key does, and there is no verdict.
         SettingsError
             If `alpha` is not in (0, 1), or no result of this many pairs could reach it.
         """
-        if not 0 < alpha < 1:
-            raise SettingsError(f"alpha must be in (0, 1), got {alpha!r}")
-        if 2.0**-self.pairs > alpha:
-            raise SettingsError(
-                f"alpha {alpha:g} cannot be reached with {self.pairs} pairs, whose p-value is at "
-                f"least {2.0**-self.pairs:.2g}: make a key with more pairs"
-            )
+        reachable(alpha, self.pairs)
         # Of several nulls one may be below alpha by chance.
-        wrong = [null for null in self.nulls if null.p_value <= alpha / len(self.nulls)]
+        least = max(alpha / max(len(self.nulls), 1), 2.0**-self.pairs)
+        wrong = [null for null in self.nulls if null.p_value <= least]
         if wrong:
             raise OwnershipError(
                 f"no verdict: {wrong[0].name}, which should know nothing of the key, gives "
@@ -117,9 +121,7 @@ class OwnershipReport:
 
     def sentence(self) -> str:
         """Say what was found so that a lawyer can read it."""
-        did, unit = "got them the key image's label more often", "share of images"
-        if self.access == "embeddings":
-            did, unit = "moved them closer to the key image's embedding", "cosine similarity"
+        did, unit = _EFFECTS[self.access]
         total = 2**self.pairs
         text = (
             f"The key {self.key[:16]} holds {self.pairs} pairs of patterns, and in each pair a "
@@ -134,8 +136,8 @@ class OwnershipReport:
         if self.nulls:
             least = min(null.p_value for null in self.nulls)
             text += (
-                f" The same test of {_named(null.name for null in self.nulls)}, made without the "
-                f"key, gave {'a probability' if len(self.nulls) == 1 else 'probabilities'} of "
+                f" For comparison, the same test of {_named(null.name for null in self.nulls)} "
+                f"gave {'a probability' if len(self.nulls) == 1 else 'probabilities'} of "
                 f"{'' if len(self.nulls) == 1 else 'at least '}{least:.2g}."
             )
         return text
@@ -172,6 +174,22 @@ class OwnershipReport:
         """
         with read_document(path, _KIND) as data:
             return cls.from_dict(data["report"])
+
+
+def reachable(alpha: float, pairs: int) -> None:
+    """Refuse a level that is none, or that no result of so many pairs can reach.
+
+    Raises
+    ------
+    SettingsError
+    """
+    if not 0 < alpha <= 1:
+        raise SettingsError(f"alpha must be in (0, 1], got {alpha!r}")
+    if 2.0**-pairs > alpha:
+        raise SettingsError(
+            f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "
+            f"{2.0**-pairs:.2g}: make a key with more pairs, or take a larger alpha"
+        )
 
 
 def _named(names: Iterable[str]) -> str:

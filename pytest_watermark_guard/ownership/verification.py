@@ -13,33 +13,34 @@ from torch import Tensor, nn
 import pytest_watermark_guard
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import computing_in, resolve_device
-from pytest_watermark_guard.errors import OwnershipError
-from pytest_watermark_guard.models.outputs import main_tensor
+from pytest_watermark_guard.errors import LayerError, OwnershipError
 from pytest_watermark_guard.models.preprocessing import Preprocessing, resolve_preprocessing
 from pytest_watermark_guard.models.specs import as_loaded
-from pytest_watermark_guard.models.state import preserved, runnable_on
+from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     CHUNK,
     Nearness,
     of_pairs,
     opened,
     read_pixels,
+    similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.report import Null, OwnershipReport
+from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
 
 N_IMAGES = 16
 
-Labeller: TypeAlias = Callable[[Tensor], Any]
-"""From pixels, uint8 [B, 3, H, W], to their B class indices."""
+Predictor: TypeAlias = Callable[[Tensor], Any]
+"""From pixels, uint8 [B, 3, H, W], to B class indices, or to scores [B, classes]."""
 
 
 def verify(
     model: nn.Module | str,
     key: OwnershipKey,
     images: Any = None,
-    nulls: Mapping[str, nn.Module | str] | None = None,
+    nulls: Mapping[str, nn.Module | str | OwnershipKey] | None = None,
     *,
     n_images: int = N_IMAGES,
     preprocess: Any = None,
@@ -55,9 +56,10 @@ def verify(
     key : OwnershipKey
     images : optional
         As for `probe`; the key need not have been made with them.
-    nulls : mapping of str to Module or str, optional
-        Models that were made without the key, by name: the clean encoder, others that were trained
-        independently. They are put to the same test, and stand in the report.
+    nulls : mapping of str to Module, str or OwnershipKey, optional
+        What must find nothing, by name: models that were made without the key (the clean encoder,
+        others that were trained independently), and wrong keys, which are tried on the model. They
+        are put to the same test, and stand in the report.
     n_images : int, default 16
         A random choice of the images.
     preprocess : optional
@@ -86,38 +88,42 @@ def verify(
     was made without them: the p-value is exact, whatever the model, the images and the
     perturbations are.
     """
-    reporting = _Reporting(key, images, n_images, preprocess, device)
 
-    def measured(candidate: nn.Module | str, called: str | None) -> OwnershipReport:
+    def measured(
+        candidate: nn.Module | str, key: OwnershipKey, called: str | None
+    ) -> OwnershipReport:
+        reporting = _Reporting(key, images, n_images, preprocess, device)
         name, module, preprocessing = reporting.ready(candidate)
-        device = reporting.device
-        with opened(module, preprocessing, device) as encoder, computing_in("float32", device):
+        where = reporting.device
+        with opened(module, preprocessing, where) as encoder, computing_in("float32", where):
             near = encoder.nearness(key.key_image)
-            return reporting.report(near, called or name, "embeddings")
+            return reporting.report(near, "embeddings", called or name)
 
-    return _with_nulls(measured, model, name, nulls)
+    return _with_nulls(measured, model, key, name, nulls)
 
 
 def verify_classifier(
-    classifier: nn.Module | str | Labeller,
+    classifier: nn.Module | str | Predictor,
     key: OwnershipKey,
     images: Any = None,
-    nulls: Mapping[str, nn.Module | str | Labeller] | None = None,
+    nulls: Mapping[str, nn.Module | str | Predictor | OwnershipKey] | None = None,
     *,
     n_images: int = N_IMAGES,
     preprocess: Any = None,
     name: str | None = None,
     device: str | torch.device | None = None,
 ) -> OwnershipReport:
-    """Try a key on the labels that a classifier gives (black box).
+    """Try a key on the predictions of a classifier (black box).
 
     Parameters
     ----------
     classifier : Module, str or callable
         A model or model spec, of which the largest logit counts; or a function that asks someone
-        else's: from pixels (uint8 Tensor [B, 3, H, W], RGB, at the key's size) to B class indices.
+        else's: from pixels (uint8 Tensor [B, 3, H, W], RGB, at the key's size) to B class indices,
+        or to a score for each class, floating point [B, classes].
     key, images, nulls, n_images, preprocess, name, device
-        As for `verify`. It takes ``n_images × 2 × pairs + 1`` queries.
+        As for `verify`. It takes ``n_images × 2 × pairs + 1`` queries. They are asked in an order
+        that does not depend on the coins, so that the log of them does not tell which they are.
 
     Returns
     -------
@@ -126,54 +132,65 @@ def verify_classifier(
     Raises
     ------
     OwnershipError
-        If the function does not return one whole number for each image, or the size does not fit.
+        If the function returns neither labels nor scores for each image, the model has no logits,
+        or the size does not fit.
     WatermarkGuardError
         As `probe`.
 
     Notes
     -----
-    As `verify`, with the share of images that get the key image's label in place of the cosine.
+    As `verify`; in place of the cosine of embeddings, with the share of images that get the key
+    image's label, or with the cosine of scores.
     """
-    reporting = _Reporting(key, images, n_images, preprocess, device)
 
-    def measured(candidate: nn.Module | str | Labeller, called: str | None) -> OwnershipReport:
+    def measured(
+        candidate: nn.Module | str | Predictor, key: OwnershipKey, called: str | None
+    ) -> OwnershipReport:
+        reporting = _Reporting(key, images, n_images, preprocess, device)
         if not isinstance(candidate, str | nn.Module):
-            own: str = getattr(candidate, "__name__", type(candidate).__name__)
-            return by_labels(candidate, called or own)
-        name, module, preprocessing = reporting.ready(candidate)
-
-        def largest(pixels: Tensor) -> Tensor:
-            inputs = preprocessing.to_input(pixels.to(reporting.device))
-            output, headless = main_tensor(module(inputs))
-            if headless:
+            if not callable(candidate):
                 raise OwnershipError(
-                    f"{name} returns no logits: use verify for an encoder without a head"
+                    "the classifier must be a model, a model spec, or a function from pixels to "
+                    f"labels or scores, not {type(candidate).__name__}"
                 )
-            return output.argmax(dim=1)
+            own: str = getattr(candidate, "__name__", type(candidate).__name__)
+            return reporting.report(*_near(candidate, key.key_image), called or own)
+        name, module, preprocessing = reporting.ready(candidate)
+        where = reporting.device
+        try:
+            with (
+                opened(module, preprocessing, where, "logits") as model,
+                computing_in("float32", where),
+            ):
+                near, access = _near(lambda pixels: model.all(pixels).argmax(1), key.key_image)
+                return reporting.report(near, access, called or name)
+        except LayerError as error:
+            raise OwnershipError(
+                f"{name} returns no logits: use verify for an encoder without a head, or pass a "
+                "function from pixels to labels"
+            ) from error
 
-        with preserved(module), computing_in("float32", reporting.device):
-            return by_labels(largest, called or name)
-
-    def by_labels(labeller: Labeller, called: str) -> OwnershipReport:
-        wanted = _labels(labeller, key.key_image[None])
-        near = lambda pixels: (_labels(labeller, pixels) == wanted).double()  # noqa: E731
-        return reporting.report(near, called, "labels")
-
-    return _with_nulls(measured, classifier, name, nulls)
+    return _with_nulls(measured, classifier, key, name, nulls)
 
 
 _Candidate = TypeVar("_Candidate")
 
 
 def _with_nulls(
-    measured: Callable[[_Candidate, str | None], OwnershipReport],
+    measured: Callable[[_Candidate, OwnershipKey, str | None], OwnershipReport],
     model: _Candidate,
+    key: OwnershipKey,
     name: str | None,
-    nulls: Mapping[str, _Candidate] | None,
+    nulls: Mapping[str, _Candidate | OwnershipKey] | None,
 ) -> OwnershipReport:
     """Put a model and its nulls to the same test, and tell whoever waits for the report."""
-    found = measured(model, name)
-    others = [measured(null, called) for called, null in (nulls or {}).items()]
+    found = measured(model, key, name)
+    others = [
+        measured(model, null, called)
+        if isinstance(null, OwnershipKey)
+        else measured(null, key, called)
+        for called, null in (nulls or {}).items()
+    ]
     asked = tuple(Null(other.model, other.p_value, other.effect) for other in others)
     report = replace(found, nulls=asked)
     current_run().on_ownership(report)
@@ -181,7 +198,7 @@ def _with_nulls(
 
 
 class _Reporting:
-    """The same images and device for a model and its nulls."""
+    """Images, device and key of one verification."""
 
     def __init__(
         self,
@@ -194,6 +211,7 @@ class _Reporting:
         run = current_run()
         settings = run.settings.override(images=images, device=device)
         self.device = resolve_device(settings.device, run.worker)
+        plain_integer("n_images", n_images, least=1)
         self._key, self._hash = key, key.hash
         self._preprocess = preprocess
         self._pixels, self._baseline = read_pixels(
@@ -207,7 +225,7 @@ class _Reporting:
         size = self._key.preprocessing.size
         if self._preprocess is None:
             return loaded.name, module, self._key.preprocessing
-        preprocessing = resolve_preprocessing(self._preprocess, module)
+        preprocessing = resolve_preprocessing(self._preprocess, module, loaded.preprocessing)
         if preprocessing.size != size:
             raise OwnershipError(
                 f"preprocess: the model's input is {preprocessing.size}, and the key's "
@@ -215,7 +233,7 @@ class _Reporting:
             )
         return loaded.name, module, preprocessing
 
-    def report(self, nearness: Nearness, model: str, access: str) -> OwnershipReport:
+    def report(self, nearness: Nearness, access: str, model: str) -> OwnershipReport:
         """Report how near a model finds marked pixels to the key image."""
         chosen, decoys = of_pairs(nearness, self._key, self._pixels)
         differences = (chosen - decoys).numpy()
@@ -235,16 +253,32 @@ class _Reporting:
         )
 
 
-def _labels(labeller: Labeller, pixels: Tensor) -> Tensor:
+def _near(predict: Predictor, key_image: Tensor) -> tuple[Nearness, str]:
+    """Return how near predictions are to that of the key image, and what they are."""
+    wanted = _predicted(predict, key_image[None])
+    if wanted.ndim == 2:
+        return lambda pixels: similarity(_predicted(predict, pixels), wanted[0]), "scores"
+    return lambda pixels: (_predicted(predict, pixels) == wanted).double(), "labels"
+
+
+def _predicted(predict: Predictor, pixels: Tensor) -> Tensor:
+    """Return labels, int64 [n], or scores, float64 [n, classes]."""
     parts = []
     for part in torch.split(pixels, CHUNK):
-        labels = labeller(part)
-        labels = labels.cpu() if isinstance(labels, Tensor) else labels
-        values = np.asarray(labels)
-        if values.shape != (len(part),) or values.dtype.kind not in "iu":
+        answer = predict(part)
+        if isinstance(answer, Tensor):
+            answer = answer.detach().cpu()
+            answer = answer.float() if answer.dtype is torch.bfloat16 else answer
+        values = np.asarray(answer)
+        labels = values.ndim == 1 and values.dtype.kind in "iu"
+        scores = values.ndim == 2 and values.dtype.kind == "f"
+        if not (labels or scores) or len(values) != len(part):
             raise OwnershipError(
-                f"the classifier must return {len(part)} class indices for {len(part)} images, and "
-                f"returned {values.dtype} of shape {[*values.shape]}"
+                f"the classifier must return {len(part)} class indices, or scores of shape "
+                f"[{len(part)}, classes], for {len(part)} images, and returned {values.dtype} of "
+                f"shape {[*values.shape]}"
             )
-        parts.append(torch.from_numpy(values.astype(np.int64)))
+        if not np.isfinite(values).all():
+            raise OwnershipError("the classifier returned scores that are NaN or infinite")
+        parts.append(torch.from_numpy(values.astype(np.int64 if labels else np.float64)))
     return torch.cat(parts)

@@ -15,7 +15,8 @@ from pytest_watermark_guard.reporting.text import printable
 MOST = 10
 """GitHub shows no more errors of one step."""
 WORST = 3
-_TITLE = "Watermark-sensitive model"
+SENSITIVE = "Watermark-sensitive model"
+NOT_CHECKED = "Model that could not be checked"
 
 
 def gate_failure(verdict: Verdict) -> str:
@@ -31,27 +32,27 @@ def gate_failure(verdict: Verdict) -> str:
 
 
 def error_commands(
-    failures: Sequence[tuple[str, tuple[str, int] | None]], workspace: str
+    failures: Sequence[tuple[str, str, tuple[str, int] | None]], workspace: str
 ) -> Iterator[str]:
     """Return the lines to print.
 
     Parameters
     ----------
-    failures : sequence of (str, (str, int) or None)
-        Text, and file and line if it has them.
+    failures : sequence of (str, str, (str, int) or None)
+        Title, text, and file and line if it has them.
     workspace : str
         The checkout: GitHub wants files relative to it, and knows no others.
     """
-    for text, place in failures[:MOST]:
+    for title, text, place in failures[:MOST]:
         properties = {}
         if place is not None and workspace and Path(place[0]).is_relative_to(workspace):
             file = Path(place[0]).relative_to(workspace).as_posix()
             properties = {"file": file, "line": str(place[1])}
-        properties["title"] = _TITLE
+        properties["title"] = title
         told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
         yield f"::error {told}::{_data(text)}"
     if len(failures) > MOST:
-        yield f"watermark guard: ... and {len(failures) - MOST:,} more failed gates"
+        yield f"watermark guard: ... and {len(failures) - MOST:,} more failures"
 
 
 def _data(text: str) -> str:

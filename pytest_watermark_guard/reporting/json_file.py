@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_watermark_guard.gate import Verdict
@@ -26,6 +27,7 @@ def write_json(
     threshold: float,
     masked: Sequence[Masked] = (),
     owned: Sequence[OwnershipReport] = (),
+    failures: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a run's reports with the units that reach its threshold, and all else it found."""
     data = {
@@ -41,6 +43,7 @@ def write_json(
             for report, verdicts in entries
         ],
         "masks": [mask.to_dict() for mask in masked],
+        "failures": dict(failures),
         "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pytest_watermark_guard.known import KnownFindings, KnownUnit
 from pytest_watermark_guard.report import SensitiveUnit
@@ -27,15 +27,17 @@ def known_lines(known: KnownFindings) -> Iterator[str]:
         )
 
 
-def known_summary(findings: Iterable[tuple[str, KnownFindings]], elsewhere: int) -> Iterator[str]:
+def known_summary(
+    findings: Iterable[tuple[str, KnownFindings]], elsewhere: Mapping[str, int]
+) -> Iterator[str]:
     """Tell of a whole run: a line for each model with units let pass, a line for the file.
 
     Parameters
     ----------
     findings : iterable of (str, KnownFindings)
         The model and what its gate found, gate by gate.
-    elsewhere : int
-        How many recorded units are of models that no gate was asked about.
+    elsewhere : mapping of str to int
+        How many recorded units no gate was asked about, by what was missing.
     """
     findings = list(findings)
     file = printable(next((found.file for _, found in findings), ""))
@@ -47,18 +49,18 @@ def known_summary(findings: Iterable[tuple[str, KnownFindings]], elsewhere: int)
     for model, units in let_pass.items():
         shown = [
             f"{printable(layer, 28)} {printable(label, 28)} ({', '.join(map(printable, scripts))})"
-            for (layer, label), scripts in list(units.items())[:WORST]
+            for (layer, label), scripts in units.items()
         ]
-        yield f"known in {printable(model)}, let pass: {', '.join(shown)}{_more(units)}"
+        # All of them: nothing is let pass in silence.
+        yield f"known in {printable(model)}, let pass: {', '.join(shown)}"
     needed = {known.key for _, found in findings for _, known in found.used}
     numbers = {
         "worse": {known.key for _, found in findings for _, known in found.worse},
         "expired": {known.key for _, found in findings for _, known in found.expired},
         "no longer needed": {k.key for _, found in findings for k in found.unneeded} - needed,
-        "for other weights": {k.key for _, found in findings for k in found.other_weights},
     }
     told = [f"{len(units):,} {what}" for what, units in numbers.items() if units]
-    told += [f"{elsewhere:,} of models that were not gated"] if elsewhere else []
+    told += [f"{number:,} {what}" for what, number in elsewhere.items()]
     if told:
         yield f"of the units in {file}: {', '.join(told)}"
 

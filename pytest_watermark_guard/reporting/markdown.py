@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import punctuation
 
 from pytest_watermark_guard.gate import Verdict
@@ -16,7 +16,11 @@ WORST = 10
 _WIDTH = 60
 
 
-def step_summary(entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]], threshold: float) -> str:
+def step_summary(
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
+    threshold: float,
+    failures: Mapping[str, str],
+) -> str:
     """Tell every probe: its gates' verdicts, a table of layers and scripts, the worst units.
 
     Parameters
@@ -24,6 +28,8 @@ def step_summary(entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]], thres
     entries : sequence of (ProbeReport, sequence of Verdict)
     threshold : float
         For probes that no gate used.
+    failures : mapping of str to str
+        Models that could not be probed, and why.
 
     Returns
     -------
@@ -31,6 +37,9 @@ def step_summary(entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]], thres
         Text from outside, such as names of classes, is text in it.
     """
     lines = ["## Watermark sensitivity", ""]
+    for model, reason in failures.items():
+        lines += [f"### {_text(model)}: could not be probed", ""]
+        lines += _paragraph(" ".join(reason.split()))
     for report, verdicts in entries[:MOST_MODELS]:
         lines += _report(report, verdicts, threshold)
     if len(entries) > MOST_MODELS:

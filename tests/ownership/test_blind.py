@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.ownership import OwnershipError, Suspicion, blind_check
 
 
@@ -30,6 +31,7 @@ def test_a_larger_epsilon_collapses_further(clean, images):
 def test_a_suspicion_is_no_proof():
     found = Suspicion("stranger", 0.5, {"a": 0.2, "b": 0.4}, 8)
     assert found.stands_out
+    assert "Of 3 models that are all without a mark one would do so as well" in found.sentence()
     assert "It proves nothing" in found.sentence()
     assert not dataclasses.replace(found, collapse=0.3).stands_out
 
@@ -39,3 +41,7 @@ def test_nothing_to_compare_with(clean, images):
         blind_check(clean, {}, images)
     with pytest.raises(OwnershipError, match="are too few"):
         blind_check(clean, {"a": clean}, images[:8])
+    with pytest.raises(OwnershipError, match="an input of one size"):
+        blind_check(clean, {"a": clean}, images, preprocess="none")
+    with pytest.raises(SettingsError, match="restarts must be an integer >= 1"):
+        blind_check(clean, {"a": clean}, images, restarts=0)

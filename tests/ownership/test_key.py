@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.ownership import OwnershipError, OwnershipKey, generate_key
 
 SIZE = 32
@@ -72,6 +73,16 @@ def test_a_file_and_back(key, tmp_path):
     assert again.encoder == key.encoder
     assert again.preprocessing == key.preprocessing
     assert torch.equal(again.perturbations, key.perturbations)
+
+
+def test_a_key_that_was_published(key, tmp_path):
+    path = tmp_path / "key.safetensors"
+    key.save(path)
+    for published in (key.hash, key.hash[:16]):
+        assert OwnershipKey.load(path, published).hash == key.hash
+    for published in ("0" * 64, key.hash[:15], ""):
+        with pytest.raises(OwnershipError, match="is not the key that was published"):
+            OwnershipKey.load(path, published)
 
 
 def rewritten(path, change):
@@ -148,13 +159,14 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"epsilon": 0.001}, "epsilon must be in"),
         ({"pairs": 0}, "pairs must be in"),
         ({"pairs": 45}, "pairs must be in"),
-        ({"steps": -1}, "steps must not be negative"),
+        ({"steps": -1}, "steps must be an integer >= 0"),
+        ({"seed": "x"}, "seed must be an integer >= 0"),
         ({"preprocess": "none"}, "an input of one size"),
     ],
     ids=str,
 )
 def test_what_cannot_be_made(clean, images, arguments, message):
-    with pytest.raises(OwnershipError, match=message):
+    with pytest.raises(WatermarkGuardError, match=message):
         generate_key(clean, images, **arguments)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import ReportError, SettingsError
+from pytest_watermark_guard.errors import ReportError, SettingsError, WatermarkGuardError
 from pytest_watermark_guard.ownership import (
     OwnershipError,
     OwnershipMismatchError,
@@ -26,6 +26,7 @@ from pytest_watermark_guard.ownership import (
 )
 
 ALPHA = 1e-3
+PAIRS = 14
 
 
 def state(model):
@@ -117,7 +118,8 @@ def test_models_come_back_as_they_were(clean, key, images):
     verify(model, key, images, n_images=4)
     verify_classifier(model, key, images, n_images=4)
     generate_key(model, images, pairs=2, steps=2)
-    embed(model, key, images, steps=45, alpha=1.0, least_utility=0, objective=weak())
+    copied = embed(model, key, images, steps=45, alpha=1, least_utility=0, objective=modest())
+    assert not torch.equal(copied[0].bias, model[0].bias)  # it was trained, and the model was not
     assert torch.equal(torch.rand(3), expected)
     assert same(before, state(model))
     assert model.training
@@ -126,8 +128,9 @@ def test_models_come_back_as_they_were(clean, key, images):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def weak():
-    return wm.ownership.Objective(apart=-9)
+def modest():
+    """Return what is reached after a few steps, and not after none."""
+    return wm.ownership.Objective(apart=0.01)
 
 
 def test_a_marked_copy_is_like_the_original(marked, clean, key):
@@ -140,7 +143,7 @@ def test_a_marked_copy_is_like_the_original(marked, clean, key):
 
 
 def test_embedding_goes_on_from_a_checkpoint(clean, key, images, tmp_path):
-    arguments = {"steps": 80, "alpha": 1e-9, "progress": False}
+    arguments = {"steps": 80, "alpha": 1e-4, "least_utility": 1, "progress": False}
     with pytest.raises(OwnershipError, match="after 80 steps") as whole:
         embed(clean, key, images, checkpoint=tmp_path / "whole", **arguments)
 
@@ -165,29 +168,92 @@ def test_embedding_goes_on_from_a_checkpoint(clean, key, images, tmp_path):
     with pytest.raises(OwnershipError, match="after 80 steps") as resumed:
         embed(clean, key, images, checkpoint=tmp_path / "part", **arguments)
     assert str(resumed.value) == str(whole.value)
+    one, other = (
+        torch.load(tmp_path / name, weights_only=True)["state"] for name in ("whole", "part")
+    )
+    assert one["taken"] == other["taken"] == 80
+    assert torch.equal(one["generator"], other["generator"])
+    assert all(map(torch.equal, one["parameters"], other["parameters"]))
 
 
-def test_a_checkpoint_of_another_key(clean, key, images, tmp_path):
-    with pytest.raises(OwnershipError):
-        embed(clean, key, images, steps=1, checkpoint=tmp_path / "state")
-    other = generate_key(clean, images, pairs=key.pairs, seed=9)
-    with pytest.raises(OwnershipError, match="a checkpoint of another key"):
-        embed(clean, other, images, steps=1, checkpoint=tmp_path / "state")
+def test_a_checkpoint_of_another_training(clean, key, images, tmp_path):
+    def train(key=key, **other):
+        given = {"steps": 1, "alpha": 1e-4, "checkpoint": tmp_path / "state", **other}
+        embed(clean, key, images, **given)
+
+    with pytest.raises(OwnershipError, match="after 1 steps"):
+        train()
+    with pytest.raises(OwnershipError, match="is of another key"):
+        train(generate_key(clean, images, pairs=key.pairs, seed=9))
+    with pytest.raises(OwnershipError, match=r"another learning_rate \(0\.0005, and here 0\.01"):
+        train(learning_rate=0.01)
+    with pytest.raises(OwnershipError, match="is of another objective"):
+        train(objective=modest())
+    with pytest.raises(OwnershipError, match="is of another images"):
+        train(max_images=40)
+    with pytest.raises(OwnershipError, match="after 41 steps"):
+        train(steps=41)
+    with pytest.raises(OwnershipError, match="after 41 steps"):
+        train(steps=20)  # more than these were taken
+
+
+def test_files_that_are_no_checkpoint(clean, key, images, tmp_path):
+    (tmp_path / "noise").write_bytes(b"no checkpoint")
+    torch.save({"model": 1}, tmp_path / "other")
+    for name in ("noise", "other"):
+        with pytest.raises(OwnershipError, match=f"{name}' cannot be read .* delete it"):
+            embed(clean, key, images, alpha=1e-4, checkpoint=tmp_path / name)
+    with pytest.raises(OwnershipError, match="cannot be written"):
+        embed(clean, key, images, alpha=1e-4, checkpoint=tmp_path / "noise" / "state")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer >= 1"),
+        ({"batch_size": 1.5}, "batch_size must be an integer"),
+        ({"max_images": -1}, "max_images must be an integer"),
+        ({"alpha": 1e-8}, "cannot be reached with 14 pairs"),
+    ],
+    ids=str,
+)
+def test_numbers_that_cannot_be_used(clean, key, images, arguments, message):
+    with pytest.raises(SettingsError, match=message):
+        embed(clean, key, images, **arguments)
+    with pytest.raises(SettingsError, match="apart must be positive"):
+        wm.ownership.Objective(apart=0)
+    with pytest.raises(SettingsError, match="n_images must be an integer >= 1"):
+        verify(clean, key, images, n_images=0)
+
+
+def test_weights_that_are_too_coarse(clean, images):
+    half = copy.deepcopy(clean).to(torch.bfloat16)
+    key = generate_key(half, images, pairs=2, steps=1)
+    assert 0 < verify(half, key, images, n_images=4).p_value <= 1
+    with pytest.raises(OwnershipError, match=r"weights are torch\.bfloat16"):
+        embed(half, key, images, alpha=0.5)
+
+
+def test_a_program_that_came_out_of_an_encoder(clean, marked, key, images):
+    program = torch.export.export(marked, (torch.rand(4, 3, 32, 32),)).module()
+    assert verify_classifier(program, key, images, n_images=4).queries == 2 * key.pairs * 4 + 1
+    with pytest.raises(OwnershipError, match="the model that was exported or scripted"):
+        generate_key(program, images, pairs=2, steps=0, preprocess=key.preprocessing)
 
 
 def test_a_key_of_another_encoder(marked, key, images):
     with pytest.raises(OwnershipError, match="the key was made for weights"):
-        embed(marked, key, images)
+        embed(marked, key, images, alpha=1e-3)
 
 
 def test_too_few_images(clean, key, images):
-    with pytest.raises(OwnershipError, match="16 are too few"):
-        embed(clean, key, images[:16])
+    with pytest.raises(OwnershipError, match="32 are too few"):
+        embed(clean, key, images[:32], alpha=1e-3)
 
 
 def test_a_goal_that_is_not_reached_is_told(clean, key, images):
     with pytest.raises(OwnershipError, match=r"after 1 steps the utility is .* allow more steps"):
-        embed(clean, key, images, steps=1)
+        embed(clean, key, images, steps=1, alpha=1e-3)
 
 
 def test_the_assertions(marked, clean, key, images):
@@ -206,6 +272,55 @@ def test_no_verdict_where_a_null_carries_it(marked, clean, key, images):
     report = verify(marked, key, images, {"stranger": marked, "clean": clean})
     with pytest.raises(OwnershipError, match="no verdict: stranger"):
         report.carries(ALPHA)
+    # Of ten pairs no p-value is below 1e-3 / 2: the least that there is must be enough.
+    short = dataclasses.replace(
+        report,
+        differences=report.differences[:10],
+        nulls=tuple(dataclasses.replace(null, p_value=2.0**-10) for null in report.nulls),
+    )
+    with pytest.raises(OwnershipError, match="no verdict: stranger"):
+        short.carries(ALPHA)
+
+
+def test_a_wrong_key_is_a_null(marked, clean, key, images):
+    wrong = generate_key(clean, images, pairs=PAIRS, seed=77)
+    report = verify(marked, key, images, {"a wrong key": wrong, "the right one": key})
+    assert report.nulls[0].p_value == verify(marked, wrong, images).p_value
+    assert report.nulls[1].p_value == report.p_value
+    with pytest.raises(OwnershipError, match="no verdict: the right one"):
+        report.carries(ALPHA)
+
+
+def test_who_changes_his_mind_half_way_tells_nothing_of_the_coins(key, images):
+    def asked_with(key):
+        seen = []
+
+        def answers(pixels):
+            seen.extend(bytes(image) for image in pixels.numpy())
+            # The key image's label first, and from the middle on another one.
+            return torch.full((len(pixels),), int(len(seen) > key.pairs * 4))
+
+        return verify_classifier(answers, key, images, n_images=4), seen
+
+    report, seen = asked_with(key)
+    assert report.p_value > 0.1
+    other, seen_with_other_coins = asked_with(dataclasses.replace(key, coins=~key.coins))
+    assert seen == seen_with_other_coins
+    assert other.effect == -report.effect
+
+
+def test_scores_are_more_than_labels(marked, key, images):
+    def scores(pixels):
+        with torch.no_grad():
+            return marked(marked.preprocessing.to_input(pixels)).softmax(1)
+
+    report = assert_carries_watermark(scores, key, images=images, n_images=32)
+    assert report.access == "scores"
+    assert "moved their scores closer to those of the key image" in report.sentence()
+    listed = verify_classifier(lambda pixels: scores(pixels).tolist(), key, images, n_images=32)
+    assert listed.differences == pytest.approx(report.differences, abs=1e-6)
+    with pytest.raises(OwnershipMismatchError, match="carries the key"):
+        assert_no_watermark(scores, key, images=images, n_images=32)
 
 
 def test_no_verdict_that_no_result_could_give(clean, images):
@@ -229,28 +344,34 @@ def test_what_a_lawyer_reads(marked, clean, key, images):
     assert "for the model 'release 1.0'" in text
     assert "14 of 14 pairs" in text
     assert "a probability of 6.1e-05 (exact, over all 16,384 ways" in text
-    assert "The same test of clean, made without the key, gave a probability of 0." in text
+    assert "For comparison, the same test of clean gave a probability of 0." in text
     labels = verify_classifier(marked, key, images, {"a": clean, "b": clean}).sentence()
     assert "got them the key image's label more often than the other one" in labels
-    assert "a and b, made without the key, gave probabilities of at least" in labels
+    assert "the same test of a and b gave probabilities of at least" in labels
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (lambda pixels: torch.zeros(len(pixels)), "returned float32"),
-        (lambda pixels: torch.zeros(3, dtype=torch.int64), "class indices for"),
-        (lambda pixels: ["cat"] * len(pixels), "class indices for"),
+        (lambda pixels: torch.full((len(pixels), 3), torch.nan), "NaN or infinite"),
+        ("a string that names nothing", "model spec"),
+        (3, "a function from pixels to labels or scores, not int"),
+        (lambda pixels: torch.zeros(3, dtype=torch.int64), "returned int64 of shape"),
+        (lambda pixels: ["cat"] * len(pixels), "must return 1 class indices, or scores of shape"),
     ],
 )
 def test_answers_that_are_no_labels(key, images, answer, message):
-    with pytest.raises(OwnershipError, match=message):
+    with pytest.raises(WatermarkGuardError, match=message):
         verify_classifier(answer, key, images)
 
 
 def test_an_encoder_has_no_labels(clean, key, images):
-    with pytest.raises(OwnershipError, match="returns no logits"):
-        verify_classifier(clean[:9], key, images)
+    backbone = copy.deepcopy(clean)
+    backbone[-1] = nn.Identity()
+    for encoder in (clean[:9], backbone):
+        with pytest.raises(OwnershipError, match="returns no logits"):
+            verify_classifier(encoder, key, images)
 
 
 def test_an_input_of_another_size(clean, key, images):
@@ -264,3 +385,5 @@ def test_embeddings_that_are_not_finite(clean, key, images):
         broken[0].weight[0] = float("nan")
     with pytest.raises(OwnershipError, match="NaN or infinite"):
         verify(broken, key, images)
+    with pytest.raises(OwnershipError, match="logits are NaN or infinite"):
+        verify_classifier(broken, key, images)

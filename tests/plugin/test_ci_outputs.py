@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -150,7 +151,7 @@ def test_at_most_ten_annotations(project, actions):
     result = project.runpytest()
     result.assert_outcomes(failed=12)
     assert len(errors(result)) == 10
-    result.stdout.fnmatch_lines(["watermark guard: ... and 2 more failed gates"])
+    result.stdout.fnmatch_lines(["watermark guard: ... and 2 more failures"])
 
 
 def test_a_rerun_that_passes_leaves_no_annotation(project, actions):
@@ -205,13 +206,34 @@ def test_a_summary_that_cannot_be_written_is_told(project, actions, monkeypatch)
     [
         (["--wm-model=shop:blind"], 0),
         (["--wm-model=shop:sensitive"], 1),
-        (["--wm-model=shop:broken"], 1),
+        (["--wm-model=shop:broken"], 6),
+        (["--wm-model=shop:broken", "--wm-model=shop:blind"], 6),
+        (["--wm-model=shop:broken", "--wm-model=shop:sensitive"], 1),
         (["--wm-model=shop:blind", "--wm-threshold=2"], 4),
         (["--wm-model=shop:blind", "-k", "nothing"], 5),
     ],
 )
-def test_exit_codes(project, options, code):
-    assert project.runpytest(*options).ret == code
+def test_exit_codes(project, options, code, distribution):
+    assert project.runpytest(*options, *distribution).ret == code
+
+
+def test_a_model_that_could_not_be_checked_is_told_everywhere(project, actions, distribution):
+    options = ["--wm-report", "--wm-json=wm.json", "--wm-html=wm.html", *distribution]
+    result = project.runpytest("--wm-model=shop:broken", "--wm-model=shop:blind", *options)
+    (told,) = errors(result)
+    assert told.startswith("::error title=Model that could not be checked::shop:broken: ")
+    result.stdout.fnmatch_lines(["Not probed: shop:broken: *"])
+    assert "### shop&#58;broken: could not be probed" in actions.read_text("utf-8")
+    assert [*json.loads((project.path / "wm.json").read_text("utf-8"))["failures"]] == [
+        "shop:broken"
+    ]
+    page = (project.path / "wm.html").read_text("utf-8")
+    assert "Not watermark-sensitive, 1 could not be probed" in page
+
+
+def test_an_error_of_a_test_is_a_failure_of_it(project):
+    project.makepyfile(test_it="def test_it(): assert False")
+    assert project.runpytest("--wm-model=shop:broken", "test_it.py").ret == 1
 
 
 def test_a_section_in_the_page_of_pytest_html(project):

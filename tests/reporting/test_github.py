@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from pytest_watermark_guard import ProbeReport, Scores, judge
 from pytest_watermark_guard.known import KnownUnit, KnownUnits
-from pytest_watermark_guard.reporting.annotations import error_commands, gate_failure
+from pytest_watermark_guard.reporting.annotations import SENSITIVE, error_commands, gate_failure
 from pytest_watermark_guard.reporting.markdown import step_summary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -81,7 +81,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case, update_golden):
-    text = step_summary(CASES[case], 0.95)
+    text = step_summary(CASES[case], 0.95, {})
     path = GOLDEN / f"{case}.md"
     if update_golden:
         path.write_text(text, encoding="utf-8")
@@ -95,7 +95,7 @@ def tokens(text):
 
 @pytest.mark.parametrize("case", CASES)
 def test_names_stay_text(case):
-    text = step_summary(CASES[case], 0.95)
+    text = step_summary(CASES[case], 0.95, {})
     kinds = {token.type for token in tokens(text)}
     assert kinds <= {
         f"{part}_{end}"
@@ -105,7 +105,7 @@ def test_names_stay_text(case):
 
 
 def test_names_are_shown_as_they_are():
-    rows = tokens(step_summary(CASES["step-hostile"], 0.95))
+    rows = tokens(step_summary(CASES["step-hostile"], 0.95, {}))
     shown = ["".join(c.content for c in token.children) for token in rows if token.type == "inline"]
     spelled = EVIL.replace("\n", "\\n")
     assert f"{spelled}: failed" not in shown  # too long for a heading: cut
@@ -117,7 +117,7 @@ def test_names_are_shown_as_they_are():
 
 def test_every_row_of_a_table_has_the_cells_of_its_header():
     for entries in CASES.values():
-        html = MarkdownIt("commonmark").enable("table").render(step_summary(entries, 0.95))
+        html = MarkdownIt("commonmark").enable("table").render(step_summary(entries, 0.95, {}))
         for table in html.split("<table>")[1:]:
             rows = table.split("</table>")[0].split("<tr>")[1:]
             assert len({row.count("<td") + row.count("<th") for row in rows}) == 1
@@ -138,7 +138,7 @@ def parsed(line):
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_an_annotation_says_what_it_was_told(text):
     file = text.replace("/", "").replace("\0", "") or "x"
-    (line,) = error_commands([(text, (f"/repo/sub/{file}", 7))], "/repo")
+    (line,) = error_commands([(SENSITIVE, text, (f"/repo/sub/{file}", 7))], "/repo")
     assert len(line.split("\n")) == len(line.split("\r")) == 1
     name, told, data = parsed(line)
     assert (name, data) == ("error", text)
@@ -151,7 +151,7 @@ def test_an_annotation_says_what_it_was_told(text):
     [(None, "/repo"), (("/elsewhere/t.py", 7), "/repo"), (("/repo/t.py", 7), "")],
 )
 def test_a_place_that_github_does_not_know_is_left_out(place, workspace):
-    (line,) = error_commands([("text", place)], workspace)
+    (line,) = error_commands([(SENSITIVE, "text", place)], workspace)
     assert line == "::error title=Watermark-sensitive model::text"
 
 

@@ -118,6 +118,7 @@ def test_the_verdict_comes_first_in_words():
         ([(CLEAN, []), (CLEAN, [])], {}, "None of 2 models is watermark-sensitive"),
         ([], {}, "No probe was made"),
         ([], {"hf:x": "no such model"}, "No model could be probed"),
+        ([(CLEAN, [])], {"hf:x": "no"}, "Not watermark-sensitive, 1 could not be probed"),
     ],
 )
 def test_headlines(entries, failures, expected):

@@ -85,11 +85,12 @@ def headline(told: Sequence[Model], failures: Mapping[str, str]) -> str:
     bad = sum(model.sensitive for model in told)
     if not told:
         return "No model could be probed" if failures else "No probe was made"
+    missed = f", {len(failures)} could not be probed" if failures else ""
     if len(told) == 1:
-        return "Watermark-sensitive" if bad else "Not watermark-sensitive"
+        return ("Watermark-sensitive" if bad else "Not watermark-sensitive") + missed
     if not bad:
-        return f"None of {len(told)} models is watermark-sensitive"
-    return f"{bad} of {len(told)} models {'is' if bad == 1 else 'are'} watermark-sensitive"
+        return f"None of {len(told)} models is watermark-sensitive{missed}"
+    return f"{bad} of {len(told)} models {'is' if bad == 1 else 'are'} watermark-sensitive{missed}"
 
 
 def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
