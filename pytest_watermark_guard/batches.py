@@ -199,7 +199,7 @@ class ProbingBatches:
             )
         stacked = torch.from_numpy(np.stack(pixels))
         if self.device.type == "cuda":
-            # From pinned memory the copy goes on while the GPU computes.
+            # From pinned memory the copy does not keep this thread waiting.
             stacked = stacked.pin_memory().to(self.device, non_blocking=True)
             return stacked.permute(0, 3, 1, 2).contiguous()
         # As decoded, channels last: whoever needs the other format pays for it.

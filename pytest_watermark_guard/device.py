@@ -44,27 +44,28 @@ def resolve_device(device: str, worker: int = 0) -> torch.device:
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Run the block under autocast, if `precision` is ``bfloat16``; else without TensorFloat-32."""
+    """Run the block under autocast, if `precision` is ``bfloat16``; else in float32 throughout.
+
+    A caller's own autocast, TensorFloat-32 and oneDNN's bfloat16 must not change what it means.
+    """
     if precision == "bfloat16":
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
         return
-    # A caller's own autocast must not change what "float32" means.
-    with torch.autocast(device.type, enabled=False), _without_tensorfloat(device):
+    with torch.autocast(device.type, enabled=False), _exact_float32(device):
         yield
 
 
 @contextmanager
-def _without_tensorfloat(device: torch.device) -> Iterator[None]:
-    if device.type != "cuda":
-        yield
-        return
-    backends = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
-    if hasattr(backends[0], "fp32_precision"):  # torch 2.9 and later
-        name, exact = "fp32_precision", "ieee"
-    else:
-        backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-        name, exact = "allow_tf32", False  # type: ignore[assignment]
+def _exact_float32(device: torch.device) -> Iterator[None]:
+    name, exact, backends = "fp32_precision", "ieee", ()  # type: tuple[str, object, tuple[Any, ...]]
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        name, exact = "allow_tf32", False
+    if device.type == "cuda":
+        convolutions = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
+        backends = torch.backends.cuda.matmul, convolutions
+    elif device.type == "cpu" and name == "fp32_precision":
+        backends = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
     before = [getattr(backend, name) for backend in backends]
     try:
         for backend in backends:

@@ -177,6 +177,17 @@ class Impact:
         return None if self.control_flip_rate is None else self.flip_rate - self.control_flip_rate
 
     @property
+    def gains_gap(self) -> float | None:
+        """How much more of its own images the class that gains most gets right with the mark.
+
+        None without labels. For "carton" under ``imagenet_w`` it is the Carton Gap of Li et al.
+        (2023), as `top1_drop` is their IN-W Gap with its sign turned.
+        """
+        if self.by_class is None or self.gains_index is None:
+            return None
+        return self.by_class.top1_gap(self.gains_index)
+
+    @property
     def top1_drop(self) -> float | None:
         """Top-1 accuracy lost to the mark, or None without labels."""
         if self.top1_baseline is None or self.top1_marked is None:

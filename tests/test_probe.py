@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard import recording
 from pytest_watermark_guard.errors import (
     ImagesError,
     LayerError,
@@ -265,6 +266,43 @@ def test_a_unit_that_never_changes_is_at_chance(photos):
         model.fc.weight[1] = 0
     scores = wm.probe(model, photos, "latin")["logits", "latin"]
     assert scores.auroc[1] == 0.5
+
+
+def test_what_is_spilled_to_disk_gives_the_same_report(photos, monkeypatch):
+    model = Net()
+
+    def probed():
+        return wm.probe(model, photos, ("latin", "chinese"), control=True, cache=False).to_json()
+
+    kept = probed()
+    spilled = []
+    open_rows = recording.Rows
+    monkeypatch.setattr(
+        recording, "Rows", lambda folder: spilled.append(folder) or open_rows(folder)
+    )
+    monkeypatch.setattr(recording, "_SPILL", 1)
+    assert probed() == kept
+    assert all(spilled)
+
+
+def test_float32_is_plain_whatever_the_process_has_set(photos):
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this torch has no such setting")
+    switch = torch.backends.mkldnn.matmul
+    before, seen = switch.fp32_precision, []
+
+    class Watching(Net):
+        def forward(self, x):
+            seen.append(switch.fp32_precision)
+            return super().forward(x)
+
+    switch.fp32_precision = "bf16"
+    try:
+        wm.probe(Watching(), photos, "latin", precision="float32", device="cpu")
+        assert switch.fp32_precision == "bf16"
+    finally:
+        switch.fp32_precision = before
+    assert set(seen) == {"ieee"}
 
 
 def test_labels_give_the_top_1_drop(photos):

@@ -144,9 +144,7 @@ class ActivationRecorder:
         return self._reader.head if isinstance(self._reader, _HookReader) else ()
 
     def weights(self) -> str:
-        """Return the identity of the weights below the head; empty for exported programs."""
-        if not isinstance(self._reader, _HookReader):
-            return ""
+        """Return the identity of the weights below the head; of all for exported programs."""
         return weights_identity(self._module, [tap.module for tap in self.head])
 
     @property

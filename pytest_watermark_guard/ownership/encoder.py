@@ -49,15 +49,14 @@ class Encoder:
         Raises
         ------
         OwnershipError
-            If nobody can tell, as of an exported program.
+            If it is an exported program, of which nobody can tell where the head begins.
         """
-        identity = self._recorder.weights()
-        if not identity:
+        if not self._recorder.hookable:
             raise OwnershipError(
                 f"{type(self.module).__name__}: keys are made for, and embedded into, the model "
                 "that was exported or scripted, and not what came out of it"
             )
-        return identity
+        return self._recorder.weights()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the floating-point parameters below the head."""

@@ -126,6 +126,9 @@ def _impact(report: ProbeReport, style: Style) -> Table:
     controlled = any(impact.control_flip_rate is not None for impact in report.impact.values())
     columns = ["script", "change"] + ["control"] * controlled + ["class that gains most"]
     columns += ["top-1", "marked"] if labelled else []
+    gaps = {name: impact.gains_gap for name, impact in report.impact.items()}
+    gapped = any(gap is not None for gap in gaps.values())
+    columns += ["its gap"] * gapped
     rows = []
     for scenario, impact in report.impact.items():
         gains = "-"
@@ -135,6 +138,9 @@ def _impact(report: ProbeReport, style: Style) -> Table:
         row += [_share(impact.control_flip_rate)] * controlled + [gains]
         if labelled:
             row += map(_share, (impact.top1_baseline, impact.top1_marked))
+        if gapped:
+            gap = gaps[scenario]
+            row.append("-" if gap is None else f"{gap:+.1%}")
         rows.append(row)
     words = (0, columns.index("class that gains most"))
     return table(style, "Predictions under the mark", columns, rows, words)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import networks
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard import surveying
 from pytest_watermark_guard.engines import ray_engine
 from pytest_watermark_guard.errors import EngineError
 
@@ -68,6 +70,20 @@ def survey(models, **arguments):
 def saved(found, path):
     found.save(path)
     return path.read_bytes()
+
+
+def test_progress_counts_every_model(monkeypatch):
+    counted = []
+
+    @contextmanager
+    def bar(total, shown, *_):
+        counted.append(-total)
+        yield counted.append
+
+    monkeypatch.setattr(surveying, "progress_bar", bar)
+    survey({"one": networks.Net(1), "two": networks.Net(2), "none": "no:such"}, engine="ray")
+    assert counted[0] == -3
+    assert sum(counted[1:]) == 3
 
 
 def test_a_survey_gives_the_same_file(tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.reporting.terminal import render_reports
 
 SIDE = 64
 NAMES = ["dark", "carton", "bright"]
@@ -80,6 +81,10 @@ def test_shares_and_accuracies_by_class(report):
     assert counts.top1_gap(1) == pytest.approx(2 / 3)  # two of three cartons only with the mark
     impact = report.impact["white"]
     assert counts.share_gap(impact.gains_index) == impact.gains_share
+    assert (impact.gains_index, impact.gains_gap) == (1, counts.top1_gap(1))
+    text = render_reports([(report, [])], 0.95)
+    assert "its gap" in text
+    assert "+66.7%" in text
     assert impact.top1_drop == sum(
         (b == t) - (a == t) for a, b, t in zip(after, before, LABELS, strict=True)
     ) / len(PHOTOS)
@@ -97,6 +102,8 @@ def test_without_labels_there_is_no_accuracy():
     counts = report.impact["white"].by_class
     assert counts.share_gap(1) > 0
     assert [counts.top1_gap(index) for index in range(3)] == [None] * 3
+    assert report.impact["white"].gains_gap is None
+    assert "its gap" not in render_reports([(report, [])], 0.95)
 
 
 def test_reports_keep_them(report):

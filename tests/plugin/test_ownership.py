@@ -62,9 +62,9 @@ def test_told_everywhere(project, workers):
     found = {entry["model"]: entry for entry in written["ownership"]}
     assert set(found) == {"release", "Sequential"}
     assert found["release"]["p_value"] > 0.001
-    assert found["release"]["sentence"] in (project.path / "wm.html").read_text("utf-8").replace(
-        "&#39;", "'"
-    )
+    page = (project.path / "wm.html").read_text("utf-8").replace("&#39;", "'")
+    assert found["release"]["sentence"] in page
+    assert "Ownership: 2 verifications" in page
 
 
 def test_the_ini_file_names_the_key(project):

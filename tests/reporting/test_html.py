@@ -330,7 +330,7 @@ def test_reports_and_surveys_write_themselves(photos, tmp_path):
     survey = wm.SurveyReport({"first": report, "second": PLAIN}, {"third": "no such model"})
     survey.to_html(tmp_path / "all.html", 0.96)
     page = Page((tmp_path / "all.html").read_text("utf-8"))
-    assert page.text("h1").endswith("of 2 models are watermark-sensitive")
+    assert page.text("h1").endswith("of 2 models are watermark-sensitive, 1 could not be probed")
     assert {"first", "second", "third"} <= {data for _, data in page.texts}
     with pytest.raises(SettingsError, match="threshold"):
         report.to_html(tmp_path / "none.html", 0.3)

@@ -103,7 +103,7 @@ def render(
         _environment()
         .get_template("page.html")
         .render(
-            headline=view.headline(models, failures),
+            headline=view.headline(models, failures, len(owned)),
             models=models,
             failures=failures,
             counts=list(view.counts(judged)),

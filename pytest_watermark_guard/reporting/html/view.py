@@ -80,10 +80,12 @@ def models(entries: Sequence[Entry], found: Sequence[Judged]) -> list[Model]:
     return sorted(told, key=lambda model: (not model.sensitive, -model.highest))
 
 
-def headline(told: Sequence[Model], failures: Mapping[str, str]) -> str:
-    """Say how many models are sensitive."""
+def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> str:
+    """Say how many models are sensitive, or else how many were tried an ownership key on."""
     bad = sum(model.sensitive for model in told)
     if not told:
+        if owned and not failures:
+            return f"Ownership: {owned} verification{'s' * (owned > 1)}"
         return "No model could be probed" if failures else "No probe was made"
     missed = f", {len(failures)} could not be probed" if failures else ""
     if len(told) == 1:
