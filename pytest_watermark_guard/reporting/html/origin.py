@@ -12,7 +12,19 @@ from pathlib import Path
 
 from pytest_watermark_guard.settings import Settings
 
-_PACKAGES = ("pytest-watermark-guard", "torch", "torchvision", "timm", "numpy", "pillow", "pytest")
+_PACKAGES = (
+    "pytest-watermark-guard",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "numpy",
+    "pillow",
+    "pytest",
+)
+_PLAIN = (
+    "images", "threshold", "device", "precision", "max_images", "seed", "early_stop", "engine",
+)  # fmt: skip
 # Written even where they are the defaults: they are what the numbers depend on most.
 _ALWAYS = ("threshold", "seed")
 
@@ -60,7 +72,7 @@ def origin_of(settings: Settings, models: Sequence[str], paths: Sequence[str]) -
 
 def _options(settings: Settings) -> Iterator[str]:
     default = Settings()
-    for name in ("images", "threshold", "device", "precision", "max_images", "seed", "early_stop"):
+    for name in _PLAIN:
         value = getattr(settings, name)
         plain = isinstance(value, str | Path | int | float)
         if plain and (name in _ALWAYS or value != getattr(default, name)):
