@@ -126,13 +126,19 @@ def examined(case: Case, photos: Path, tasks: Tasks, wrong_keys: int, n_images: 
     print(white.table(width=110))
     task = next(iter(tasks.values()))
     classifiers = {name: with_head(model, case, task) for name, model in nulls.items()}
-    black = verify_classifier(
-        with_head(case.marked, case, task), case.key, photos, classifiers,
-        n_images=n_images, name=f"{case.name} marked + head",
-    )  # fmt: skip
+    released = with_head(case.marked, case, task)
+    asked = {"n_images": n_images, "name": f"{case.name} marked + head"}
+    black = verify_classifier(released, case.key, photos, classifiers, **asked)
     print(black.table(width=110))
+
+    @torch.no_grad()
+    def scores(pixels: torch.Tensor) -> torch.Tensor:
+        return released(case.preprocessing.to_input(pixels)).softmax(1)
+
+    soft = verify_classifier(scores, case.key, photos, **asked)
     line(f"{case.name}: white box, p", f"{white.p_value:.2g}", "<= 1e-6", white.p_value <= 1e-6)
     line(f"{case.name}: black box, p", f"{black.p_value:.2g}", "<= 1e-3", black.p_value <= 1e-3)
+    line(f"{case.name}: by scores, p", f"{soft.p_value:.2g}", "<= 1e-3", soft.p_value <= 1e-3)
     utility = measure_utility(
         case.clean, case.marked, photos, tasks, preprocess=case.preprocessing, cache=False
     )
