@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -58,14 +59,17 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _exact_float32(device: torch.device) -> Iterator[None]:
-    name, exact, backends = "fp32_precision", "ieee", ()  # type: tuple[str, object, tuple[Any, ...]]
+    name: str = "fp32_precision"
+    exact: object = "ieee"
+    backends: tuple[Any, ...] = ()
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
         name, exact = "allow_tf32", False
     if device.type == "cuda":
         convolutions = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
         backends = torch.backends.cuda.matmul, convolutions
     elif device.type == "cpu" and name == "fp32_precision":
-        backends = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+        onednn: Any = torch.backends.mkldnn
+        backends = onednn.matmul, onednn.conv
     before = [getattr(backend, name) for backend in backends]
     try:
         for backend in backends:

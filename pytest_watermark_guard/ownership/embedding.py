@@ -319,7 +319,7 @@ def _copied(module: nn.Module, device: torch.device) -> nn.Module:
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and a "
             "key is embedded into a copy"
         ) from error
-    return copied.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return copied.to(device).to(memory_format=torch.channels_last)
 
 
 def _pace(taken: int, steps: int) -> float:
