@@ -119,7 +119,8 @@ class Summary:
             return
         crash = getattr(report.longrepr, "reprcrash", None)
         reason = str(report.longrepr) if crash is None else crash.message
-        self.failures.setdefault(specs[0], reason)  # the first tells most
+        # The first tells most; "Failed" is only what pytest calls the exception of `pytest.fail`.
+        self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
         from pytest_watermark_guard.report import ProbeReport

@@ -58,3 +58,5 @@ def test_ownership():
     assert done.returncode == 0
     assert "2 passed" in done.stdout
     assert "null: the" in done.stdout
+    words = " ".join(done.stdout.split())
+    assert "For comparison, the same test of the clean encoder gave a probability of" in words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -128,6 +128,7 @@ class Executor:
         self._sizes = sizes
         self._search = self._tune(remembered) if tuning else None
         self._reference: tuple[torch.Tensor, Activations] | None = None
+        self._folds = False
         self.tuned = False
 
     def __enter__(self) -> Executor:
@@ -256,18 +257,17 @@ class Executor:
                 break
         return fastest
 
-    def _variants(self, plan: Plan) -> Sequence[Plan]:
+    def _variants(self, plan: Plan) -> Iterator[Plan]:
         unfolded = replace(plan, channels_last=True)
-        fast = replace(unfolded, folded=True)
-        variants = [fast, replace(plan, folded=True), unfolded]
-        if _has_bfloat16(self._current.device):
-            # Also unfolded: a model may have no batch norm, or one that cannot be folded.
-            variants += [
-                replace(way, precision=precision)
-                for precision in ("bfloat16", "bfloat16 weights")
-                for way in (fast, unfolded)
-            ]
-        return [variant for variant in variants if self._allows(variant)]
+        yield replace(unfolded, folded=True)
+        yield replace(plan, folded=True)
+        yield unfolded
+        if self._only_float32 or not _has_bfloat16(self._current.device):
+            return
+        # Known by now: a model may have no batch norm, or none that can be folded.
+        fast = replace(unfolded, folded=self._folds)
+        for precision in ("bfloat16", "bfloat16 weights"):
+            yield replace(fast, precision=precision)
 
     def _allows(self, plan: Plan) -> bool:
         return plan.precision == "float32" or not self._only_float32
@@ -302,6 +302,7 @@ class Executor:
             raise
         if not agrees and candidate is not None:
             candidate.close()
+        self._folds |= agrees and plan.folded
         return candidate if agrees else None
 
 

@@ -107,6 +107,8 @@ class OwnershipReport:
         SettingsError
             If `alpha` is not in (0, 1), or no result of this many pairs could reach it.
         """
+        if not 0 < alpha < 1:
+            raise SettingsError(f"alpha must be in (0, 1), got {alpha!r}")
         reachable(alpha, self.pairs)
         # Of several nulls one may be below alpha by chance.
         least = max(alpha / max(len(self.nulls), 1), 2.0**-self.pairs)
@@ -177,14 +179,12 @@ class OwnershipReport:
 
 
 def reachable(alpha: float, pairs: int) -> None:
-    """Refuse a level that is none, or that no result of so many pairs can reach.
+    """Refuse a level that no result of so many pairs can reach.
 
     Raises
     ------
     SettingsError
     """
-    if not 0 < alpha <= 1:
-        raise SettingsError(f"alpha must be in (0, 1], got {alpha!r}")
     if 2.0**-pairs > alpha:
         raise SettingsError(
             f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -89,17 +90,15 @@ def verify(
     perturbations are.
     """
 
-    def measured(
-        candidate: nn.Module | str, key: OwnershipKey, called: str | None
-    ) -> OwnershipReport:
-        reporting = _Reporting(key, images, n_images, preprocess, device)
-        name, module, preprocessing = reporting.ready(candidate)
-        where = reporting.device
+    def measured(candidate: nn.Module | str, trial: _Trial, called: str | None) -> OwnershipReport:
+        name, module, preprocessing = trial.ready(candidate)
+        where = trial.device
         with opened(module, preprocessing, where) as encoder, computing_in("float32", where):
-            near = encoder.nearness(key.key_image)
-            return reporting.report(near, "embeddings", called or name)
+            near = encoder.nearness(trial.key.key_image)
+            return trial.report(near, "embeddings", called or name)
 
-    return _with_nulls(measured, model, key, name, nulls)
+    of = partial(_Trial, images, n_images, preprocess, device)
+    return _with_nulls(measured, of, model, key, name, nulls)
 
 
 def verify_classifier(
@@ -144,9 +143,9 @@ def verify_classifier(
     """
 
     def measured(
-        candidate: nn.Module | str | Predictor, key: OwnershipKey, called: str | None
+        candidate: nn.Module | str | Predictor, trial: _Trial, called: str | None
     ) -> OwnershipReport:
-        reporting = _Reporting(key, images, n_images, preprocess, device)
+        image = trial.key.key_image
         if not isinstance(candidate, str | nn.Module):
             if not callable(candidate):
                 raise OwnershipError(
@@ -154,41 +153,44 @@ def verify_classifier(
                     f"labels or scores, not {type(candidate).__name__}"
                 )
             own: str = getattr(candidate, "__name__", type(candidate).__name__)
-            return reporting.report(*_near(candidate, key.key_image), called or own)
-        name, module, preprocessing = reporting.ready(candidate)
-        where = reporting.device
+            return trial.report(*_near(candidate, image), called or own)
+        name, module, preprocessing = trial.ready(candidate)
+        where = trial.device
         try:
             with (
                 opened(module, preprocessing, where, "logits") as model,
                 computing_in("float32", where),
             ):
-                near, access = _near(lambda pixels: model.all(pixels).argmax(1), key.key_image)
-                return reporting.report(near, access, called or name)
+                near, access = _near(lambda pixels: model.all(pixels).argmax(1), image)
+                return trial.report(near, access, called or name)
         except LayerError as error:
             raise OwnershipError(
                 f"{name} returns no logits: use verify for an encoder without a head, or pass a "
                 "function from pixels to labels"
             ) from error
 
-    return _with_nulls(measured, classifier, key, name, nulls)
+    of = partial(_Trial, images, n_images, preprocess, device)
+    return _with_nulls(measured, of, classifier, key, name, nulls)
 
 
 _Candidate = TypeVar("_Candidate")
 
 
 def _with_nulls(
-    measured: Callable[[_Candidate, OwnershipKey, str | None], OwnershipReport],
+    measured: Callable[[_Candidate, _Trial, str | None], OwnershipReport],
+    of: Callable[[OwnershipKey], _Trial],
     model: _Candidate,
     key: OwnershipKey,
     name: str | None,
     nulls: Mapping[str, _Candidate | OwnershipKey] | None,
 ) -> OwnershipReport:
     """Put a model and its nulls to the same test, and tell whoever waits for the report."""
-    found = measured(model, key, name)
+    trial = of(key)
+    found = measured(model, trial, name)
     others = [
-        measured(model, null, called)
+        measured(model, of(null), called)
         if isinstance(null, OwnershipKey)
-        else measured(null, key, called)
+        else measured(null, trial, called)
         for called, null in (nulls or {}).items()
     ]
     asked = tuple(Null(other.model, other.p_value, other.effect) for other in others)
@@ -197,22 +199,22 @@ def _with_nulls(
     return report
 
 
-class _Reporting:
-    """Images, device and key of one verification."""
+class _Trial:
+    """A key, and the images and the device that it is tried with: on a model and on its nulls."""
 
     def __init__(
         self,
-        key: OwnershipKey,
         images: Any,
         n_images: int,
         preprocess: Any,
         device: str | torch.device | None,
+        key: OwnershipKey,
     ) -> None:
         run = current_run()
         settings = run.settings.override(images=images, device=device)
         self.device = resolve_device(settings.device, run.worker)
         plain_integer("n_images", n_images, least=1)
-        self._key, self._hash = key, key.hash
+        self.key, self._hash = key, key.hash
         self._preprocess = preprocess
         self._pixels, self._baseline = read_pixels(
             settings.images, key.preprocessing, n_images, (key.seed + 2) % 2**63
@@ -222,9 +224,9 @@ class _Reporting:
         """Return a model's name, the model on the device, and how its input is made."""
         loaded = as_loaded(candidate)
         module = runnable_on(loaded.module, self.device)
-        size = self._key.preprocessing.size
+        size = self.key.preprocessing.size
         if self._preprocess is None:
-            return loaded.name, module, self._key.preprocessing
+            return loaded.name, module, self.key.preprocessing
         preprocessing = resolve_preprocessing(self._preprocess, module, loaded.preprocessing)
         if preprocessing.size != size:
             raise OwnershipError(
@@ -235,7 +237,7 @@ class _Reporting:
 
     def report(self, nearness: Nearness, access: str, model: str) -> OwnershipReport:
         """Report how near a model finds marked pixels to the key image."""
-        chosen, decoys = of_pairs(nearness, self._key, self._pixels)
+        chosen, decoys = of_pairs(nearness, self.key, self._pixels)
         differences = (chosen - decoys).numpy()
         return OwnershipReport(
             model=model,
@@ -248,7 +250,7 @@ class _Reporting:
             decoy=float(decoys.mean()),
             n_images=len(self._pixels),
             images=self._baseline.description,
-            queries=2 * self._key.pairs * len(self._pixels) + 1,
+            queries=2 * self.key.pairs * len(self._pixels) + 1,
             version=pytest_watermark_guard.__version__,
         )
 

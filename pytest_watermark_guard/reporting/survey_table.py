@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -31,11 +31,11 @@ def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
     for model, reason in survey.failures.items():
         told = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {told}", style="red")
-    least, most = _extremes(report.n_images for report in survey.reports.values())
-    if least < most:
+    sizes = {report.n_images for report in survey.reports.values()}
+    if len(sizes) > 1:
         yield Text(
-            f"Between {least:,} and {most:,} images each: a gate ends when its verdict is certain. "
-            "Tables of all images: --wm-early-stop=0, or survey()."
+            f"Between {min(sizes):,} and {max(sizes):,} images each: a gate ends when its verdict "
+            "is certain. Tables of all images: --wm-early-stop=0, or survey()."
         )
     for layer in survey.layers:
         yield Text()
@@ -43,11 +43,6 @@ def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
     for scenario in survey.scenarios:
         if any(("logits", scenario) in r.scores for r in survey.reports.values()):
             yield from _classes(survey, scenario, style)
-
-
-def _extremes(numbers: Iterable[int]) -> tuple[int, int]:
-    found = [*numbers]
-    return min(found, default=0), max(found, default=0)
 
 
 def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:

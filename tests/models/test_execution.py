@@ -134,22 +134,27 @@ def test_the_fastest_way_is_remembered(monkeypatch, tmp_path):
     assert "channels last" in second.precision
 
 
+@pytest.mark.parametrize("folds", [True, False])
 @pytest.mark.parametrize("precision", ["bfloat16", "bfloat16 weights"])
-def test_bfloat16_where_the_hardware_has_it(monkeypatch, precision):
+def test_bfloat16_where_the_hardware_has_it(monkeypatch, precision, folds):
     """On hardware without it the speed is beside the point: it must be tried, and agree."""
     tried = []
     candidate = execution.Executor._candidate
 
     def noted(self, plan):
         found = candidate(self, plan)
-        tried.append((plan.precision, found is not None))
+        tried.append((plan.precision, plan.folded, found is not None))
         return found
 
     monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
     monkeypatch.setattr(execution.Executor, "_candidate", noted)
     torch.manual_seed(0)
-    probe(Layouts(), batch_size=2)
-    assert (precision, True) in tried
+    model = Layouts()
+    if not folds:
+        model.norm = nn.Identity()
+    probe(model, batch_size=2)
+    assert (precision, folds, True) in tried
+    assert sum(name == precision for name, *_ in tried) == 1
 
 
 @pytest.fixture

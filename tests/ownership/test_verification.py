@@ -282,6 +282,21 @@ def test_no_verdict_where_a_null_carries_it(marked, clean, key, images):
         short.carries(ALPHA)
 
 
+def test_images_are_read_once_for_a_model_and_its_nulls(clean, key, images):
+    read = []
+
+    class Photos(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            read.append(index)
+            return images[index]
+
+    verify(clean, key, Photos(), {"one": clean, "other": clean}, n_images=4)
+    assert len(read) == len(set(read)) == 4
+
+
 def test_a_wrong_key_is_a_null(marked, clean, key, images):
     wrong = generate_key(clean, images, pairs=PAIRS, seed=77)
     report = verify(marked, key, images, {"a wrong key": wrong, "the right one": key})
@@ -327,8 +342,9 @@ def test_no_verdict_that_no_result_could_give(clean, images):
     short = generate_key(clean, images, pairs=5, steps=0)
     with pytest.raises(SettingsError, match="cannot be reached with 5 pairs"):
         assert_no_watermark(clean, short, images=images)
-    with pytest.raises(SettingsError, match="alpha must be in"):
-        verify(clean, short, images).carries(0)
+    for alpha in (0, 1):
+        with pytest.raises(SettingsError, match="alpha must be in"):
+            verify(clean, short, images).carries(alpha)
 
 
 def test_a_report_and_back(marked, clean, key, images, tmp_path):
