@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,22 +60,49 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _exact_float32(device: torch.device) -> Iterator[None]:
-    name: str = "fp32_precision"
-    exact: object = "ieee"
-    backends: tuple[Any, ...] = ()
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
-        name, exact = "allow_tf32", False
-    if device.type == "cuda":
-        convolutions = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
-        backends = torch.backends.cuda.matmul, convolutions
-    elif device.type == "cpu" and name == "fp32_precision":
-        onednn: Any = torch.backends.mkldnn
-        backends = onednn.matmul, onednn.conv
-    before = [getattr(backend, name) for backend in backends]
+    # All are read before any is written: an old one sets the new ones too.
+    before = [(switch, value) for switch in _switches(device) for value in switch.values()]
     try:
-        for backend in backends:
-            setattr(backend, name, exact)
+        for switch, _ in before:
+            switch.write(switch.exact)
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            setattr(backend, name, value)
+        for switch, value in before:
+            switch.write(value)
+
+
+class _Switch(NamedTuple):
+    """Something that says what float32 means."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+    exact: object
+
+    def values(self) -> Iterator[Any]:
+        """Give its value; none if it is an old one, where the new ones say what it cannot."""
+        with suppress(RuntimeError):
+            yield self.read()
+
+
+def _switches(device: torch.device) -> Iterator[_Switch]:
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn
+    by_name = hasattr(cuda, "fp32_precision")  # since torch 2.9
+    if device.type == "cuda":
+        # Timing would choose other algorithms, and so other last bits, from run to run.
+        yield _attribute(cudnn, "benchmark", False)
+        # Old and new must agree, or a model that reads the old ones is refused by torch.
+        yield _Switch(
+            torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+        )
+        yield _attribute(cudnn, "allow_tf32", False)
+        # The first of the old ones sets oneDNN's too.
+        for backend in (cuda, cudnn.conv, cudnn.rnn, onednn.matmul) if by_name else ():
+            yield _attribute(backend, "fp32_precision", "ieee")
+    elif device.type == "cpu" and by_name:
+        for backend in (onednn.matmul, onednn.conv):
+            yield _attribute(backend, "fp32_precision", "ieee")
+
+
+def _attribute(owner: Any, name: str, exact: object) -> _Switch:
+    return _Switch(partial(getattr, owner, name), partial(setattr, owner, name), exact)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pytest_watermark_guard.names import allowed_units
 from pytest_watermark_guard.recording import Activations, Names
-from pytest_watermark_guard.report import EarlyStop, Scores
+from pytest_watermark_guard.report import Decision, EarlyStop, Scores
 from pytest_watermark_guard.statistics.sequential import ScorePair, SequentialGate
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
@@ -96,8 +96,14 @@ class EarlyGate:
 
     def outcome(self, confirmed: bool = True) -> EarlyStop:
         """Return what the report says about it."""
-        verdict = None
-        if confirmed and self.used is not None:
-            found = {gate.verdict for gate in self._gates.values()}
-            verdict = "sensitive" if "sensitive" in found else "clean"
-        return EarlyStop(self._threshold, self._error, verdict, self._images)
+        decisions = {
+            keys: Decision(gate.verdict, gate.n_images)
+            if confirmed and gate.verdict is not None
+            else Decision(None, self._images)
+            for keys, gate in self._gates.items()
+        }
+        found = {decision.verdict for decision in decisions.values()}
+        # One that is sensitive makes the whole so, whatever the others are.
+        verdict = "sensitive" if "sensitive" in found else None if None in found else "clean"
+        each = {keys[0]: one for keys, one in decisions.items()} if self._each else {}
+        return EarlyStop(self._threshold, self._error, verdict, self._images, each)

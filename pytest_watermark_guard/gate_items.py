@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.errors import WatermarkGuardError
+from pytest_watermark_guard.errors import EngineError, WatermarkGuardError
 from pytest_watermark_guard.models.specs import parse_spec
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_watermark_guard.context import Run
     from pytest_watermark_guard.gate import Verdict
+    from pytest_watermark_guard.report import ProbeReport
+
+# What an engine's workers found, by the model's spec.
+_ELSEWHERE = pytest.StashKey["dict[str, ProbeReport | str]"]()
 
 
 def check_spec(spec: str, config: pytest.Config) -> None:
@@ -37,7 +44,7 @@ def collect_gates(session: pytest.Session, specs: Sequence[str]) -> list[pytest.
 class ModelGate(pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
-    _told = False
+    _teller: GateItem | None = None
 
     def collect(self) -> Iterator[pytest.Item]:
         """Give one item for each layer and scenario of the run's settings."""
@@ -48,42 +55,76 @@ class ModelGate(pytest.Collector):
                     self, name=f"{layer}-{scenario.name}", layer=layer, scenario=scenario.name
                 )
 
-    def verdict(self) -> Verdict:
-        """Probe the model, the first time, and judge it; later calls repeat how that ended."""
+    def verdict(self, item: GateItem) -> Verdict:
+        """Probe the model, the first time, and judge it; why it cannot be is told by one item."""
         outcome = self._outcome
+        if not isinstance(outcome, Exception):
+            return outcome
+        self._teller = self._teller or item
+        if item is not self._teller:
+            name = type(outcome).__name__
+            pytest.fail(f"not probed ({name}), see {self._teller.name}", pytrace=False)
         if isinstance(outcome, WatermarkGuardError):
             # The message says it all; a traceback through us helps nobody.
             pytest.fail(str(outcome), pytrace=False)
-        if isinstance(outcome, Exception):
-            if self._told:
-                name = type(outcome).__name__
-                pytest.fail(f"{self.name} raised {name}, see its first item", pytrace=False)
-            self._told = True
-            raise outcome
-        return outcome
+        raise outcome
 
     @cached_property
     def _outcome(self) -> Verdict | Exception:
         from pytest_watermark_guard.gate import judge
-        from pytest_watermark_guard.probing import probe
 
-        run = current_run()
         capture = self.config.pluginmanager.getplugin("capturemanager")
         try:
-            loaded = self.config.hook.pytest_wm_load_model(spec=self.name, config=self.config)
             # Captured, standard error is no terminal, and there would be no progress bar.
             with capture.global_and_fixture_disabled() if capture else nullcontext():
-                report = probe(
-                    self.name if loaded is None else loaded,
-                    name=self.name,
-                    stop_at=run.settings.threshold,
-                    decide_each=True,  # every item is a verdict
-                )
+                report = self._probe()
             verdict = judge(report)
         except Exception as error:
             return error
-        run.on_verdict(verdict)
+        current_run().on_verdict(verdict)
         return verdict
+
+    def _probe(self) -> ProbeReport:
+        from pytest_watermark_guard.probing import probe
+
+        run = current_run()
+        how = {"stop_at": run.settings.threshold, "decide_each": True}  # every item is a verdict
+        found = self._elsewhere(run, how)
+        if found is None:
+            return probe(self._model(), name=self.name, **how)
+        if isinstance(found, str):
+            raise WatermarkGuardError(found)
+        run.on_report(found)
+        return found
+
+    def _elsewhere(self, run: Run, how: Mapping[str, Any]) -> ProbeReport | str | None:
+        """Return what an engine's worker found; the first gate has all models probed at once.
+
+        A single model is not sent away as a whole: its images are shared out. Neither is any from
+        a worker of xdist, which does not know what the others do.
+        """
+        engine = run.settings.engine
+        items = (item for item in self.session.items if isinstance(item, GateItem))
+        gates = dict.fromkeys(item.gate for item in items)
+        if engine is None or len(gates) == 1 or hasattr(self.config, "workerinput"):
+            return None
+        if _ELSEWHERE not in self.session.stash:
+            from pytest_watermark_guard.surveying import probed_elsewhere
+
+            models = {}
+            for gate in gates:
+                with suppress(Exception):  # one that cannot be had says so in its own turn
+                    models[gate.name] = gate._model()
+            try:
+                found = dict(probed_elsewhere(engine, models, None, how, progress=True))
+            except EngineError as error:
+                found = dict.fromkeys(models, str(error))
+            self.session.stash[_ELSEWHERE] = found
+        return self.session.stash[_ELSEWHERE].get(self.name)
+
+    def _model(self) -> str | nn.Module:
+        loaded = self.config.hook.pytest_wm_load_model(spec=self.name, config=self.config)
+        return self.name if loaded is None else loaded
 
 
 class GateItem(pytest.Item):
@@ -102,21 +143,23 @@ class GateItem(pytest.Item):
     @property
     def probe_key(self) -> str:
         """What this item's probe is told by, whichever worker makes it."""
-        return self._gate.name
+        return self.gate.name
 
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""
-        self._gate.verdict()
+        self.gate.verdict(self)
 
     def runtest(self) -> None:
         """Judge this item's share of the report."""
-        verdict = self._gate.verdict()
+        verdict = self.gate.verdict(self)
         key = self._layer, self._scenario
         if key not in verdict.report.scores:
             pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
+        whole = verdict.report
+        early = whole.early_stop and whole.early_stop.of(*key)
         share = replace(
             verdict,
-            report=replace(verdict.report, scores={key: verdict.report.scores[key]}),
+            report=replace(whole, scores={key: whole.scores[key]}, early_stop=early),
             failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
             allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
             known=verdict.known.of(*key),
@@ -127,9 +170,10 @@ class GateItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""
-        return self.config.rootpath, None, f"{self._gate.name} {self.name}"
+        return self.config.rootpath, None, f"{self.gate.name} {self.name}"
 
     @property
-    def _gate(self) -> ModelGate:
+    def gate(self) -> ModelGate:
+        """Its model."""
         assert isinstance(self.parent, ModelGate)
         return self.parent

@@ -22,6 +22,7 @@ from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.early import EarlyGate
 from pytest_watermark_guard.engines import one_for_all, open_engine
 from pytest_watermark_guard.engines.shares import SharedOut
+from pytest_watermark_guard.environment import versions
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.examples import Examples, find_examples
 from pytest_watermark_guard.images.decoded import DecodedImages
@@ -39,7 +40,8 @@ from pytest_watermark_guard.settings import Settings, check_threshold
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
 
 _PREPARED = {"cpu": 64}  # rows prepared at once, however few the model takes at a time
-_PREPARED_ELSEWHERE = 512
+_PREPARED_ELSEWHERE = 512  # of 224 x 224 pixels; of larger images, as many as take as much memory
+_PIXELS = 224 * 224
 
 
 def probe(
@@ -209,6 +211,7 @@ def probe(
         early_stop=None if gate is None else gate.outcome(confirmed),
         weights=found.weights,
         examples=found.examples,
+        versions=versions(),
     )
     current_run().on_report(report)
     return report
@@ -333,7 +336,9 @@ def _prepare(
         resolved, settings.images, settings.max_images, settings.seed, labels=labels
     )
     streams = 1 + len(resolved) * (2 if settings.control else 1)
-    prepared = max(batch_size or 0, _PREPARED.get(target.type, _PREPARED_ELSEWHERE))
+    height, width = preprocessing.size or (0, 0)
+    fitting = _PREPARED_ELSEWHERE * _PIXELS // max(height * width, _PIXELS)
+    prepared = max(batch_size or 0, min(fitting, _PREPARED.get(target.type, fitting)))
     batches = ProbingBatches(
         baseline.shuffled(settings.seed),
         resolved,
@@ -360,7 +365,7 @@ def _prepare(
     uncached: tuple[str, ...] = ()
     if settings.cache:
         with ONE_AT_A_TIME:
-            batches, kept, uncached = _with_caches(batches, module, settings.precision)
+            batches, kept, uncached = _with_caches(batches, module, settings.precision, batch_size)
     assumed: tuple[str, ...] = ()
     if preprocessing.assumed:
         advice = "pass preprocess=, or set the model's attribute preprocessing"
@@ -395,7 +400,7 @@ def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wante
 
 
 def _with_caches(
-    batches: ProbingBatches, module: nn.Module, precision: str
+    batches: ProbingBatches, module: nn.Module, precision: str, batch_size: int | None
 ) -> tuple[ProbingBatches, ActivationCache | None, tuple[str, ...]]:
     """Open the caches of pixels and activations, or note why no keys for them can be given."""
     store = Store(cache_folder() / "cache", cache_bytes())
@@ -406,7 +411,7 @@ def _with_caches(
             geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
             decoded = DecodedImages(store, batches.baseline, geometry)
             batches = replace(batches, decoded=decoded)
-        return batches, ActivationCache(store, module, batches, precision), ()
+        return batches, ActivationCache(store, module, batches, precision, batch_size), ()
     except Unfingerprintable as reason:
         # What cannot be told apart from its like must not be mixed up with it.
         first, *_ = str(reason).splitlines() or [""]

@@ -46,6 +46,8 @@ class Recording:
         Identity of the model below its head, see `models.identity`; empty if unknown.
     labels : list of (int or None)
         One for each image so far.
+    run : str
+        Which run the activations are kept as, see `caching.activations`.
     """
 
     def __init__(self, streams: Sequence[str], images: int, naming: Naming) -> None:
@@ -53,6 +55,7 @@ class Recording:
         self.names: Names = {}
         self.model_notes: tuple[str, ...] = ()
         self.weights = ""
+        self.run = ""
         self._naming_notes: tuple[str, ...] = ()
         self.labels: list[int | None] = []
         self._images = images
@@ -131,7 +134,8 @@ class Recording:
         Where activations lie in files, a slice of units is scored after the other.
         """
         units = len(self.names[layer])
-        step = _UNITS_AT_ONCE if not self.keepable else units
+        spilled = any(rows.spilled for rows in self._rows.values())
+        step = _UNITS_AT_ONCE if spilled else units
         slices: dict[tuple[str, str], list[PairedAuroc]] = {pair: [] for pair in pairs}
         for start in range(0, units, step):
             columns = {
@@ -156,8 +160,8 @@ class Recording:
 
     @property
     def keepable(self) -> bool:
-        """Whether it is small enough to lie in memory, and to be kept for the next run."""
-        return not any(rows.spilled for rows in self._rows.values())
+        """Whether it is small enough to be kept for the next run, as a gate's first images are."""
+        return sum(rows.size for rows in self._rows.values()) <= _SPILL
 
 
 def _check_finite(rows: Array, layer: str, stream: str, identities: Sequence[str]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -195,6 +195,13 @@ class Impact:
         return self.top1_baseline - self.top1_marked
 
 
+class Decision(NamedTuple):
+    """A verdict on one layer under one scenario: "sensitive", "clean" or None, and its images."""
+
+    verdict: str | None
+    n_images: int
+
+
 @dataclass(frozen=True)
 class EarlyStop:
     """How a gate's probe ended that may stop before the last image.
@@ -204,17 +211,28 @@ class EarlyStop:
     threshold : float
         The gate's.
     error : float
-        Chance of a verdict other than that of all images.
+        Chance of a verdict other than that of all images, for all verdicts of the probe together.
     verdict : {"sensitive", "clean", None}
         None: undecided to the last image, and so decided by the scores themselves.
     n_available : int
         How many images there are.
+    each : mapping of (layer, scenario) to Decision
+        Where each has a verdict of its own: what it is, None if it was undecided to the last
+        image, and how many images it took. Empty: there was one verdict on the whole.
     """
 
     threshold: float
     error: float
     verdict: str | None
     n_available: int
+    each: Mapping[tuple[str, str], Decision] = field(default_factory=dict)
+
+    def of(self, layer: str, scenario: str) -> EarlyStop:
+        """Return what it says of one layer under one scenario, else of the whole."""
+        own = self.each.get((layer, scenario))
+        if own is None:
+            return self
+        return replace(self, verdict=own.verdict, each={(layer, scenario): own})
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +271,8 @@ class ProbeReport:
         Identity of the model's weights below its head, see `models.identity`; empty if unknown.
     examples : Examples or None
         The images that move the worst units most and least; None if not asked for.
+    versions : mapping of str to str
+        Of Python, the platform and the packages that the numbers depend on; empty if unknown.
     """
 
     model: str
@@ -270,6 +290,7 @@ class ProbeReport:
     early_stop: EarlyStop | None = None
     weights: str = ""
     examples: Examples | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stopped_early(self) -> bool:
@@ -321,8 +342,9 @@ class ProbeReport:
             "scores": [_scores_data(s) for s in self],
             "controls": [_scores_data(s) for s in self.controls.values()],
             "impact": {name: _impact_data(impact) for name, impact in self.impact.items()},
-            "early_stop": self.early_stop and vars(self.early_stop),
+            "early_stop": self.early_stop and _early_stop_data(self.early_stop),
             "weights": self.weights,
+            "versions": dict(self.versions),
             "examples": self.examples and self.examples.to_dict(),
         }
         return json.dumps(data, allow_nan=False)
@@ -361,6 +383,7 @@ class ProbeReport:
                 early_stop=stop and _read_early_stop(stop),
                 weights=str(data.get("weights", "")),
                 examples=examples and Examples.from_dict(examples),
+                versions={str(k): str(v) for k, v in data.get("versions", {}).items()},
             )
         except ReportError:
             raise
@@ -438,12 +461,29 @@ def _read_scores(found: Mapping[str, Any], data: Mapping[str, Any]) -> Scores:
     )
 
 
+def _early_stop_data(early: EarlyStop) -> dict[str, Any]:
+    each = [
+        {"layer": layer, "scenario": scenario, **decision._asdict()}
+        for (layer, scenario), decision in early.each.items()
+    ]
+    return {**vars(early), "each": each}
+
+
 def _read_early_stop(found: Mapping[str, Any]) -> EarlyStop:
-    verdict = found["verdict"]
-    if verdict not in ("sensitive", "clean", None):
-        raise ReportError(f"not a probe report: early verdict {verdict!r}")
+    each = {
+        (str(one["layer"]), str(one["scenario"])): Decision(one["verdict"], int(one["n_images"]))
+        # Newer than the format.
+        for one in found.get("each", ())
+    }
+    for verdict in (found["verdict"], *(decision.verdict for decision in each.values())):
+        if verdict not in ("sensitive", "clean", None):
+            raise ReportError(f"not a probe report: early verdict {verdict!r}")
     return EarlyStop(
-        float(found["threshold"]), float(found["error"]), verdict, int(found["n_available"])
+        float(found["threshold"]),
+        float(found["error"]),
+        found["verdict"],
+        int(found["n_available"]),
+        each,
     )
 
 

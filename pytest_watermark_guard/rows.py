@@ -38,6 +38,11 @@ class Rows:
         return 0 if self._like is None else int(self._like.shape[1])
 
     @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return 0 if self._like is None else self._length * self.units * self._like.itemsize
+
+    @property
     def spilled(self) -> bool:
         """Whether the rows lie in a file."""
         return self._folder is not None

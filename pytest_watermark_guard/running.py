@@ -126,8 +126,10 @@ def run(
         Runs the model in other processes.
     """
     kept = cache.load(batches.streams, how.layers) if cache else None
-    if kept is not None and kept.partial and not kept.plan.startswith("float32"):
-        kept = None  # streams that are compared must have been computed alike
+    if kept is not None and kept.partial and kept.run:
+        kept = None  # what is missing would be computed in another way than the rest
+    # Whether a faster precision was found: of some images at least, what ran is not float32.
+    lower = how.tuning and kept is not None and bool(kept.run)
     scenarios = [scenario.name for scenario in batches.scenarios]
 
     def take(
@@ -141,6 +143,7 @@ def run(
     if kept is not None:
         recording.model_notes = kept.notes
         recording.weights = kept.weights
+        recording.run = kept.run
         plan = kept.plan
         for first in range(0, kept.complete, _KEPT_AT_ONCE):
             last = min(first + _KEPT_AT_ONCE, kept.complete)
@@ -155,20 +158,23 @@ def run(
         todo = tuple(stream for stream in batches.streams if stream not in known)
         share = Share(done, images, todo, _EARLY if gate else 1.0)
         begun = elsewhere or partial(compute, cache=cache)
-        with closing(begun(module, batches, how, share)) as pieces:
-            for piece in pieces:
-                plan, recording.model_notes, recording.weights = piece[-3:]
-                activations = piece.activations
-                if kept is not None:
-                    last = done + len(piece.identities)
-                    activations = activations | kept.part(known, done, last)
-                    done = last
-                if take(activations, piece.labels, piece.identities):
-                    break
-        if cache is not None:
-            # One that goes on in float32 does not make what it went on from float32.
-            lower = kept is not None and not kept.plan.startswith("float32")
-            cache.save(recording, how.layers, kept.plan if kept and lower else plan, kept)
+        try:
+            with closing(begun(module, batches, how, share)) as pieces:
+                for piece in pieces:
+                    recording.model_notes, recording.weights = piece.notes, piece.weights
+                    lower |= how.tuning and not piece.plan.startswith("float32")
+                    if not (lower and piece.plan.startswith("float32")):
+                        plan = piece.plan
+                    activations = piece.activations
+                    if kept is not None:
+                        last = done + len(piece.identities)
+                        activations = activations | kept.part(known, done, last)
+                        done = last
+                    if take(activations, piece.labels, piece.identities):
+                        break
+        finally:  # also what was done before an interruption
+            if cache is not None and len(recording):
+                recording.run = cache.save(recording, how.layers, plan, lower)
     if gate is not None and gate.used:  # 0 where the gate has nothing to test
         recording.truncate(gate.used)
     return plan
@@ -208,9 +214,7 @@ def compute(
         )
         if cache is not None:
             # Also when a verdict ends the run: whoever goes on is not told.
-            stack.callback(
-                lambda: cache.remember(executor.plan) if executor.tuned and how.sizes else None
-            )
+            stack.callback(lambda: cache.remember(executor.plan) if executor.tuned else None)
         advance = stack.enter_context(progress_bar(images, how.progress))
         advance(share.first)
         if batches.decoded is not None and not share.first:

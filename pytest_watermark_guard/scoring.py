@@ -31,12 +31,12 @@ def score(
     for layer in recording.names:
         against = [(UNMARKED, name) for name in scenarios]
         against += [(control_of(name), name) for name in controlled]
-        found = cache.scores(layer, against, len(recording)) if cache else {}
+        found = cache.scores(layer, against, len(recording), recording.run) if cache else {}
         missing = [pair for pair in against if pair not in found]
         if missing:
             new = recording.compare(layer, missing)
             if cache is not None and recording.keepable:
-                cache.keep_scores(layer, new, len(recording))
+                cache.keep_scores(layer, new, len(recording), recording.run)
             found = {**found, **new}
         for low, name in against:
             area, error = found[low, name]

@@ -176,12 +176,8 @@ class Summary:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, postfix: list[str]) -> None:
-        if not (entries := self.entries):
-            return
-        from pytest_watermark_guard.reporting.terminal import render_reports
-
-        text = html.escape(render_reports(entries, self.threshold, width=120))
-        postfix.append(f"<h2>Watermark sensitivity</h2><pre>{text}</pre>")
+        if text := self._rendered(width=120):
+            postfix.append(f"<h2>Watermark sensitivity</h2><pre>{html.escape(text)}</pre>")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._json_path is not None:
@@ -189,31 +185,35 @@ class Summary:
         if not self._show_report:
             return
         terminalreporter.section("watermark sensitivity")
-        entries, owned = self.entries, self.owned
-        if not entries and not owned and not self.failures:
-            terminalreporter.write_line("no probe was made")
-            return
-        from pytest_watermark_guard.reporting.masks import render_masks
-        from pytest_watermark_guard.reporting.terminal import render_reports
-
         writer = self._config.get_terminal_writer()
         encoding = (getattr(sys.__stdout__, "encoding", None) or "utf-8").lower()
-        terminal: dict[str, Any] = {
-            "width": writer.fullwidth,
-            "color": writer.hasmarkup,
-            "ascii_only": not encoding.startswith("utf"),
-        }
-        parts = [render_reports(entries, self.threshold, **terminal)] if entries else []
+        text = self._rendered(
+            width=writer.fullwidth,
+            color=writer.hasmarkup,
+            ascii_only=not encoding.startswith("utf"),
+        )
+        terminalreporter.write(text or "no probe was made\n")
+
+    def _rendered(self, width: int, color: bool = False, ascii_only: bool = False) -> str:
+        """Draw all tables of the run; empty if there is nothing to tell."""
+        entries, masked, owned = self.entries, self.masked, self.owned
+        if not (entries or masked or owned or self.failures):
+            return ""
+        from pytest_watermark_guard.reporting.masks import render_masks
+        from pytest_watermark_guard.reporting.ownership import render_ownership
+        from pytest_watermark_guard.reporting.survey_table import render_survey
+        from pytest_watermark_guard.reporting.terminal import render_reports
+        from pytest_watermark_guard.surveying import SurveyReport
+
+        page: dict[str, Any] = {"width": width, "color": color, "ascii_only": ascii_only}
+        parts = []
+        if entries:
+            parts.append(render_reports(entries, self.threshold, **page))
         gated = {r.model: r for r, _ in entries if r.model in self._models}
         if len(gated) > 1 or self.failures:
-            from pytest_watermark_guard.surveying import SurveyReport
-
-            found = SurveyReport(gated, self.failures)
-            parts.append(found.table(terminal["width"], terminal["ascii_only"]))
-        if self._masked:
-            parts.append(render_masks(list(self._masked.values()), **terminal))
+            parts.append(render_survey(SurveyReport(gated, self.failures), **page))
+        if masked:
+            parts.append(render_masks(masked, **page))
         if owned:
-            from pytest_watermark_guard.reporting.ownership import render_ownership
-
-            parts.append(render_ownership(owned, **terminal))
-        terminalreporter.write("\n".join(parts))
+            parts.append(render_ownership(owned, **page))
+        return "\n".join(parts)

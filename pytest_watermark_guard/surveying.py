@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +17,7 @@ from torch import nn
 from pytest_watermark_guard.context import Run, current_run, using_run
 from pytest_watermark_guard.documents import read_document, write_document
 from pytest_watermark_guard.engines import Engine, one_for_all, open_engine
-from pytest_watermark_guard.errors import (
-    EngineError,
-    SettingsError,
-    WatermarkGuardError,
-)
+from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.report import ProbeReport
@@ -233,7 +229,11 @@ def survey(
         common = _Common(images, {**arguments, "progress": progress})
         outcomes = {name: _outcome(common, (name, model)) for name, model in named.items()}
     else:
-        outcomes = _elsewhere(chosen, named, images, arguments, progress)
+        outcomes = {}
+        for name, found in probed_elsewhere(chosen, named, images, arguments, progress):
+            if isinstance(found, ProbeReport):
+                current_run().on_report(found)
+            outcomes[name] = found
     return SurveyReport(
         {name: found for name, found in outcomes.items() if isinstance(found, ProbeReport)},
         {name: found for name, found in outcomes.items() if isinstance(found, str)},
@@ -260,32 +260,51 @@ def _outcome(common: _Common, item: tuple[str, str | nn.Module]) -> ProbeReport 
         return f"{type(error).__name__}: {error}"
 
 
-def _elsewhere(
-    name: str,
+def probed_elsewhere(
+    engine: str,
     models: Mapping[str, str | nn.Module],
     images: Any,
     arguments: Mapping[str, Any],
     progress: bool,
-) -> dict[str, ProbeReport | str]:
-    """Probe every model by a worker of an engine; the outcomes are those of this process."""
+) -> Iterator[tuple[str, ProbeReport | str]]:
+    """Have every model probed by a worker of an engine; the outcomes are those of this process.
+
+    Parameters
+    ----------
+    engine : {"ray"}
+    models : mapping of str to model
+    images, arguments, progress
+        As for `survey`.
+
+    Yields
+    ------
+    name : str
+    outcome : ProbeReport or str
+        Of the models in their order; why not where one could not be probed. The run is not told.
+
+    Raises
+    ------
+    EngineError
+        If the engine cannot be had, or the images cannot be sent to it.
+    """
     run = current_run()
     settings = run.settings.override(
         precision=arguments.get("precision"), device=arguments.get("device")
     )
     precision, notes = one_for_all(settings.precision)
-    there = Run(replace(run.settings, engine=None), run.scenarios, examples=run.examples)
+    there = Run(
+        replace(run.settings, engine=None), run.scenarios, examples=run.examples, known=run.known
+    )
     common = _Common(images, {**arguments, "precision": precision, "progress": False}, there)
-    engine: Engine = open_engine(name, settings.device)
-    outcomes: dict[str, ProbeReport | str] = {}
+    workers: Engine = open_engine(engine, settings.device)
     with progress_bar(len(models), progress) as advance:
-        results = engine.map(_outcome, common, [*models.items()], done=advance)
+        results = workers.map(_outcome, common, [*models.items()], done=advance)
         with closing(results):
             for model, found in zip(models, results, strict=True):
                 if isinstance(found, ProbeReport):
-                    found = replace(found, notes=(*notes, *found.notes))
-                    run.on_report(found)
-                outcomes[model] = str(found) if isinstance(found, EngineError) else found
-    return outcomes
+                    yield model, replace(found, notes=(*notes, *found.notes))
+                else:
+                    yield model, str(found)
 
 
 def _named(

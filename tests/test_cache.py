@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard import running
 
 N = 40
 SMALL = wm.Preprocessing(size=(32, 32))
@@ -115,22 +116,108 @@ def test_changed_images_are_computed_anew(photos, rows):
 def test_what_only_reads_differently_is_not(photos, rows):
     first = probe(photos)
     rows()
-    named = probe(photos, class_names=["a", "b", "c"], batch_size=3, name="other")
+    named = probe(photos, class_names=["a", "b", "c"], name="other")
     assert rows() == 0
     np.testing.assert_array_equal(named["logits", "latin"].auroc, first["logits", "latin"].auroc)
     assert named["logits", "latin"].names == ("a", "b", "c")
 
 
 def test_one_more_scenario_runs_that_one_only(photos, rows):
-    probe(photos)
+    probe(photos, precision="auto")
     rows()
-    both = probe(photos, scenarios=("latin", "arabic_numerals"))
+    both = probe(photos, scenarios=("latin", "arabic_numerals"), precision="auto")
     examples = 10  # a few images show where the layers are
     assert N <= rows() <= N + examples
     fresh = probe(photos, scenarios=("latin", "arabic_numerals"), cache=False)
     for scores in fresh:
         found = both[scores.layer, scores.scenario]
         np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
+
+
+def test_float32_gives_the_same_bits_whatever_is_known(photos, rows):
+    probe(photos)
+    probe(photos, batch_size=3)
+    rows()
+    scenarios = ("latin", "arabic_numerals")
+    both = probe(photos, scenarios=scenarios)
+    assert rows() >= 3 * N
+    assert both.to_json() == probe(photos, scenarios=scenarios, cache=False).to_json()
+
+
+def test_a_layer_by_itself_is_known_as_well(photos, rows):
+    both = probe(photos)
+    rows()
+    for layer in both.layers:
+        one = probe(photos, layers=(layer,))
+        assert rows() == 0
+        np.testing.assert_array_equal(one[layer, "latin"].auroc, both[layer, "latin"].auroc)
+
+
+def test_a_short_gate_on_fewer_layers_keeps_what_is_known_of_more(rows):
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    arguments = {"layers": ("logits", "stem"), "stop_at": 0.95}
+    probe(many)
+    probe(many, **arguments)
+    rows()
+    probe(many)
+    assert rows() == 0
+
+
+@pytest.fixture
+def found_bfloat16(monkeypatch):
+    """Every run with precision="auto" says that it found bfloat16 to be faster."""
+    plan = running.Plan(8, "bfloat16")
+    monkeypatch.setattr(running.Executor, "plan", property(lambda executor: plan))
+
+
+def test_runs_in_unlike_precision_are_never_put_together(rows, found_bfloat16):
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    both = ("latin", "arabic_numerals")
+    probe(many, precision="auto")
+    rows()
+    gate = probe(many, scenarios=both, precision="auto", stop_at=0.95)
+    assert rows() >= 3 * gate.n_images  # of the first run, nothing is used
+    for again in ({"scenarios": both, "stop_at": 0.95}, {}):  # and neither forgets the other
+        assert probe(many, precision="auto", **again).precision.startswith("bfloat16")
+        assert rows() == 0
+
+
+def test_what_went_on_in_float32_is_not_called_float32(rows, monkeypatch):
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    with monkeypatch.context() as patch:
+        plan = running.Plan(8, "bfloat16")
+        patch.setattr(running.Executor, "plan", property(lambda executor: plan))
+        gate = probe(many, precision="auto", stop_at=0.95)
+    rows()
+    full = probe(many, precision="auto")
+    assert (gate.n_images < 400, full.n_images) == (True, 400)
+    assert full.precision.startswith("bfloat16")
+    rows()
+    more = probe(many, precision="auto", scenarios=("latin", "arabic_numerals"))
+    assert rows() >= 3 * 400
+    assert more.precision.startswith("float32")
+
+
+def test_an_interrupted_probe_goes_on(rows, monkeypatch):
+    class StoppedError(Exception):
+        pass
+
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    append = running.Recording.append
+
+    def stopping(recording, *arguments):
+        append(recording, *arguments)
+        if len(recording) > 200:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Recording, "append", stopping)
+        with pytest.raises(StoppedError):
+            probe(many)
+    used = rows()
+    full = probe(many)
+    assert rows() <= 2 * 400 - used + 80
+    assert full.to_json() == probe(many, cache=False).to_json()
 
 
 def test_a_full_probe_goes_on_where_a_gate_stopped(photos, rows):
@@ -147,12 +234,12 @@ def test_a_full_probe_goes_on_where_a_gate_stopped(photos, rows):
 
 def test_a_gate_that_stops_early_does_not_forget_what_was_known(photos, rows):
     many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
-    probe(many)
+    probe(many, precision="auto")
     rows()
-    gate = probe(many, scenarios=("latin", "arabic_numerals"), stop_at=0.95)
+    gate = probe(many, scenarios=("latin", "arabic_numerals"), stop_at=0.95, precision="auto")
     assert gate.n_images < 400
     assert rows() < 400
-    probe(many)
+    probe(many, precision="auto")
     assert rows() == 0
 
 

@@ -79,6 +79,29 @@ def test_every_layer_and_scenario_can_have_a_verdict_of_its_own():
     assert report.early_stop.verdict == "sensitive"
 
 
+def test_each_verdict_tells_its_own_images():
+    # The logits alone react: under text that is clear at once, and of the features too.
+    model = Units(ink=0.3)
+    with torch.no_grad():
+        model.fc.weight[1] = torch.tensor([0.0, 0.0])
+    full = wm.probe(Units(ink=0.3), PHOTOS, "latin", cache=False)
+    close = float(full["features", "latin"].differentiability.max()) + 1e-4
+    arguments = {"cache": False, "stop_at": close, "decide_each": True}
+    report = wm.probe(model, PHOTOS, "latin", **arguments)
+    logits, features = (report.early_stop.each[layer, "latin"] for layer in full.layers)
+    assert logits.verdict == "clean"
+    assert logits.n_images < N / 4
+    assert features == (None, N)
+    assert report.early_stop.verdict is None
+    assert wm.ProbeReport.from_json(report.to_json()).early_stop == report.early_stop
+    story = wm.judge(report, close).story()
+    assert (
+        f"Verdicts took {logits.n_images} of 400 images, at error probability 0.001 for all of "
+        "them. Undecided to the last image, and so decided by the scores of all 400: features "
+        "under latin." in story
+    )
+
+
 def test_nothing_is_said_of_allowed_units_that_early_images_do_not_show():
     report = check(Units(), allow={"logits:1": "known"})
     assert report.stopped_early

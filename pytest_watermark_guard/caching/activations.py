@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import PIL
@@ -32,7 +33,7 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolde
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import font_path
 
-_FORMAT = "activations/2"  # raise the number when the same key would mean other numbers
+_FORMAT = "activations/3"  # raise the number when the same key would mean other numbers
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Kept:
         How the model was run.
     weights : str
         Identity of the model below its head.
+    run : str
+        Which run they come from, see `ActivationCache`; empty if it makes no difference.
     arrays : mapping of (stream, layer) to ndarray, shape [k, units]
         The first k images, in the probe's order; k may differ, and be 0.
     """
@@ -57,6 +60,7 @@ class Kept:
     notes: tuple[str, ...]
     plan: str
     weights: str
+    run: str
     arrays: Mapping[tuple[str, str], Array]
 
     def length(self, stream: str) -> int:
@@ -83,6 +87,12 @@ class Kept:
 class ActivationCache:
     """Keeps one probe's activations, and the fastest way to run its model.
 
+    Scores compare streams, whose activations must have been computed alike. Those in float32
+    throughout are, whichever run they come from. A run that found bfloat16 to agree may have
+    computed some images in it and others not: its activations are kept under a name of its own,
+    and used together or not at all. So are those of ``precision="float32"``, which must be the
+    same to the last bit: there, another set of streams makes other batches.
+
     Parameters
     ----------
     store : Store
@@ -90,6 +100,8 @@ class ActivationCache:
     batches : ProbingBatches
     precision : str
         As asked for: what is found to be the fastest may differ from run to run.
+    batch_size : int, optional
+        As asked for.
 
     Raises
     ------
@@ -98,10 +110,21 @@ class ActivationCache:
     """
 
     def __init__(
-        self, store: Store, module: nn.Module, batches: ProbingBatches, precision: str
+        self,
+        store: Store,
+        module: nn.Module,
+        batches: ProbingBatches,
+        precision: str,
+        batch_size: int | None = None,
     ) -> None:
         self._store = store
         model = fingerprint_model(module)
+        size = batches.preprocessing.size
+        self._exact = (
+            fingerprint((batches.streams, batch_size, torch.get_num_threads()))
+            if precision == "float32"
+            else ""
+        )
         machine = (
             batches.device.type,
             torch.__version__,
@@ -110,7 +133,9 @@ class ActivationCache:
             _device_name(batches.device),
         )
         version = pytest_watermark_guard.__version__
-        self._plan_key = fingerprint((_FORMAT, version, model, machine, precision))
+        self._plan_key = fingerprint(
+            (_FORMAT, version, model, machine, precision, size, batch_size)
+        )
         seed, baseline = batches.seed, batches.baseline
         self._base = fingerprint(
             (
@@ -134,48 +159,75 @@ class ActivationCache:
 
     def load(self, streams: Sequence[str], layers: Sequence[str]) -> Kept | None:
         """Return what is known of these layers, or None if nothing is."""
-        found = self._store.get("layers", self._key(*layers))
+        found = [
+            self._load(key, streams)
+            for key in (self._facts_key(layers), self._facts_key(layers, streams))
+        ]
+        kept = [one for one in found if one is not None]
+        return max(kept, key=lambda one: one.complete, default=None)
+
+    def _load(self, key: str, streams: Sequence[str]) -> Kept | None:
+        found = self._store.get("layers", key)
         if found is None:
             return None
         facts: dict[str, Any] = json.loads(found)
         arrays = {}
         for stream in streams:
             for layer in facts["layers"]:
-                array = self._store.get_array(
-                    "activations", self._key(self._streams[stream], layer)
-                )
+                array = self._array(stream, layer, facts["run"])
                 arrays[stream, layer] = np.empty((0, 0), np.float32) if array is None else array
-        told = facts["plan"], facts["weights"]
+        told = facts["plan"], facts["weights"], facts["run"]
         return Kept(tuple(facts["layers"]), tuple(facts["notes"]), *told, arrays)
 
-    def save(
-        self, recording: Recording, layers: Sequence[str], plan: str, kept: Kept | None
-    ) -> None:
-        """Keep a recording, if it can be, as far as it goes beyond what is kept already."""
+    def save(self, recording: Recording, layers: Sequence[str], plan: str, lower: bool) -> str:
+        """Keep a recording, if it can be, as far as it goes beyond what is kept already.
+
+        Parameters
+        ----------
+        recording : Recording
+        layers : sequence of str
+            As asked for.
+        plan : str
+            How the model was run.
+        lower : bool
+            Whether a faster precision was found, and some of it may have been computed so.
+
+        Returns
+        -------
+        str
+            Which run it comes from, for `scores`.
+        """
+        run = uuid4().hex if lower else self._exact
         if not recording.keepable:
-            return
+            return run
         facts = {
             "layers": [*recording.names],
             "notes": recording.model_notes,
             "plan": plan,
             "weights": recording.weights,
+            "run": run,
         }
         for stream in recording.streams:
             for layer in recording.names:
-                if kept is None or len(kept.arrays[stream, layer]) < len(recording):
-                    key = self._key(self._streams[stream], layer)
+                known = self._array(stream, layer, run)
+                if known is None or len(known) < len(recording):
+                    key = self._array_key(stream, layer, run)
                     self._store.put_array("activations", key, recording[stream, layer].columns())
         # Last: it says that the others are there.
-        self._store.put("layers", self._key(*layers), json.dumps(facts).encode())
+        for some in _parts(layers, facts):
+            key = self._facts_key(some, recording.streams if lower else ())
+            told = facts if some == tuple(layers) else {**facts, "layers": some}
+            self._store.put("layers", key, json.dumps(told).encode())
+        return run
 
     def scores(
-        self, layer: str, pairs: Sequence[tuple[str, str]], images: int
+        self, layer: str, pairs: Sequence[tuple[str, str]], images: int, run: str
     ) -> dict[tuple[str, str], tuple[Floats, Floats]]:
         """Return AUROC and standard error for those pairs of streams where they are kept."""
         found = {}
         for pair in pairs:
             array = self._store.get_array(
-                "scores", self._scores_key(layer, pair, images), mmap=False
+                "scores", self._scores_key(layer, pair, images, run), mmap=False
             )
             if array is not None:
                 found[pair] = array[0], array[1]
@@ -186,14 +238,25 @@ class ActivationCache:
         layer: str,
         scores: Mapping[tuple[str, str], tuple[Floats, Floats]],
         images: int,
+        run: str,
     ) -> None:
         """Keep what `scores` returns."""
         for pair, both in scores.items():
-            key = self._scores_key(layer, pair, images)
+            key = self._scores_key(layer, pair, images, run)
             self._store.put_array("scores", key, np.stack(both))
 
-    def _scores_key(self, layer: str, pair: tuple[str, str], images: int) -> str:
-        return self._key(*(self._streams[stream] for stream in pair), layer, str(images))
+    def _scores_key(self, layer: str, pair: tuple[str, str], images: int, run: str) -> str:
+        return self._key(*(self._streams[stream] for stream in pair), layer, str(images), run)
+
+    def _array(self, stream: str, layer: str, run: str) -> Array | None:
+        return self._store.get_array("activations", self._array_key(stream, layer, run))
+
+    def _array_key(self, stream: str, layer: str, run: str) -> str:
+        return self._key(self._streams[stream], layer, run)
+
+    def _facts_key(self, layers: Sequence[str], streams: Sequence[str] = ()) -> str:
+        drawn = (self._streams[stream] for stream in streams)
+        return self._key(self._exact, json.dumps([*layers]), *drawn)
 
     def plan(self) -> Plan | None:
         """Return the fastest way to run the model on this machine, where it is known."""
@@ -206,6 +269,14 @@ class ActivationCache:
 
     def _key(self, *rest: str) -> str:
         return fingerprint((self._base, rest))
+
+
+def _parts(layers: Sequence[str], facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Give the layers, and those by themselves of which as much is known."""
+    yield tuple(layers)
+    # Notes may be on any of them.
+    if len(layers) > 1 and not facts["notes"] and set(facts["layers"]) == set(layers):
+        yield from ((layer,) for layer in layers)
 
 
 def _fingerprint_scenario(scenario: AnyScenario, seed: int, identities: Sequence[str]) -> str:

@@ -189,8 +189,10 @@ class Store:
         stale = time.time() - _ABANDONED
         total = sum(size for _, _, size in files)
         for used, path, size in sorted(files):
-            abandoned = used < stale and path.endswith(".tmp")
-            if abandoned or (total > self._max_bytes and path != own):
+            unfinished = path.endswith(".tmp")
+            # Another process may be about to give it its name.
+            removable = used < stale if unfinished else total > self._max_bytes and path != own
+            if removable:
                 _remove(Path(path))
                 total -= size
 

@@ -151,9 +151,11 @@ class Executor:
         if self._search is None:
             return self._run(inputs)
         if self._reference is None:
-            reference = inputs[:_COMPARED].clone()  # before the model may work in place
-            first = self._current(inputs)
-            few = {layer: units[:_COMPARED] for layer, units in first.items()}
+            # Of all streams: a unit may be silent without a mark.
+            some = np.unique(np.linspace(0, len(inputs) - 1, _COMPARED).astype(int))
+            reference = inputs[torch.from_numpy(some).to(inputs.device)]  # a copy: the model may
+            first = self._current(inputs)  # work in place
+            few = {layer: units[some] for layer, units in first.items()}
             self._reference = reference, few
             self._advance(None)
             return first
@@ -190,11 +192,8 @@ class Executor:
         """Propose one candidate after the other; what is sent back is its seconds per input."""
         best = self._current
         try:
-            if remembered is not None and self._allows(remembered):
-                size = remembered.batch_size if self._sizes else best.plan.batch_size
-                known = self._candidate(replace(remembered, batch_size=size, compiled=None))
-                if known is None:
-                    return best, False
+            known = self._known(remembered)
+            if remembered is not None and known is not None:
                 best = known
                 if remembered.compiled is False or not self._repays_compiling(best.seconds):
                     return best, False
@@ -220,7 +219,15 @@ class Executor:
         except GeneratorExit:
             best.close()
             raise
-        return best, True
+        # What is best without bfloat16 is not to be taken for the best of all.
+        return best, not self._only_float32
+
+    def _known(self, remembered: Plan | None) -> _Candidate | None:
+        """Return the candidate by what was the fastest before, if it may be used and agrees."""
+        if remembered is None or (self._only_float32 and remembered.precision != "float32"):
+            return None
+        size = remembered.batch_size if self._sizes else self._current.plan.batch_size
+        return self._candidate(replace(remembered, batch_size=size, compiled=None))
 
     def _repays_compiling(self, seconds: float) -> bool:
         return seconds * self._rows * _SAVED > _COMPILING
@@ -268,9 +275,6 @@ class Executor:
         fast = replace(unfolded, folded=self._folds)
         for precision in ("bfloat16", "bfloat16 weights"):
             yield replace(fast, precision=precision)
-
-    def _allows(self, plan: Plan) -> bool:
-        return plan.precision == "float32" or not self._only_float32
 
     def _candidate(self, plan: Plan) -> _Candidate | None:
         """Return the model run by another plan, or None where it cannot be or disagrees."""

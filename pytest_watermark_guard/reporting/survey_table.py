@@ -27,7 +27,8 @@ def render_survey(
 
 
 def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
-    yield Text(f"Survey of {count(len(survey.reports), 'model')}", style="bold")
+    title = f"Survey of {count(len(survey.reports), 'model')}"
+    yield Text(title if survey.reports else "No model could be probed", style="bold")
     for model, reason in survey.failures.items():
         told = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {told}", style="red")

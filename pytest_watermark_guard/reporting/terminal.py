@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pytest_watermark_guard.gate import Verdict
-from pytest_watermark_guard.report import TIERS, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.report import TIERS, Decision, ProbeReport, Scores, SensitiveUnit
 from pytest_watermark_guard.reporting.drawing import Style, drawn, table
 from pytest_watermark_guard.reporting.known import known_lines
 from pytest_watermark_guard.reporting.story import allowed_lines
@@ -104,7 +104,9 @@ def _distinct(units: Sequence[SensitiveUnit]) -> int:
 
 def _counts(report: ProbeReport, style: Style) -> Table:
     tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
-    columns = ("layer", "script", "units", *tiers, "max d", "unit")
+    early = report.early_stop
+    taken = {} if early is None else early.each
+    columns = ("layer", "script", "units", *tiers, "max d", *["images"] * bool(taken), "unit")
     rows = []
     for scores in report:
         worst = scores.unit(scores.ranking()[0])
@@ -115,10 +117,18 @@ def _counts(report: ProbeReport, style: Style) -> Table:
                 str(len(scores.names)),
                 *(str(scores.count(tier)) for tier in TIERS),
                 f"{worst.differentiability:.3f}",
+                *_decided_by(taken, scores),
                 printable(worst.label),
             )
         )
-    return table(style, "Units by d, and the highest", columns, rows, words=(0, 1, 8))
+    return table(style, "Units by d, and the highest", columns, rows, (0, 1, len(columns) - 1))
+
+
+def _decided_by(taken: Mapping[tuple[str, str], Decision], scores: Scores) -> Iterator[str]:
+    """Give the number of images that this layer's verdict took, where it had one of its own."""
+    if taken:
+        decision = taken.get((scores.layer, scores.scenario), Decision(None, scores.n_images))
+        yield "all" if decision.verdict is None else f"{decision.n_images}"
 
 
 def _impact(report: ProbeReport, style: Style) -> Table:

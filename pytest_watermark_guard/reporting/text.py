@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.report import EarlyStop, ProbeReport, SensitiveUnit
 
 
 def printable(text: str, width: int | None = None) -> str:
@@ -52,15 +52,37 @@ def decision(report: ProbeReport) -> str | None:
     early = report.early_stop
     if early is None:
         return None
+    if len(early.each) > 1:
+        return _decisions(early)
+    taken = next((one.n_images for one in early.each.values()), report.n_images)
     if early.verdict is None:
         return (
             f"Undecided at error probability {early.error:g} to the last image: decided by the "
             f"scores of all {early.n_available}."
         )
+    shared = " for the verdicts on all layers and scripts together" if early.each else ""
     return (
-        f"Decided by {report.n_images} of {early.n_available} images, at error probability "
-        f"{early.error:g}."
+        f"Decided by {taken} of {early.n_available} images, at error probability "
+        f"{early.error:g}{shared}."
     )
+
+
+def _decisions(early: EarlyStop) -> str:
+    taken = [one.n_images for one in early.each.values() if one.verdict is not None]
+    open_ = [f"{layer} under {name}" for (layer, name), one in early.each.items() if not one[0]]
+    told = []
+    if taken:
+        span = f"{min(taken)} to {max(taken)}" if min(taken) < max(taken) else f"{taken[0]}"
+        told.append(
+            f"Verdicts took {span} of {early.n_available} images, at error probability "
+            f"{early.error:g} for all of them."
+        )
+    if open_:
+        told.append(
+            f"Undecided to the last image, and so decided by the scores of all "
+            f"{early.n_available}: {printable(listed(open_))}."
+        )
+    return " ".join(told)
 
 
 def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:

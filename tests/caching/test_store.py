@@ -161,6 +161,18 @@ def test_what_was_just_written_stays(tmp_path: Path) -> None:
     assert small.get("results", KEYS[1]) == bytes(1000)
 
 
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    small = Store(tmp_path, 1500)
+    small.put("results", KEYS[0], bytes(1000))
+    (path,) = files(tmp_path)
+    writing = path.with_name(f"{KEYS[1]}.guard.another_1.tmp")
+    writing.write_bytes(bytes(1000))
+    age(writing, 3600)
+    small.put("results", KEYS[2], bytes(10))
+    assert writing in files(tmp_path)
+    assert small.get("results", KEYS[0]) is None
+
+
 def test_what_exceeds_the_bound_alone_is_not_kept_and_costs_nothing_else(tmp_path: Path) -> None:
     small = Store(tmp_path, 1500)
     small.put("results", KEYS[0], bytes(1000))

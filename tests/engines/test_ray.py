@@ -206,6 +206,32 @@ def test_gates_of_the_command_line(pytester, monkeypatch):
     assert texts[0] == texts[1]
 
 
+def test_several_models_of_the_command_line_are_probed_at_once(pytester, monkeypatch):
+    def load(spec):
+        return networks.Net(7) if spec == "networks:other" else None
+
+    specs = ["networks:net", "networks:other", "torchvision:nosuch"]
+    options = [f"--wm-model={spec}" for spec in specs]
+    options += ["--wm-device=cpu", "--wm-precision=float32", "--wm-max-images=40"]
+    options += ["--wm-scenarios=latin", "--wm-no-cache", "--wm-json=run.json"]
+    hook = type("Hook", (), {"pytest_wm_load_model": staticmethod(load)})
+    alone = pytester.runpytest(*options, plugins=[hook()])
+    expected = (pytester.path / "run.json").read_bytes()
+    sent = []
+
+    def spied(engine, models, *arguments, **more):
+        sent.extend(models)
+        return probed(engine, models, *arguments, **more)
+
+    probed = surveying.probed_elsewhere
+    monkeypatch.setattr(surveying, "probed_elsewhere", spied)
+    result = pytester.runpytest(*options, "--wm-engine=ray", plugins=[hook()])
+    assert sent == specs
+    for one in (alone, result):
+        one.assert_outcomes(passed=4, errors=2)
+    assert (pytester.path / "run.json").read_bytes() == expected
+
+
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'pytest-watermark-guard\[ray\]'"):

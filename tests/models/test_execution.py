@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard.caching.activations import ActivationCache
 from pytest_watermark_guard.models import execution
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
@@ -132,6 +133,43 @@ def test_the_fastest_way_is_remembered(monkeypatch, tmp_path):
     second = probe(model, cache=True, max_images=250)
     assert second.precision == first.precision
     assert "channels last" in second.precision
+
+
+def test_a_remembered_way_that_is_no_good_any_more_is_replaced(clock, monkeypatch, tmp_path):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
+    wrong = execution.Plan(4, channels_last=True)
+    monkeypatch.setattr(ActivationCache, "plan", lambda _: wrong)
+    kept = []
+    monkeypatch.setattr(ActivationCache, "remember", lambda _, plan: kept.append(plan))
+    report = probe(Layouts(slow_on=None, picky=True), cache=True)
+    assert report.precision.startswith("float32")
+    assert len(kept) == 1
+    assert not kept[0].channels_last
+
+
+def test_what_is_best_without_bfloat16_is_not_remembered(clock, monkeypatch, tmp_path):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
+    model = Layouts()
+    wm.probe(model, PHOTOS, ("hindi",), preprocess=SMALL, seed=5)
+    fast = execution.Plan(4, "bfloat16", channels_last=True)
+    monkeypatch.setattr(ActivationCache, "plan", lambda _: fast)
+    monkeypatch.setattr(ActivationCache, "remember", lambda *_: pytest.fail("remembered"))
+    # The photos without a mark are known in float32: so must be what is compared with them.
+    assert "channels last" in probe(model, cache=True).precision
+
+
+def test_units_that_only_see_marks_must_agree_as_well(clock):
+    class Ink(Layouts):
+        def forward(self, x):
+            last = x.is_contiguous(memory_format=torch.channels_last)
+            ink = (x.amin(1).amax((1, 2)) - 0.6).relu()
+            noise = ink * last * torch.randn_like(ink)
+            return super().forward(x) + noise[:, None] * torch.tensor([0.0, 0.0, 1e4])
+
+    dark = PHOTOS // 2
+    blank = wm.Preprocessing(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+    report = wm.probe(Ink(), dark, ("latin",), preprocess=blank, cache=False)
+    assert "channels last" not in report.precision
 
 
 @pytest.mark.parametrize("folds", [True, False])

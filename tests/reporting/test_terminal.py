@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
+from pytest_watermark_guard.report import Decision, EarlyStop
 from pytest_watermark_guard.reporting.terminal import render_reports
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,6 +59,22 @@ HEADLESS = replace(
     impact={},
     notes=("no head found",),
 )
+EARLY = replace(
+    PLAIN,
+    n_images=998,
+    early_stop=EarlyStop(
+        0.95,
+        0.001,
+        "sensitive",
+        998,
+        {
+            ("logits", "chinese"): Decision("sensitive", 310),
+            ("features", "chinese"): Decision(None, 998),
+            ("logits", "arabic_numerals"): Decision("clean", 72),
+            ("features", "arabic_numerals"): Decision("clean", 80),
+        },
+    ),
+)
 FAILED = judge(PLAIN, 0.9, {"carton": "shipping labels", "beach": "old"})
 PASSED = judge(PLAIN, 0.99)
 CASES = {
@@ -67,6 +84,7 @@ CASES = {
     "ascii-80": ([(PLAIN, [])], {"width": 80, "ascii_only": True}),
     "two-80": ([(HEADLESS, []), (PLAIN, [])], {"width": 80}),
     "gates-80": ([(PLAIN, [FAILED, PASSED])], {"width": 80}),
+    "each-80": ([(EARLY, [judge(EARLY, 0.95)])], {"width": 80}),
     "hostile-80": ([(HOSTILE, [])], {"width": 80}),
     "color-80": ([(PLAIN, [FAILED])], {"width": 80, "color": True}),
 }

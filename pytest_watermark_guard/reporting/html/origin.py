@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pytest_watermark_guard.environment import versions
 from pytest_watermark_guard.settings import Settings
 
-_PACKAGES = (
-    "pytest-watermark-guard",
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "numpy",
-    "pillow",
-    "pytest",
-)
 _PLAIN = (
     "images", "threshold", "device", "precision", "max_images", "seed", "early_stop", "engine",
 )  # fmt: skip
@@ -67,7 +56,7 @@ def origin_of(settings: Settings, models: Sequence[str], paths: Sequence[str]) -
     """
     words = ["pytest", *paths, *(f"--wm-model={spec}" for spec in models), *_options(settings)]
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return Origin(shlex.join(words), dict(_versions()), now)
+    return Origin(shlex.join(words), versions(), now)
 
 
 def _options(settings: Settings) -> Iterator[str]:
@@ -87,13 +76,3 @@ def _options(settings: Settings) -> Iterator[str]:
         yield f"--wm-allow={unit}={reason}"
     if settings.control:
         yield "--wm-control"
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    yield "Python", platform.python_version()
-    for name in _PACKAGES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue  # an optional one
-    yield "platform", platform.platform()

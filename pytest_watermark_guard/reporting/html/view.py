@@ -166,6 +166,8 @@ def _facts(
     if report.weights:
         yield "Weights below the head", report.weights
     yield "Probed by version", report.version
+    if report.versions:
+        yield "With", ", ".join(f"{name} {release}" for name, release in report.versions.items())
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
