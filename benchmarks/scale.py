@@ -24,7 +24,7 @@ import pytest_watermark_guard as wm
 
 MODELS = {
     f"{name} {number}": f"torchvision:{name}@random"
-    for number in range(1, 5)
+    for number in range(1, 11)
     for name in ("resnet18", "mobilenet_v2")
 }
 

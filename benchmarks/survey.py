@@ -1,7 +1,8 @@
-"""The paper's 20 architectures in one survey: tables, numbers as JSON, a picture for each script.
+"""The paper's 20 architectures in one survey: tables, numbers as JSON, pictures, and the page.
 
 Weights are random where no others are at hand: such a network shows what reacts without having
-learned anything. MobileNet V2 has real weights if ``WATERMARK_GUARD_DATA`` names their folder.
+learned anything. MobileNet V2 has real weights if ``WATERMARK_GUARD_DATA`` names their folder. The
+page, with example images, is opened in Chromium, three times; the median is told.
 
 ``python benchmarks/survey.py [--images 64] [--out survey] [--engine ray]``
 """
@@ -12,8 +13,10 @@ import argparse
 import os
 import time
 from pathlib import Path
+from statistics import median
 
-from common import DATA, mobilenet_spec, print_machine
+from common import DATA, line, mobilenet_spec, print_machine
+from opening import opened
 
 import pytest_watermark_guard as wm
 
@@ -37,15 +40,24 @@ def main() -> None:
         models = {f"{n} (trained)" if "?" in m else n: m for n, m in models.items()}
     print_machine()
     start = time.perf_counter()
-    found = wm.survey(models, max_images=arguments.images, engine=arguments.engine)
+    found = wm.survey(models, max_images=arguments.images, engine=arguments.engine, examples=True)
     print(found.table(width=100))
     print(f"{len(found.reports)} models in {time.perf_counter() - start:.0f} s")
     arguments.out.mkdir(parents=True, exist_ok=True)
     found.save(arguments.out / "survey.json")
     for scenario in found.scenarios:
         found.plot(arguments.out / f"{scenario}.png", scenario)
-    found.to_html(arguments.out / "survey.html")
+    page = arguments.out / "survey.html"
+    found.to_html(page)
     print(f"JSON, pictures and a page are in {arguments.out}")
+    times, requests, errors = zip(*(opened(page) for _ in range(3)), strict=True)
+    size, seconds = page.stat().st_size / 2**20, median(times)
+    line("the page's size, MiB", f"{size:.1f}", "<= 5", size <= 5)
+    line("seconds until all of it is shown", f"{seconds:.2f}", "< 1", seconds < 1)
+    asked = sum(map(len, requests))
+    line("requests to anywhere", asked, 0, asked == 0)
+    told = sum(map(len, errors))
+    line("errors in the console", told, 0, told == 0)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ _HOMES = {
     "Reaudit": "mitigation.reaudit",
     "SCENARIOS": "watermarks.scenarios",
     "Scenario": "watermarks.scenarios",
+    "ScoreHistogram": "statistics.histogram",
     "Scores": "report",
     "SearchReport": "exploring.search",
     "SensitiveUnit": "report",
@@ -38,6 +39,7 @@ _HOMES = {
     "builtin_images": "images.cache",
     "extract_features": "models.activations",
     "fold_mask": "mitigation.fold",
+    "histogram_auroc": "statistics.histogram",
     "judge": "gate",
     "load_model": "models.specs",
     "probe": "probing",
@@ -121,6 +123,12 @@ if TYPE_CHECKING:
         SensitiveUnit as SensitiveUnit,
     )
     from pytest_watermark_guard.statistics.auroc import auroc as auroc
+    from pytest_watermark_guard.statistics.histogram import (
+        ScoreHistogram as ScoreHistogram,
+    )
+    from pytest_watermark_guard.statistics.histogram import (
+        histogram_auroc as histogram_auroc,
+    )
     from pytest_watermark_guard.surveying import SurveyReport as SurveyReport
     from pytest_watermark_guard.surveying import survey as survey
     from pytest_watermark_guard.watermarks.export import write_marked_folder as write_marked_folder

@@ -85,7 +85,8 @@ class _Switch(NamedTuple):
 
 
 def _switches(device: torch.device) -> Iterator[_Switch]:
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     onednn: Any = torch.backends.mkldnn
     by_name = hasattr(cuda, "fp32_precision")  # since torch 2.9
     if device.type == "cuda":

@@ -19,7 +19,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, the platform, and the packages that are installed, by name."""
+    """Return the versions of Python and of the packages that are installed, by name."""
     return dict(_versions())
 
 
@@ -31,4 +31,4 @@ def _versions() -> tuple[tuple[str, str], ...]:
             found.append((name, version(name)))
         except PackageNotFoundError:
             continue  # an optional one
-    return (*found, ("platform", platform.platform()))
+    return tuple(found)

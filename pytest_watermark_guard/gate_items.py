@@ -88,7 +88,10 @@ class ModelGate(pytest.Collector):
         from pytest_watermark_guard.probing import probe
 
         run = current_run()
-        how = {"stop_at": run.settings.threshold, "decide_each": True}  # every item is a verdict
+        how: dict[str, Any] = {
+            "stop_at": run.settings.threshold,
+            "decide_each": True,
+        }  # every item is a verdict
         found = self._elsewhere(run, how)
         if found is None:
             return probe(self._model(), name=self.name, **how)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,21 +21,17 @@ class HtmlSummary:
     path : Path
     settings : Settings
         The run's.
-    models : sequence of str
-        Specs that the run gates.
     """
 
-    def __init__(
-        self, summary: Summary, path: Path, settings: Settings, models: Sequence[str]
-    ) -> None:
+    def __init__(self, summary: Summary, path: Path, settings: Settings) -> None:
         self._summary = summary
         self._path = path
         self._settings = settings
-        self._models = models
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the page."""
+        from pytest_watermark_guard.options import known_words
         from pytest_watermark_guard.reporting.html.origin import origin_of
         from pytest_watermark_guard.reporting.html.page import write_html
 
@@ -49,7 +44,9 @@ class HtmlSummary:
             masked=self._summary.masked,
             owned=self._summary.owned,
             failures=self._summary.failures,
-            origin=origin_of(self._settings, self._models, paths),
+            origin=origin_of(
+                self._settings, config.getoption("wm_model") or (), paths, known_words(config)
+            ),
             by_name=True,
         )
 

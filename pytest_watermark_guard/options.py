@@ -24,7 +24,7 @@ SETTINGS = {
     "max_images": ("N", "probe with a random subset of N images (default: all)"),
     "seed": ("N", "seed of the watermarks and the subset (default: 17)"),
     "allow": ("UNIT=REASON", "accept a known unit, as in 'logits:carton=harmless'; repeatable"),
-    "engine": ("NAME", "ray: share every probe's images out among a Ray cluster (default: none)"),
+    "engine": ("NAME", "ray: probe by the workers of a Ray cluster (default: none)"),
     "early_stop": ("P", "a gate may stop early at this risk, 0: never (default: 0.001)"),
 }
 FLAGS = {
@@ -33,7 +33,7 @@ FLAGS = {
 }
 KNOWN_FILE = "wm-known-units.toml"
 KNOWN_FLAGS = {
-    "update-known": "put the sensitive units that gates find now on record, and let them pass",
+    "update-known": "put the sensitive units that gates find now on record; expired ones fail",
     "no-known": "ignore the units on record",
 }
 INI_TYPES = {
@@ -203,3 +203,11 @@ def _path(config: pytest.Config, name: str) -> Path | None:
         given = _ini_value(config, f"wm_{name}")
         folder = config.inipath.parent if config.inipath else folder
     return folder / Path(given).expanduser() if given else None
+
+
+def known_words(config: pytest.Config) -> list[str]:
+    """Return the options on known units that the command line gave."""
+    file = config.getoption("wm_known")
+    words = [] if file is None else [f"--wm-known={file}"]
+    flags = (name for name in KNOWN_FLAGS if config.getoption(f"wm_{name.replace('-', '_')}"))
+    return words + [f"--wm-{name}" for name in flags]

@@ -35,7 +35,7 @@ from pytest_watermark_guard.options import (
 )
 from pytest_watermark_guard.owned import send_owned
 from pytest_watermark_guard.settings import Settings
-from pytest_watermark_guard.summary import Probed, Summary, send, send_masked
+from pytest_watermark_guard.summary import Probed, Summary, send, send_masked, send_unchecked
 from pytest_watermark_guard.watermarks.scenarios import (
     READY_SCENARIOS,
     AnyScenario,
@@ -243,6 +243,8 @@ def pytest_runtest_makereport(
         add_properties(item, test_report, pending)
     if test_report.failed and call.excinfo and (verdict := _verdict(item, call.excinfo.value)):
         send_failure(test_report, verdict, getattr(item, "probe_key", None))
+    if test_report.failed and call.excinfo:
+        send_unchecked(test_report, call.excinfo.value)
     if pending:
         send(test_report, pending, getattr(item, "probe_key", None))
     if state.pending_owned:
@@ -276,7 +278,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     known = KnownSummary(summary, state.run.known, state.known_path)
     config.pluginmanager.register(known, "watermark-guard-known")
     if state.html_path is not None:
-        html = HtmlSummary(summary, state.html_path, state.run.settings, state.models)
+        html = HtmlSummary(summary, state.html_path, state.run.settings)
         config.pluginmanager.register(html, "watermark-guard-html")
     config.pluginmanager.register(summary, "watermark-guard-summary")
 

@@ -272,7 +272,7 @@ class ProbeReport:
     examples : Examples or None
         The images that move the worst units most and least; None if not asked for.
     versions : mapping of str to str
-        Of Python, the platform and the packages that the numbers depend on; empty if unknown.
+        Of Python and the packages that the numbers depend on; empty if unknown.
     """
 
     model: str

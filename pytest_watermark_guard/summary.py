@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.masking import Masked
 from pytest_watermark_guard.owned import received_owned
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 NOT_CHECKED = 6
-"""Exit code of a run in which gated models could not be probed, and nothing else failed."""
+"""Exit code of a run in which models could not be probed, and nothing else failed."""
 
 
 @dataclass
@@ -58,6 +59,12 @@ def send(test_report: pytest.TestReport, pending: list[Probed], key: str | None)
 def send_masked(test_report: pytest.TestReport, masked: Masked) -> None:
     """Put what was masked for a test on its report, as text."""
     test_report.wm_masked = masked.to_json()  # type: ignore[attr-defined]
+
+
+def send_unchecked(test_report: pytest.TestReport, error: BaseException) -> None:
+    """Put on a test's report that it failed because something could not be checked, and why."""
+    if isinstance(error, WatermarkGuardError):
+        test_report.wm_unchecked = str(error)  # type: ignore[attr-defined]
 
 
 class Summary:
@@ -99,7 +106,7 @@ class Summary:
         self._masked: dict[str, Masked] = {}
         self._owned: list[OwnershipReport] = []
         self.failures: dict[str, str] = {}
-        """Specs of gated models that could not be probed, and why."""
+        """Specs of gated models that could not be probed, and tests likewise, and why."""
         self._failed_otherwise = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -113,6 +120,9 @@ class Summary:
             self._note_failure(report)
 
     def _note_failure(self, report: pytest.TestReport) -> None:
+        if (why := getattr(report, "wm_unchecked", None)) is not None:
+            self.failures.setdefault(report.nodeid, why)
+            return
         specs = [spec for spec in self._models if report.nodeid.startswith(f"{spec}::")]
         if report.when != "setup" or not specs:
             self._failed_otherwise = True

@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from pytest_watermark_guard.batches import open_for
 from pytest_watermark_guard.context import Run, current_run, using_run
 from pytest_watermark_guard.documents import read_document, write_document
 from pytest_watermark_guard.engines import Engine, one_for_all, open_engine
@@ -21,7 +23,8 @@ from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
 from pytest_watermark_guard.probing import probe
 from pytest_watermark_guard.progress import progress_bar
 from pytest_watermark_guard.report import ProbeReport
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.settings import Settings, check_threshold
+from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
 KIND = "survey"
 
@@ -211,8 +214,8 @@ def survey(
 
     Raises
     ------
-    SettingsError
-        If there is no model.
+    SettingsError, ScenarioError, ImagesError, TypeError
+        If there is no model, or an argument is wrong whatever the model is.
     EngineError
         If the engine cannot be had, or the images cannot be sent to it.
 
@@ -224,6 +227,7 @@ def survey(
     named = _named(models)
     if not named:
         raise SettingsError("survey: name at least one model")
+    _check(images, arguments)
     chosen = current_run().settings.override(engine=engine).engine
     if chosen is None:
         common = _Common(images, {**arguments, "progress": progress})
@@ -238,6 +242,18 @@ def survey(
         {name: found for name, found in outcomes.items() if isinstance(found, ProbeReport)},
         {name: found for name, found in outcomes.items() if isinstance(found, str)},
     )
+
+
+def _check(images: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise what `probe` would raise for every model alike."""
+    if "name" in arguments:
+        raise TypeError("survey: names of models are the keys of a mapping; pass no name=")
+    signature(probe).bind("", images, **arguments)
+    names = {field.name for field in fields(Settings)} & {*arguments}
+    run = current_run()
+    settings = run.settings.override(images=images, **{name: arguments[name] for name in names})
+    scenarios = resolve_scenarios(settings.scenarios, run.scenarios)
+    open_for(scenarios, settings.images, settings.max_images, settings.seed)
 
 
 class _Common(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import ReportError, SettingsError
+from pytest_watermark_guard.errors import ImagesError, ReportError, ScenarioError, SettingsError
 
 PHOTOS = np.random.default_rng(0).integers(0, 90, (24, 48, 48, 3), dtype=np.uint8)
 SMALL = wm.Scenario("small", ["A", "B"], length=3, size=16)
@@ -165,3 +165,19 @@ def test_the_json_is_plain(found, tmp_path):
     data = json.loads((tmp_path / "survey.json").read_text("utf-8"))
     assert data["format"] == "pytest-watermark-guard/survey"
     assert data["reports"]["fires"]["format"] == "pytest-watermark-guard/report"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"max_image": 3}, TypeError),
+        ({"name": "mine"}, TypeError),
+        ({"precision": "float16"}, SettingsError),
+        ({"scenarios": ("klingon",)}, ScenarioError),
+        ({"images": "no such folder"}, ImagesError),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_is_no_model_s_failure(arguments, error):
+    with pytest.raises(error):
+        wm.survey([Bright(1.0), Bright(2.0)], **{"images": PHOTOS, **arguments})

@@ -51,7 +51,8 @@ def _draw_classes(axis: Any, survey: SurveyReport, scenario: str) -> None:
     axis.set_yticks(places, [_short(found.names[index]) for index in order], fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("A (0.5: no reaction)")
-    axis.set_title("Classes, highest and lowest mean A", fontsize=10)
+    of = "" if len(found.models) == len(survey.reports) else f" of {len(found.models)} models"
+    axis.set_title(f"Classes, highest and lowest mean A{of}", fontsize=10)
     axis.legend(fontsize=7, loc="lower right")
 
 

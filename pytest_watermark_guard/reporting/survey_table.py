@@ -10,6 +10,11 @@ from rich.text import Text
 
 from pytest_watermark_guard.report import TIERS
 from pytest_watermark_guard.reporting.drawing import Style, drawn, table
+from pytest_watermark_guard.reporting.survey_words import (
+    ranked_over,
+    ranking_caution,
+    unequal_images,
+)
 from pytest_watermark_guard.reporting.text import count, printable
 
 if TYPE_CHECKING:
@@ -28,16 +33,12 @@ def render_survey(
 
 def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
-    yield Text(title if survey.reports else "No model could be probed", style="bold")
+    yield Text(title if survey.reports else "Could not be probed", style="bold")
     for model, reason in survey.failures.items():
         told = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {told}", style="red")
-    sizes = {report.n_images for report in survey.reports.values()}
-    if len(sizes) > 1:
-        yield Text(
-            f"Between {min(sizes):,} and {max(sizes):,} images each: a gate ends when its verdict "
-            "is certain. Tables of all images: --wm-early-stop=0, or survey()."
-        )
+    if (caution := unequal_images(survey)) is not None:
+        yield Text(caution)
     for layer in survey.layers:
         yield Text()
         yield _counts(survey, layer, style)
@@ -86,12 +87,11 @@ def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[Rend
                 f"{column.max():.3f}",
             )
         )
-    models = count(len(found.models), "model")
-    title = f"Classes by mean A under {printable(scenario)}, over {models}"
+    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(found)}"
     yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
     hidden = len(order) - len(shown)
     if hidden:
         yield Text(f"The {_SHOWN} highest and lowest; {hidden:,} classes between them.")
-    if found.left_out:
-        yield Text(f"Without models of other classes: {printable(', '.join(found.left_out))}.")
+    if (told := ranking_caution(found)) is not None:
+        yield Text(told)

@@ -231,6 +231,27 @@ def test_a_model_that_could_not_be_checked_is_told_everywhere(project, actions, 
     assert "Not watermark-sensitive, 1 could not be probed" in page
 
 
+def test_a_test_that_could_not_check_is_no_failed_gate(project, actions, distribution):
+    project.makepyfile(
+        test_it="""
+        import shop
+        import pytest_watermark_guard as wm
+
+        def test_gate():
+            wm.assert_not_watermark_sensitive(shop.blind(), layers=("nosuch",))
+        """
+    )
+    result = project.runpytest("--wm-json=wm.json", "--wm-report", *distribution)
+    assert result.ret == 6
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["Could not be probed", "Not probed: test_it.py::test_gate: *"])
+    (told,) = errors(result)
+    assert told.startswith("::error title=Model that could not be checked::test_it.py::test_gate:")
+    assert "nosuch" in told
+    failures = json.loads((project.path / "wm.json").read_text("utf-8"))["failures"]
+    assert [*failures] == ["test_it.py::test_gate"]
+
+
 def test_an_error_of_a_test_is_a_failure_of_it(project):
     project.makepyfile(test_it="def test_it(): assert False")
     assert project.runpytest("--wm-model=shop:broken", "test_it.py").ret == 1
@@ -246,3 +267,11 @@ def test_a_section_in_the_page_of_pytest_html(project):
     assert "Most differentiable units" in section
     assert "cart:on,|`&lt;b&gt; [1]" in section
     assert "<b>" not in section
+
+
+def test_a_survey_in_the_page_of_pytest_html(project):
+    pytest.importorskip("pytest_html", reason="pytest-html is not installed")
+    specs = ["--wm-model=shop:blind", "--wm-model=shop:sensitive"]
+    project.runpytest(*specs, "--html=page.html", "--self-contained-html")
+    page = (project.path / "page.html").read_text("utf-8")
+    assert "Survey of 2 models" in page[page.index("<h2>Watermark sensitivity</h2>") :]

@@ -35,6 +35,9 @@ TEST = """
         report = wm.probe(sensitive(), control=True, labels=[0, 1] * 6, examples=True)
         report.save("report.json")
 
+    def test_each():
+        wm.probe(blind(), stop_at=0.95, decide_each=True)
+
     def test_owned():
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         net.preprocessing = wm.Preprocessing(size=(8, 8))
@@ -76,7 +79,7 @@ def problems(name, data):
     ]
 
 
-def field_names(data, free=("names", "impact", "geometry", "marks")):
+def field_names(data, free=("names", "impact", "geometry", "marks", "versions")):
     if isinstance(data, list):
         return {name for entry in data for name in field_names(entry)}
     if not isinstance(data, dict):
@@ -104,6 +107,7 @@ def test_what_is_written_is_what_is_published(written):
     # The files have what the schemas describe: nothing is checked by being absent.
     assert described(SCHEMAS["run"]) - field_names(written["run"]) == set()
     report = written["report"]
+    assert any((r["early_stop"] or {}).get("each") for r in written["run"]["reports"])
     assert report["controls"]
     assert report["impact"]["chinese"]["top1_baseline"] is not None
 

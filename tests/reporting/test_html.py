@@ -110,12 +110,18 @@ def test_the_verdict_comes_first_in_words():
     assert "no unit reacts" in words
 
 
+OTHER = replace(CLEAN, model="other")
+
+
 @pytest.mark.parametrize(
     ("entries", "failures", "expected"),
     [
         ([(PLAIN, [])], {}, "Watermark-sensitive"),
         ([(CLEAN, [])], {}, "Not watermark-sensitive"),
-        ([(CLEAN, []), (CLEAN, [])], {}, "None of 2 models is watermark-sensitive"),
+        ([(CLEAN, []), (OTHER, [])], {}, "None of 2 models is watermark-sensitive"),
+        # A model that was probed twice is still one; and where there are gates, they count.
+        ([(CLEAN, []), (CLEAN, [])], {}, "None of 2 probes found a model watermark-sensitive"),
+        ([(PLAIN, []), (CLEAN, [judge(CLEAN)])], {}, "Not watermark-sensitive"),
         ([], {}, "No probe was made"),
         ([], {"hf:x": "no such model"}, "No model could be probed"),
         ([(CLEAN, [])], {"hf:x": "no"}, "Not watermark-sensitive, 1 could not be probed"),
@@ -203,11 +209,27 @@ def test_too_many_units_leave_out_the_least_differentiable(monkeypatch):
     monkeypatch.setattr(units, "MOST", 40)
     markup = render([(PLAIN, [])])
     data = unpacked(markup)
-    assert (data["total"], data["shown"]) == (128, 28)
-    assert "and 100 more in the JSON file" in Page(markup).text("caption")
-    for block in data["blocks"]:
-        found = PLAIN[block["layer"], block["script"]]
-        assert sorted(found.ranking()[:10]) == list(numbers(block["units"], "<u4"))
+    assert (data["total"], data["shown"]) == (128, 40)
+    assert "and 88 more in the JSON file" in Page(markup).text("caption")
+    shown = [
+        PLAIN[block["layer"], block["script"]].differentiability[numbers(block["units"], "<u4")]
+        for block in data["blocks"]
+    ]
+    least = np.concatenate(shown).min()
+    assert sum((found.differentiability > least).sum() for found in PLAIN) <= 40
+    assert sum(block["count"] for block in data["blocks"]) == 40
+
+
+def test_classes_are_ranked_in_a_table_too():
+    few = replace(PLAIN, model="few", n_images=100)
+    page = Page(render([(PLAIN, []), (few, []), (PLAIN, [])]))
+    text = page.text()
+    assert "Classes over all models" in text
+    assert f"Between 100 and {PLAIN.n_images} images each" in text
+    assert "No unit of any model reaches d = 0.7: logits under latin" in text
+    assert "0.9700.9700.970" in page.text("td")  # mean, lowest and highest of carton
+    one = Page(render([(PLAIN, []), (PLAIN, [])])).text()
+    assert "Classes over all models" not in one
 
 
 def test_people_without_eyes_or_mouse():
@@ -248,18 +270,25 @@ def test_figures_tell_what_they_show():
     two = replace(PLAIN, model="other")
     alts = [image["alt"] for image in Page(render([(PLAIN, []), (two, [])])).all("img")]
     assert any("at or above 0.95: chinese 1, highest 0.970" in alt for alt in alts)
-    assert any("units that react to chinese" in alt for alt in alts)
-    assert not any("units that react to latin" in alt for alt in alts)  # none does
+    assert any("≥ 0.7 under chinese marks, by model: " in alt for alt in alts)
+    assert not any("≥ 0.7 under latin" in alt for alt in alts)  # none does
     assert any("Classes by mean A under chinese" in alt and "carton 0.970" in alt for alt in alts)
 
 
 def test_the_command_makes_the_same_run_again():
     settings = Settings(images="my photos", max_images=5, allow={"logits:carton": "it's a box"})
-    command = origin_of(settings, ["a:b"], ["tests"]).command
+    settings = settings.override(threshold=0.9512345, cache=False)
+    command = origin_of(settings, ["a:b"], ["tests"], ["--wm-no-known"]).command
     assert command == (
-        "pytest tests --wm-model=a:b '--wm-images=my photos' --wm-threshold=0.95 "
-        "--wm-max-images=5 --wm-seed=17 '--wm-allow=logits:carton=it'\"'\"'s a box'"
+        "pytest tests --wm-model=a:b '--wm-images=my photos' --wm-threshold=0.9512345 "
+        "--wm-max-images=5 --wm-seed=17 '--wm-allow=logits:carton=it'\"'\"'s a box' "
+        "--wm-no-cache --wm-no-known"
     )
+
+
+def test_a_report_tells_the_versions_it_was_made_by():
+    page = Page(render([(replace(PLAIN, versions={"torch": "2.7.1", "numpy": "2.3"}), [])]))
+    assert "torch 2.7.1, numpy 2.3" in page.text("dd")
 
 
 class Bright(nn.Module):

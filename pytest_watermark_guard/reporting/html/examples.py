@@ -122,10 +122,12 @@ def _baseline(
 ) -> Baseline:
     if images is not None:
         key, source = "", images
-    elif by_name and examples.images is not None:
+    elif examples.images is None:
+        raise ImagesError("where the images are is not known: they came from memory or a Dataset")
+    elif by_name or examples.images == "builtin":
         key, source = examples.images, examples.images
     else:
-        raise ImagesError("where the images are is not known: they came from memory or a Dataset")
+        raise ImagesError(f"pass images={examples.images!r}, if those are the ones to be shown")
     if key not in opened:
         opened[key] = open_baseline(source)
     return opened[key]

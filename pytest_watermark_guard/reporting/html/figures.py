@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 
 from pytest_watermark_guard.report import TIERS, ProbeReport, Scores
+from pytest_watermark_guard.reporting.html.comparison import SHOWN, rankings
+from pytest_watermark_guard.reporting.survey_words import ranked_over
 from pytest_watermark_guard.reporting.text import printable
 from pytest_watermark_guard.surveying import ClassRanking, SurveyReport
 
 MISSING = "Figures are drawn by matplotlib, which is not installed: pip install matplotlib."
 Drawn = ParamSpec("Drawn")
-_SHOWN = 10  # classes at either end of a ranking
 _NAME = 24  # characters
 _INK, _LINE, _ALERT = "#24292f", "#8c959f", "#b3261e"
 _SERIES = ("#0969a9", "#b35900", "#1a7f5a", "#8250b0", "#6e7781", "#a03070")
@@ -110,19 +111,15 @@ def distributions(report: ProbeReport, threshold: float) -> Iterator[Picture]:
         yield _distribution([scores for scores in report if scores.layer == layer], threshold)
 
 
-def comparisons(reports: Mapping[str, ProbeReport]) -> Iterator[Picture]:
+def comparisons(survey: SurveyReport) -> Iterator[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
-    survey = SurveyReport(reports)
     for scenario in survey.scenarios:
         for layer in survey.layers:
             found = survey.counts(layer, scenario, TIERS[0])
             if len(found) > 1 and any(number for number, _ in found.values()):
                 yield _counts(survey, layer, scenario)
-    for scenario in survey.scenarios:
-        if any(("logits", scenario) in report.scores for report in reports.values()):
-            ranked = survey.classes(scenario)
-            if len(ranked.models) > 1:
-                yield _classes(ranked)
+    for ranked in rankings(survey):
+        yield _classes(ranked)
 
 
 @_styled
@@ -135,7 +132,7 @@ def _distribution(found: Sequence[Scores], threshold: float) -> Picture:
         reach = len(d) - np.searchsorted(d, grid)
         name = _short(scores.scenario)
         color = _SERIES[number % len(_SERIES)]
-        style = ("-", "--", ":")[number // len(_SERIES) % 3]
+        style = ("-", "--", "-.", ":")[number % 4]  # not by colour alone
         # None is no number on a logarithmic scale: there the line ends.
         reach_or_none = np.where(reach > 0, reach, np.nan)
         axis.step(grid, reach_or_none, style, where="post", color=color, lw=1.6, label=name)
@@ -164,23 +161,22 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     tiers = [survey.counts(layer, scenario, tier) for tier in TIERS]
     models = sorted(tiers[0], key=lambda name: [-tier[name][0] / tier[name][1] for tier in tiers])
     places = np.arange(len(models))
-    figure, axis = _panel(4.4, 0.19 * len(models) + 1.1)
+    figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
     for tier, counts, shade in zip(TIERS, tiers, _SHADES, strict=True):
         shares = [100 * counts[name][0] / counts[name][1] for name in models]
         axis.barh(places, shares, color=shade, label=f"d ≥ {tier:g}")
     for place, name in zip(places, models, strict=True):
         number, units = tiers[0][name]
-        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=7)
+        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=8)
     _name_rows(axis, models)
     axis.margins(x=0.12)
     axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
     axis.set_title(f"{_short(layer)}, {_short(scenario)}", parse_math=False)
-    axis.legend(loc="lower right", fontsize=7)
-    first = models[0]
+    axis.legend(loc="lower right", fontsize=8)
+    told = "; ".join(f"{name} {tiers[0][name][0]} of {tiers[0][name][1]:,}" for name in models)
     return _picture(
         figure,
-        f"Share of {layer} units that react to {scenario} marks, by model. Highest: {first}, "
-        f"{tiers[0][first][0]} of {tiers[0][first][1]:,} with d ≥ {TIERS[0]:g}.",
+        f"Units of {layer} with d ≥ {TIERS[0]:g} under {scenario} marks, by model: {told}.",
         f"Units of {layer} that react to {scenario} marks, by model.",
     )
 
@@ -188,35 +184,35 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
 @_styled
 def _classes(found: ClassRanking) -> Picture:
     order = found.ranking()
-    cut = len(order) > 2 * _SHOWN
+    cut = len(order) > 2 * SHOWN
     if cut:
-        order = np.concatenate([order[:_SHOWN], order[-_SHOWN:]])
+        order = np.concatenate([order[:SHOWN], order[-SHOWN:]])
     places = np.arange(len(order))
-    figure, axis = _panel(4.4, 0.19 * len(order) + 1.1)
+    figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
     for row, areas in enumerate(found.auroc):
         label = "one model" if row == 0 else None
         axis.plot(areas[order], places, "o", color=_SHADES[1], ms=3, label=label)
     axis.plot(found.mean[order], places, "|", color=_INK, ms=10, mew=1.6, label="mean")
     axis.axvline(0.5, color=_LINE, lw=0.8)
     if cut:
-        axis.axhline(_SHOWN - 0.5, color=_LINE, lw=0.8, ls=":")
+        axis.axhline(SHOWN - 0.5, color=_LINE, lw=0.8, ls=":")
     _name_rows(axis, [found.names[index] for index in order])
     axis.set_xlabel("A (0.5: no reaction)")
     axis.set_title(f"Classes, {_short(found.scenario)}", parse_math=False)
-    axis.legend(loc="lower right", fontsize=7)
+    axis.legend(loc="lower right", fontsize=8)
     ends = [f"{found.names[i]} {found.mean[i]:.3f}" for i in order]
     return _picture(
         figure,
-        f"Classes by mean A under {found.scenario} marks over {len(found.models)} models. "
+        f"Classes by mean A under {found.scenario} marks, {ranked_over(found)}. "
         f"Highest: {', '.join(ends[:3])}; lowest: {', '.join(ends[:-4:-1])}.",
-        f"Classes by mean A under {found.scenario} marks: a dot for each of {len(found.models)} "
-        f"models{', highest and lowest classes' if cut else ''}.",
+        f"Classes by mean A under {found.scenario} marks, {ranked_over(found)}: a dot for each"
+        f"{', highest and lowest classes' if cut else ''}.",
     )
 
 
 def _name_rows(axis: Any, names: Sequence[str]) -> None:
     axis.set_yticks(np.arange(len(names)), map(_short, names), parse_math=False)
-    axis.tick_params(axis="y", length=0, labelsize=7)
+    axis.tick_params(axis="y", length=0, labelsize=8)
     axis.set_ylim(len(names) - 0.4, -0.6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,9 @@ class Origin:
     date: str = ""
 
 
-def origin_of(settings: Settings, models: Sequence[str], paths: Sequence[str]) -> Origin:
+def origin_of(
+    settings: Settings, models: Sequence[str], paths: Sequence[str], others: Sequence[str] = ()
+) -> Origin:
     """Say how a pytest run that ends now is made again.
 
     Parameters
@@ -45,9 +48,11 @@ def origin_of(settings: Settings, models: Sequence[str], paths: Sequence[str]) -
     settings : Settings
         The run's.
     models : sequence of str
-        Specs that the run gated.
+        Specs that the command line named; those of an ini file are gated anyway.
     paths : sequence of str
         Tests that it was asked for.
+    others : sequence of str, optional
+        Options of this plugin that are no settings.
 
     Returns
     -------
@@ -55,8 +60,9 @@ def origin_of(settings: Settings, models: Sequence[str], paths: Sequence[str]) -
         Only this plugin's options are told: others may hold secrets.
     """
     words = ["pytest", *paths, *(f"--wm-model={spec}" for spec in models), *_options(settings)]
+    words += others
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return Origin(shlex.join(words), versions(), now)
+    return Origin(shlex.join(words), {**versions(), "platform": platform.platform()}, now)
 
 
 def _options(settings: Settings) -> Iterator[str]:
@@ -65,8 +71,7 @@ def _options(settings: Settings) -> Iterator[str]:
         value = getattr(settings, name)
         plain = isinstance(value, str | Path | int | float)
         if plain and (name in _ALWAYS or value != getattr(default, name)):
-            shown = f"{value:g}" if isinstance(value, float) else value
-            yield f"--wm-{name.replace('_', '-')}={shown}"
+            yield f"--wm-{name.replace('_', '-')}={value}"
     for name in ("scenarios", "layers"):
         values = getattr(settings, name)
         if values != getattr(default, name):
@@ -76,3 +81,5 @@ def _options(settings: Settings) -> Iterator[str]:
         yield f"--wm-allow={unit}={reason}"
     if settings.control:
         yield "--wm-control"
+    if not settings.cache:
+        yield "--wm-no-cache"

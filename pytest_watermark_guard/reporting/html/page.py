@@ -15,7 +15,7 @@ from markupsafe import Markup
 import pytest_watermark_guard
 from pytest_watermark_guard.gate import Verdict
 from pytest_watermark_guard.report import TIERS, ProbeReport
-from pytest_watermark_guard.reporting.html import figures, view
+from pytest_watermark_guard.reporting.html import comparison, figures, view
 from pytest_watermark_guard.reporting.html.examples import galleries
 from pytest_watermark_guard.reporting.html.origin import Origin
 from pytest_watermark_guard.reporting.html.units import first_rows, packed
@@ -94,7 +94,8 @@ def render(
         for model in models
         if drawable
     ]
-    comparisons = figures.comparisons({j.name: j.report for j in judged}) if drawable else ()
+    survey = comparison.survey_of(judged)
+    ranked = [] if survey is None else list(comparison.rankings(survey))
     style, script = (
         Markup(files(_PACKAGE).joinpath("templates", name).read_text("utf-8"))
         for name in ("page.css", "page.js")
@@ -116,7 +117,9 @@ def render(
             layers=list(dict.fromkeys(layer for j in judged for layer in j.report.layers)),
             scripts=list(dict.fromkeys(name for j in judged for name in j.report.scenarios)),
             pictures=pictures,
-            comparisons=list(comparisons),
+            comparisons=list(figures.comparisons(survey)) if drawable and survey else [],
+            classes=[one for found in ranked for one in comparison.ranked_classes(found)],
+            cautions=[] if survey is None else comparison.cautions(survey),
             no_figures="" if drawable else figures.MISSING,
             galleries=galleries([j.report for j in judged], images, by_name),
             masked=masked,

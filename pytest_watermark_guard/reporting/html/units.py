@@ -77,13 +77,19 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
     -------
     dict
         ``blocks`` of one layer under one script each; ``total`` and ``shown`` units. Where they are
-        more than `MOST`, each block has its most differentiable ones.
+        more than `MOST`, the most differentiable ones of all.
     """
     names: dict[tuple[str, ...], int] = {}
-    number = sum(len(one.report.scores) for one in judged)
-    total = sum(len(scores.names) for one in judged for scores in one.report)
-    each = None if total <= MOST else MOST // number
-    blocks = [_block(one, scores, names, each) for one in judged for scores in one.report]
+    every = [(one, scores) for one in judged for scores in one.report]
+    sizes = [len(scores.names) for _, scores in every]
+    total = sum(sizes)
+    kept: list[npt.NDArray[np.intp] | None] = [None] * len(every)
+    if total > MOST:
+        d = np.concatenate([scores.differentiability for _, scores in every])
+        chosen = np.zeros(total, dtype=bool)
+        chosen[np.argsort(-d, kind="stable")[:MOST]] = True
+        kept = [np.flatnonzero(part) for part in np.split(chosen, np.cumsum(sizes)[:-1])]
+    blocks = [_block(*both, names, units) for both, units in zip(every, kept, strict=True)]
     return {
         "names": [[printable(name) for name in group] for group in names],
         "blocks": blocks,
@@ -93,9 +99,12 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _block(
-    one: Judged, scores: Scores, names: dict[tuple[str, ...], int], each: int | None
+    one: Judged,
+    scores: Scores,
+    names: dict[tuple[str, ...], int],
+    units: npt.NDArray[np.intp] | None,
 ) -> dict[str, Any]:
-    kept = slice(None) if each is None else np.sort(scores.ranking()[:each])
+    kept = slice(None) if units is None else units
     low, high = scores.interval()
     key = scores.layer, scores.scenario
     control = one.report.controls.get(key)
@@ -106,7 +115,7 @@ def _block(
         "script": printable(scores.scenario),
         "names": None if plain else names.setdefault(scores.names, len(names)),
         "count": len(scores.auroc[kept]),
-        "units": None if isinstance(kept, slice) else _base64(kept, "<u4"),
+        "units": None if units is None else _base64(units, "<u4"),
         "a": _thousandths(scores.auroc[kept]),
         "low": _thousandths(low[kept]),
         "high": _thousandths(high[kept]),

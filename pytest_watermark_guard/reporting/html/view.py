@@ -80,19 +80,39 @@ def models(entries: Sequence[Entry], found: Sequence[Judged]) -> list[Model]:
     return sorted(told, key=lambda model: (not model.sensitive, -model.highest))
 
 
-def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> str:
-    """Say how many models are sensitive, or else how many were tried an ownership key on."""
-    bad = sum(model.sensitive for model in told)
+class Headline(NamedTuple):
+    """The page's first line, and whether it is bad, good or neither."""
+
+    words: str
+    state: str
+
+
+def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
+    """Say how many models are sensitive, or else how many were tried an ownership key on.
+
+    Where there are gates, they count, and not what was probed beside them.
+    """
     if not told:
         if owned and not failures:
-            return f"Ownership: {owned} verification{'s' * (owned > 1)}"
-        return "No model could be probed" if failures else "No probe was made"
+            return Headline(f"Ownership: {owned} verification{'s' * (owned > 1)}", "")
+        if failures:
+            return Headline("No model could be probed", "bad")
+        return Headline("No probe was made", "")
+    counted = [model for model in told if model.gates] or told
+    bad = sum(model.sensitive for model in counted)
     missed = f", {len(failures)} could not be probed" if failures else ""
-    if len(told) == 1:
-        return ("Watermark-sensitive" if bad else "Not watermark-sensitive") + missed
-    if not bad:
-        return f"None of {len(told)} models is watermark-sensitive{missed}"
-    return f"{bad} of {len(told)} models {'is' if bad == 1 else 'are'} watermark-sensitive{missed}"
+    state = "bad" if bad or failures else "good"
+    several = len({model.judged.report.model for model in counted}) < len(counted)
+    if len(counted) == 1:
+        words = "Watermark-sensitive" if bad else "Not watermark-sensitive"
+    elif several:
+        words = f"{bad or 'None'} of {len(counted)} probes found a model watermark-sensitive"
+    elif bad:
+        verb = "is" if bad == 1 else "are"
+        words = f"{bad} of {len(counted)} models {verb} watermark-sensitive"
+    else:
+        words = f"None of {len(counted)} models is watermark-sensitive"
+    return Headline(words + missed, state)
 
 
 def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:

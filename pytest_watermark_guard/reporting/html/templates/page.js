@@ -10,6 +10,8 @@
     if (target instanceof HTMLDetailsElement) target.open = true;
   };
   addEventListener("hashchange", unfold);
+  // Also one that is followed again, after what it leads to was folded.
+  addEventListener("click", (event) => { if (event.target.closest("a[href^='#']")) setTimeout(unfold); });
   unfold();
   if (!table) return;
 
@@ -37,7 +39,7 @@
     const data = JSON.parse(byId("data").textContent);
     const total = data.shown;
     const all = {
-      total, everywhere: data.total, blocks: data.blocks, names: data.names,
+      total, blocks: data.blocks, names: data.names,
       lower: data.names.map((group) => group.map((name) => name.toLowerCase())),
       block: new Uint16Array(total), unit: new Uint32Array(total), mark: new Uint8Array(total),
       a: new Uint16Array(total), low: new Uint16Array(total), high: new Uint16Array(total),
@@ -95,17 +97,15 @@
     const { text, model, script, layer, fails } = asked();
     const { total, blocks, block, unit, lower, mark } = units;
     const fits = blocks.map((b) => (!model || b.model === model) && (!script || b.script === script) && (!layer || b.layer === layer));
-    const whole = blocks.map((b) => text === "" || b.model.toLowerCase().includes(text));
     const chosen = new Uint32Array(total);
     let count = 0;
     for (let at = 0; at < total; at++) {
       const place = block[at];
       if (!fits[place] || (fails && mark[at] !== 2)) continue;
-      if (!whole[place]) {
+      if (text !== "") {
         const group = blocks[place].names;
-        const hit = group === null ? `unit ${unit[at]}`.includes(text)
-          : lower[group][unit[at]].includes(text) || `[${unit[at]}]`.includes(text);
-        if (!hit) continue;
+        const told = group === null ? `unit ${unit[at]}` : `${lower[group][unit[at]]} [${unit[at]}]`;
+        if (!told.includes(text)) continue;
       }
       chosen[count++] = at;
     }
@@ -148,7 +148,7 @@
     table.tBodies[0].replaceChildren(rows);
     const some = Math.min(shown, found.length).toLocaleString("en");
     byId("found").textContent = found.length === 0 ? "No unit is like that"
-      : `${some} of ${found.length.toLocaleString("en")} units${found.length < units.total ? " that are like that" : ""}`;
+      : `${some} of ${found.length.toLocaleString("en")} units${found.length < units.total ? " that are like that" : " on this page"}`;
     byId("more").hidden = found.length <= shown;
   };
 
@@ -162,9 +162,11 @@
     const { text, model, script, layer } = asked();
     document.querySelectorAll("table.static tbody tr").forEach((row) => {
       const { dataset } = row;
-      row.hidden = (model && dataset.model !== model) || (script && dataset.script !== script)
+      // The model is chosen, not searched: its name may hold a class's.
+      const told = [...row.cells].map((one) => one.textContent).filter((one) => one !== dataset.model).join(" ");
+      row.hidden = (model && dataset.model && dataset.model !== model) || (script && dataset.script !== script)
         || (layer && dataset.layer !== layer)
-        || (text !== "" && !`${dataset.model} ${row.textContent}`.toLowerCase().includes(text));
+        || (text !== "" && !told.toLowerCase().includes(text));
     });
   };
 
@@ -192,9 +194,11 @@
     const sign = turn(button, number) ? -1 : 1;
     const column = button.closest("th").cellIndex;
     const value = (row) => row.cells[column].textContent.replaceAll(",", "");
-    const compare = number ? (x, y) => (parseFloat(value(x)) || 0) - (parseFloat(value(y)) || 0)
-      : (x, y) => collator.compare(value(x), value(y));
-    one.tBodies[0].append(...[...one.tBodies[0].rows].sort((x, y) => sign * compare(x, y)));
+    const amount = (row) => parseFloat(value(row));
+    const compare = number ? (x, y) => amount(x) - amount(y) : (x, y) => collator.compare(value(x), value(y));
+    // What is not known comes last, either way.
+    const missing = (row) => number && Number.isNaN(amount(row));
+    one.tBodies[0].append(...[...one.tBodies[0].rows].sort((x, y) => missing(x) - missing(y) || sign * compare(x, y)));
   }));
 
   const filters = document.querySelector(".filters");
@@ -209,6 +213,7 @@
   byId("more").addEventListener("click", () => {
     if (units) shown += STEP;
     refresh();
+    if (byId("more").hidden) table.closest(".scroll").focus();
   });
   byId("more").hidden = table.tBodies[0].rows.length >= Number(table.dataset.shown);
   // Fields that the browser filled in again after a reload count.
