@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+from selenium import webdriver
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 
 
@@ -25,24 +28,13 @@ def opened(path: Path) -> tuple[float, list[str], list[str]]:
     errors : list of str
         What the console says.
 
-    Raises
-    ------
-    SystemExit
-        If Chromium, its driver or selenium is missing.
     """
-    try:
-        from selenium import webdriver
-    except ImportError:
-        raise SystemExit("opening a page needs selenium: pip install selenium") from None
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        raise SystemExit("opening a page needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = browser
+    options.binary_location = str(BROWSER)
     for flag in FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chromium = webdriver.Chrome(options, webdriver.ChromeService(executable_path=driver))
+    chromium = webdriver.Chrome(options, webdriver.ChromeService(executable_path=str(DRIVER)))
     try:
         chromium.get("about:blank")
         chromium.get_log("performance")

@@ -15,7 +15,8 @@ import pytest_watermark_guard
 from pytest_watermark_guard.batches import ProbingBatches, check_batch_size, open_for
 from pytest_watermark_guard.binned import BinnedRecording
 from pytest_watermark_guard.caching.activations import ActivationCache
-from pytest_watermark_guard.caching.fingerprint import Unfingerprintable
+from pytest_watermark_guard.caching.fingerprint import Unfingerprintable, fingerprint
+from pytest_watermark_guard.caching.results import Found, keep_result, load_result
 from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
@@ -24,7 +25,7 @@ from pytest_watermark_guard.engines import one_for_all, open_engine
 from pytest_watermark_guard.engines.shares import SharedOut
 from pytest_watermark_guard.environment import versions
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.examples import Examples, find_examples
+from pytest_watermark_guard.examples import find_examples
 from pytest_watermark_guard.images.decoded import DecodedImages
 from pytest_watermark_guard.models.execution import Plan
 from pytest_watermark_guard.models.introspection import class_names_of
@@ -32,10 +33,10 @@ from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
 from pytest_watermark_guard.models.specs import LoadedModel, as_loaded
 from pytest_watermark_guard.models.state import input_dtype, runnable_on
 from pytest_watermark_guard.names import unit_names
-from pytest_watermark_guard.recording import Naming, Recording
-from pytest_watermark_guard.report import Impact, ProbeReport
+from pytest_watermark_guard.recording import Recording
+from pytest_watermark_guard.report import ProbeReport
 from pytest_watermark_guard.running import ONE_AT_A_TIME, Compute, HowToRun, run
-from pytest_watermark_guard.scoring import AllScores, impacts, score
+from pytest_watermark_guard.scoring import impacts, score
 from pytest_watermark_guard.settings import Settings, check_threshold
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
 
@@ -295,7 +296,7 @@ class _Ready(NamedTuple):
     module: nn.Module
     batches: ProbingBatches
     how: HowToRun
-    naming: Naming
+    naming: partial[Any]
     kept: ActivationCache | None
     notes: tuple[str, ...]
     images: Any
@@ -374,29 +375,36 @@ def _prepare(
     return _Ready(loaded, module, batches, how, naming, kept, notes, settings.images, elsewhere)
 
 
-class _Found(NamedTuple):
-    n_images: int
-    scores: AllScores
-    controls: AllScores
-    impact: dict[str, Impact]
-    notes: tuple[str, ...]
-    plan: str
-    weights: str
-    examples: Examples | None
-
-
-def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool) -> _Found:
+def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool) -> Found:
     """Run the model on the images, and score what it answers."""
     batches, kept = ready.batches, ready.kept
     images = batches.baseline.identities
     names = [scenario.name for scenario in batches.scenarios]
+    asked = None if gate else _asked(ready, kind, wanted)
+    if kept is not None and asked is not None and (known := load_result(kept, asked)) is not None:
+        return known
     with kind(batches.streams, len(images), ready.naming) as recording:
         plan = run(ready.module, batches, ready.how, recording, gate, kept, ready.elsewhere)
         scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
         impact = impacts(recording, names, images)
         examples = find_examples(recording, scores, batches, ready.images) if wanted else None
         notes, weights = recording.notes, recording.weights
-        return _Found(len(recording), scores, controls, impact, notes, plan, weights, examples)
+        found = Found(len(recording), scores, controls, impact, notes, plan, weights, examples)
+        if kept is not None and asked is not None and not recording.keepable:
+            keep_result(kept, asked, found)
+        return found
+
+
+def _asked(ready: _Ready, kind: type[Recording], wanted: bool) -> str | None:
+    """Tell what a result depends on beside model and images; None where that cannot be told."""
+    baseline = ready.batches.baseline
+    labels = [baseline.labels.get(identity) for identity in baseline.identities]
+    where = str(baseline.root) if wanted else ""  # the examples' folder
+    names = ready.naming.keywords
+    try:
+        return fingerprint((ready.how.layers, names, labels, kind.__name__, wanted, where))
+    except Unfingerprintable:
+        return None
 
 
 def _with_caches(

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard import running
+from pytest_watermark_guard import recording, running
 
 N = 40
 SMALL = wm.Preprocessing(size=(32, 32))
@@ -240,6 +240,29 @@ def test_a_gate_that_stops_early_does_not_forget_what_was_known(photos, rows):
     assert gate.n_images < 400
     assert rows() < 400
     probe(many, precision="auto")
+    assert rows() == 0
+
+
+@pytest.mark.parametrize("histograms", [True, False])
+def test_of_a_large_probe_the_result_is_kept(photos, rows, monkeypatch, histograms):
+    monkeypatch.setattr(recording, "_SPILL", 100)  # bytes
+    arguments = {"histograms": histograms, "examples": not histograms, "labels": [0, 1] * (N // 2)}
+    first = probe(photos, **arguments)
+    rows()
+    assert probe(photos, **arguments).to_json() == first.to_json()
+    assert rows() == 0
+    named = probe(photos, **arguments, class_names=["a", "b", "c"])
+    assert named["logits", "latin"].names == ("a", "b", "c")
+    assert rows() >= 2 * N
+
+
+def test_of_a_large_folder_a_gate_s_few_images_are_kept(rows, monkeypatch):
+    many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    monkeypatch.setattr(recording, "_SPILL", 20_000)  # bytes; of all images they would be 22,400
+    gate = probe(many, stop_at=0.95)
+    assert gate.n_images < 300
+    rows()
+    assert probe(many, stop_at=0.95).to_json() == gate.to_json()
     assert rows() == 0
 
 

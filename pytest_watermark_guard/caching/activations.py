@@ -258,6 +258,18 @@ class ActivationCache:
         drawn = (self._streams[stream] for stream in streams)
         return self._key(self._exact, json.dumps([*layers]), *drawn)
 
+    def result(self, asked: str) -> str | None:
+        """Return the text that was kept for what is asked beside all that this cache knows."""
+        found = self._store.get("results", self._result_key(asked))
+        return None if found is None else found.decode()
+
+    def keep_result(self, asked: str, text: str) -> None:
+        """Keep what `result` returns."""
+        self._store.put("results", self._result_key(asked), text.encode())
+
+    def _result_key(self, asked: str) -> str:
+        return self._key("result", self._exact, *self._streams.values(), asked)
+
     def plan(self) -> Plan | None:
         """Return the fastest way to run the model on this machine, where it is known."""
         found = self._store.get("plans", self._plan_key)

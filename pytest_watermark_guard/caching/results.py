@@ -1,0 +1,60 @@
+"""What probes found whose activations are too many to be kept, or were never kept at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pytest_watermark_guard.caching.activations import ActivationCache
+from pytest_watermark_guard.examples import Examples
+from pytest_watermark_guard.report import Impact, ProbeReport
+from pytest_watermark_guard.scoring import AllScores
+
+
+class Found(NamedTuple):
+    """What a probe measured; the rest of its report says what it was asked for."""
+
+    n_images: int
+    scores: AllScores
+    controls: AllScores
+    impact: Mapping[str, Impact]
+    notes: tuple[str, ...]
+    plan: str
+    weights: str
+    examples: Examples | None
+
+
+def load_result(cache: ActivationCache, asked: str) -> Found | None:
+    """Return what was found when the same was asked for, or None."""
+    text = cache.result(asked)
+    if text is None:
+        return None
+    kept = ProbeReport.from_json(text)
+    return Found(
+        kept.n_images,
+        dict(kept.scores),
+        dict(kept.controls),
+        kept.impact,
+        kept.notes,
+        kept.precision,
+        kept.weights,
+        kept.examples,
+    )
+
+
+def keep_result(cache: ActivationCache, asked: str, found: Found) -> None:
+    """Keep what was found, as a report without a name."""
+    report = ProbeReport(
+        model="",
+        baseline="",
+        n_images=found.n_images,
+        seed=0,
+        scores=found.scores,
+        impact=found.impact,
+        precision=found.plan,
+        notes=found.notes,
+        controls=found.controls,
+        weights=found.weights,
+        examples=found.examples,
+    )
+    cache.keep_result(asked, report.to_json())
