@@ -79,10 +79,21 @@ def browser(tmp_path_factory):
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = started(options)
     yield driver
     driver.quit()
+
+
+def started(options, again=2):
+    """Start the browser; on a busy machine its driver may take longer than selenium waits."""
+    from selenium.common.exceptions import WebDriverException
+
+    try:
+        return webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
+    except WebDriverException:
+        if not again:
+            raise
+    return started(options, again - 1)
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_several_models_of_the_command_line_are_probed_at_once(pytester, monkeyp
         return networks.Net(7) if spec == "networks:other" else None
 
     specs = ["networks:net", "networks:other", "torchvision:nosuch"]
-    options = [f"--wm-model={spec}" for spec in specs]
+    options = ["-p", "no:randomly", *(f"--wm-model={spec}" for spec in specs)]
     options += ["--wm-device=cpu", "--wm-precision=float32", "--wm-max-images=40"]
     options += ["--wm-scenarios=latin", "--wm-no-cache", "--wm-json=run.json"]
     hook = type("Hook", (), {"pytest_wm_load_model": staticmethod(load)})
