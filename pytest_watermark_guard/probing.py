@@ -401,8 +401,9 @@ def _asked(ready: _Ready, kind: type[Recording], wanted: bool) -> str | None:
     labels = [baseline.labels.get(identity) for identity in baseline.identities]
     where = str(baseline.root) if wanted else ""  # the examples' folder
     names = ready.naming.keywords
+    asked = ready.batches.streams, ready.how.layers, names, labels, kind.__name__, wanted, where
     try:
-        return fingerprint((ready.how.layers, names, labels, kind.__name__, wanted, where))
+        return fingerprint(asked)
     except Unfingerprintable:
         return None
 
