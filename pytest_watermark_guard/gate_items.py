@@ -88,10 +88,8 @@ class ModelGate(pytest.Collector):
         from pytest_watermark_guard.probing import probe
 
         run = current_run()
-        how: dict[str, Any] = {
-            "stop_at": run.settings.threshold,
-            "decide_each": True,
-        }  # every item is a verdict
+        # Every item is a verdict.
+        how: dict[str, Any] = {"stop_at": run.settings.threshold, "decide_each": True}
         found = self._elsewhere(run, how)
         if found is None:
             return probe(self._model(), name=self.name, **how)

@@ -121,7 +121,8 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
             apply_mask(model, mask, inplace=True)
         except WatermarkGuardError as error:
             # The message says it all; a traceback through us helps nobody.
-            pytest.fail(f"@pytest.mark.{MASK_MARKER}: {error}", pytrace=False)
+            told = f"@pytest.mark.{MASK_MARKER}: {error}"
+            raise pytest.fail.Exception(told, pytrace=False) from error
         before = {scores.scenario: float(scores.differentiability.max()) for scores in report}
         request.node.stash[MASKED] = Masked(
             test=request.node.nodeid,

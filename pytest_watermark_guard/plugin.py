@@ -241,10 +241,10 @@ def pytest_runtest_makereport(
     pending = state.pending
     if state.junit:
         add_properties(item, test_report, pending)
-    if test_report.failed and call.excinfo and (verdict := _verdict(item, call.excinfo.value)):
-        send_failure(test_report, verdict, getattr(item, "probe_key", None))
     if test_report.failed and call.excinfo:
         send_unchecked(test_report, call.excinfo.value)
+        if verdict := _verdict(item, call.excinfo.value):
+            send_failure(test_report, verdict, getattr(item, "probe_key", None))
     if pending:
         send(test_report, pending, getattr(item, "probe_key", None))
     if state.pending_owned:

@@ -380,7 +380,7 @@ def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wante
     batches, kept = ready.batches, ready.kept
     images = batches.baseline.identities
     names = [scenario.name for scenario in batches.scenarios]
-    asked = None if gate else _asked(ready, kind, wanted)
+    asked = None if gate or kept is None else _asked(ready, kind, wanted)
     if kept is not None and asked is not None and (known := load_result(kept, asked)) is not None:
         return known
     with kind(batches.streams, len(images), ready.naming) as recording:

@@ -63,6 +63,8 @@ def send_masked(test_report: pytest.TestReport, masked: Masked) -> None:
 
 def send_unchecked(test_report: pytest.TestReport, error: BaseException) -> None:
     """Put on a test's report that it failed because something could not be checked, and why."""
+    if isinstance(error.__cause__, WatermarkGuardError):  # told without its traceback
+        error = error.__cause__
     if isinstance(error, WatermarkGuardError):
         test_report.wm_unchecked = str(error)  # type: ignore[attr-defined]
 

@@ -62,6 +62,11 @@ class ClassRanking:
         """Return class indices: those that fire most on the mark first, those silenced last."""
         return np.argsort(-self.mean, kind="stable")
 
+    def ends(self, each: int) -> npt.NDArray[np.intp]:
+        """Return the first and the last `each` classes of the ranking; all, if they are no more."""
+        order = self.ranking()
+        return order if len(order) <= 2 * each else np.concatenate([order[:each], order[-each:]])
+
 
 @dataclass(frozen=True, eq=False)
 class SurveyReport:

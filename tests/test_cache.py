@@ -256,6 +256,16 @@ def test_of_a_large_probe_the_result_is_kept(photos, rows, monkeypatch, histogra
     assert rows() >= 2 * N
 
 
+def test_a_kept_result_is_that_of_the_streams_asked_for(photos):
+    arguments = {"precision": "auto", "histograms": True}
+    plain = probe(photos, **arguments)
+    with_control = probe(photos, **arguments, control=True)
+    assert with_control.controls
+    again = probe(photos, **arguments)
+    assert not again.controls
+    assert again.to_json() == plain.to_json()
+
+
 def test_of_a_large_folder_a_gate_s_few_images_are_kept(rows, monkeypatch):
     many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
     monkeypatch.setattr(recording, "_SPILL", 20_000)  # bytes; of all images they would be 22,400

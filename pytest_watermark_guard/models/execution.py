@@ -153,8 +153,9 @@ class Executor:
         if self._reference is None:
             # Of all streams: a unit may be silent without a mark.
             some = np.unique(np.linspace(0, len(inputs) - 1, _COMPARED).astype(int))
-            reference = inputs[torch.from_numpy(some).to(inputs.device)]  # a copy: the model may
-            first = self._current(inputs)  # work in place
+            # A copy, before the model may work in place.
+            reference = inputs[torch.from_numpy(some).to(inputs.device)]
+            first = self._current(inputs)
             few = {layer: units[some] for layer, units in first.items()}
             self._reference = reference, few
             self._advance(None)

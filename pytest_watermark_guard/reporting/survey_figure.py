@@ -37,9 +37,7 @@ def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
 
 def _draw_classes(axis: Any, survey: SurveyReport, scenario: str) -> None:
     found = survey.classes(scenario)
-    order = found.ranking()
-    if len(order) > 2 * _SHOWN:
-        order = np.concatenate([order[:_SHOWN], order[-_SHOWN:]])
+    order = found.ends(_SHOWN)
     places = np.arange(len(order))
     for row, areas in enumerate(found.auroc):
         label = "one model" if row == 0 else None

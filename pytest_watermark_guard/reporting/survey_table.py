@@ -73,8 +73,7 @@ def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
 
 def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[RenderableType]:
     found = survey.classes(scenario)
-    order = found.ranking()
-    shown = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
+    shown = found.ends(_SHOWN)
     rows = []
     for index in shown:
         column = found.auroc[:, index]
@@ -90,7 +89,7 @@ def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[Rend
     title = f"Classes by mean A under {printable(scenario)}, {ranked_over(found)}"
     yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
-    hidden = len(order) - len(shown)
+    hidden = len(found.names) - len(shown)
     if hidden:
         yield Text(f"The {_SHOWN} highest and lowest; {hidden:,} classes between them.")
     if (told := ranking_caution(found)) is not None:

@@ -233,6 +233,23 @@ def test_several_models_of_the_command_line_are_probed_at_once(pytester, monkeyp
     assert (pytester.path / "run.json").read_bytes() == expected
 
 
+def test_a_skipped_model_of_the_command_line_skips_no_other(pytester):
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_wm_load_model(spec):
+            if spec == "networks:other":
+                pytest.skip("not on this machine")
+        """
+    )
+    options = ["--wm-model=networks:net", "--wm-model=networks:other", "--wm-engine=ray", "-rs"]
+    options += ["--wm-device=cpu", "--wm-max-images=40", "--wm-scenarios=latin", "--wm-no-cache"]
+    result = pytester.runpytest(*options)
+    result.assert_outcomes(passed=2, skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED *not on this machine"])
+
+
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'pytest-watermark-guard\[ray\]'"):

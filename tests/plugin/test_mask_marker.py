@@ -394,14 +394,14 @@ def test_a_wider_fixture_made_from_the_model_is_a_usage_error(project):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "message", "code"),
     [
-        ("'resnet18'", "*fixture 'backbone' gave a str, and only a torch.nn.Module can be masked*"),
-        ("wm.apply_mask(shop.sensitive(), wm.FeatureMask((0,), 3))", "*carries a mask already*"),
-        ("shop.sensitive().double().fill()", "*has no attribute 'fill'*"),
+        ("'res'", "*fixture 'backbone' gave a str, and only a torch.nn.Module can be masked*", 6),
+        ("wm.apply_mask(shop.sensitive(), wm.FeatureMask((0,), 3))", "*carries a mask already*", 6),
+        ("shop.sensitive().double().fill()", "*has no attribute 'fill'*", 1),
     ],
 )
-def test_what_cannot_be_masked_is_an_error_of_that_test(project, model, message):
+def test_what_cannot_be_masked_is_an_error_of_that_test(project, model, message, code):
     project.makepyfile(
         BACKBONE.replace("shop.sensitive()", model)
         + """
@@ -415,6 +415,7 @@ def test_what_cannot_be_masked_is_an_error_of_that_test(project, model, message)
     result.stdout.fnmatch_lines([message])
     result.stdout.no_fnmatch_line("*masking.py*")
     result.stdout.no_fnmatch_line("Masked features")
+    assert result.ret == code
 
 
 def test_a_unit_that_the_model_does_not_have(project):

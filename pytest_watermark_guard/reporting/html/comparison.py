@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from pytest_watermark_guard.report import TIERS
 from pytest_watermark_guard.reporting.html.units import Judged
 from pytest_watermark_guard.reporting.survey_words import ranking_caution, unequal_images
@@ -47,10 +45,7 @@ def rankings(survey: SurveyReport) -> Iterator[ClassRanking]:
 
 def ranked_classes(found: ClassRanking) -> Iterator[RankedClass]:
     """Give the classes that fire most on the marks, and those that are silenced most."""
-    order = found.ranking()
-    if len(order) > 2 * SHOWN:
-        order = np.concatenate([order[:SHOWN], order[-SHOWN:]])
-    for index in order:
+    for index in found.ends(SHOWN):
         areas = found.auroc[:, index]
         name = found.names[index]
         label = f"class {index}" if name == str(index) else f"{name} [{index}]"

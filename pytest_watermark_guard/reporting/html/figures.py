@@ -183,10 +183,8 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
 
 @_styled
 def _classes(found: ClassRanking) -> Picture:
-    order = found.ranking()
-    cut = len(order) > 2 * SHOWN
-    if cut:
-        order = np.concatenate([order[:SHOWN], order[-SHOWN:]])
+    order = found.ends(SHOWN)
+    cut = len(order) < len(found.names)
     places = np.arange(len(order))
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
     for row, areas in enumerate(found.auroc):
