@@ -32,6 +32,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("WATERMARK_GUARD_CACHE", folder)
 
 
+@pytest.fixture(autouse=True)
+def no_spinning_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep pytest-rerunfailures out of the runs inside a test, but of those that ask for it.
+
+    For every xdist worker of such a run it leaves a thread in this process that reads a closed
+    socket for ever: after some dozens of runs everything is ten times slower.
+    """
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:rerunfailures")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with real images and weights, for the tests that measure on them."""

@@ -52,6 +52,9 @@ TEST = """
     @pytest.mark.wm_mask(method="erase")
     def test_erased(backbone, wm_mask):
         pass
+
+    def test_unchecked():
+        wm.probe(blind(), layers=("nosuch",))
 """
 
 
@@ -79,7 +82,7 @@ def problems(name, data):
     ]
 
 
-def field_names(data, free=("names", "impact", "geometry", "marks", "versions")):
+def field_names(data, free=("names", "impact", "geometry", "marks", "versions", "failures")):
     if isinstance(data, list):
         return {name for entry in data for name in field_names(entry)}
     if not isinstance(data, dict):
@@ -107,6 +110,7 @@ def test_what_is_written_is_what_is_published(written):
     # The files have what the schemas describe: nothing is checked by being absent.
     assert described(SCHEMAS["run"]) - field_names(written["run"]) == set()
     report = written["report"]
+    assert written["run"]["failures"]
     assert any((r["early_stop"] or {}).get("each") for r in written["run"]["reports"])
     assert report["controls"]
     assert report["impact"]["chinese"]["top1_baseline"] is not None
