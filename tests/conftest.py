@@ -33,13 +33,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_spinning_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_spinning_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep pytest-rerunfailures out of the runs inside a test, but of those that ask for it.
 
     For every xdist worker of such a run it leaves a thread in this process that reads a closed
     socket for ever: after some dozens of runs everything is ten times slower.
     """
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:rerunfailures")
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")  # which takes the variable away, so that it comes first
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:rerunfailures")
 
 
 @pytest.fixture(scope="session")
