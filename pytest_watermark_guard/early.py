@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,12 @@ class EarlyGate:
         self._each = each
         self._exempt: dict[Hashable, npt.NDArray[np.bool_]] = {}
         self._gates: dict[tuple[Key, ...], SequentialGate] = {}
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """What its verdict depends on beside the activations."""
+        allow = tuple(sorted(self._allow.items()))
+        return self._threshold, self._error, allow, self._seed, self._each
 
     def decided(self, activations: Activations, names: Names, scenarios: Sequence[str]) -> bool:
         """Take the next images, and tell whether the verdict is certain enough."""

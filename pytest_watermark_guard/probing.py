@@ -190,10 +190,7 @@ def probe(
             gate = EarlyGate(stop_at, settings.early_stop, settings.allow, count, seed, decide_each)
     kind = BinnedRecording if histograms else Recording
     wanted = (current_run().examples if examples is None else examples) and not histograms
-    found = _measure(ready, gate, kind, wanted)
-    confirmed = gate is None or gate.confirmed_by(found.scores)
-    if not confirmed:
-        found = _measure(ready, None, kind, wanted)  # only all images can tell
+    found = _found(ready, gate, kind, wanted)
     batches = ready.batches
     full = batches.dtype is torch.float32
     report = ProbeReport(
@@ -209,7 +206,7 @@ def probe(
         notes=(*ready.notes, *found.notes, *whole),
         version=pytest_watermark_guard.__version__,
         controls=found.controls,
-        early_stop=None if gate is None else gate.outcome(confirmed),
+        early_stop=found.early_stop,
         weights=found.weights,
         examples=found.examples,
         versions=versions(),
@@ -375,35 +372,51 @@ def _prepare(
     return _Ready(loaded, module, batches, how, naming, kept, notes, settings.images, elsewhere)
 
 
-def _measure(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool) -> Found:
-    """Run the model on the images, and score what it answers."""
+def _found(ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool) -> Found:
+    """Take what was found when the same was asked for, or measure it."""
+    kept = ready.kept
+    asked = None if kept is None else _asked(ready, gate, kind, wanted)
+    if kept is not None and asked is not None and (known := load_result(kept, asked)) is not None:
+        return known
+    found, keepable = _measure(ready, gate, kind, wanted)
+    if gate is not None:
+        confirmed = gate.confirmed_by(found.scores)
+        if not confirmed:
+            found, keepable = _measure(ready, None, kind, wanted)  # only all images can tell
+        found = found._replace(early_stop=gate.outcome(confirmed))
+    if kept is not None and asked is not None and not keepable:
+        keep_result(kept, asked, found)
+    return found
+
+
+def _measure(
+    ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool
+) -> tuple[Found, bool]:
+    """Run the model and score what it answers; tell too whether its activations are kept."""
     batches, kept = ready.batches, ready.kept
     images = batches.baseline.identities
     names = [scenario.name for scenario in batches.scenarios]
-    asked = None if gate or kept is None else _asked(ready, kind, wanted)
-    if kept is not None and asked is not None and (known := load_result(kept, asked)) is not None:
-        return known
     with kind(batches.streams, len(images), ready.naming) as recording:
         plan = run(ready.module, batches, ready.how, recording, gate, kept, ready.elsewhere)
         scores, controls = score(recording, names, None if kind is BinnedRecording else kept)
         impact = impacts(recording, names, images)
         examples = find_examples(recording, scores, batches, ready.images) if wanted else None
         notes, weights = recording.notes, recording.weights
-        found = Found(len(recording), scores, controls, impact, notes, plan, weights, examples)
-        if kept is not None and asked is not None and not recording.keepable:
-            keep_result(kept, asked, found)
-        return found
+        whole = scores, controls, impact, notes, plan, weights, examples
+        return Found(len(recording), *whole, early_stop=None), recording.keepable
 
 
-def _asked(ready: _Ready, kind: type[Recording], wanted: bool) -> str | None:
+def _asked(
+    ready: _Ready, gate: EarlyGate | None, kind: type[Recording], wanted: bool
+) -> str | None:
     """Tell what a result depends on beside model and images; None where that cannot be told."""
     baseline = ready.batches.baseline
     labels = [baseline.labels.get(identity) for identity in baseline.identities]
     where = str(baseline.root) if wanted else ""  # the examples' folder
     names = ready.naming.keywords
-    asked = ready.batches.streams, ready.how.layers, names, labels, kind.__name__, wanted, where
+    how = kind.__name__, wanted, where, None if gate is None else gate.terms
     try:
-        return fingerprint(asked)
+        return fingerprint((ready.batches.streams, ready.how.layers, names, labels, *how))
     except Unfingerprintable:
         return None
 

@@ -266,6 +266,20 @@ def test_a_kept_result_is_that_of_the_streams_asked_for(photos):
     assert again.to_json() == plain.to_json()
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_of_a_large_gate_the_verdict_is_kept(photos, rows, monkeypatch, each):
+    monkeypatch.setattr(recording, "_SPILL", 100)  # bytes
+    gate = probe(photos, stop_at=0.95, decide_each=each)
+    rows()
+    assert probe(photos, stop_at=0.95, decide_each=each).to_json() == gate.to_json()
+    assert rows() == 0
+    for other in ({"stop_at": 0.9}, {"early_stop": 0.01}, {"allow": {"logits:0": "known"}}, {}):
+        report = probe(photos, **{"stop_at": 0.95, "decide_each": not each, **other})
+        assert report.early_stop is not None
+        assert rows() > 0
+    assert probe(photos).early_stop is None
+
+
 def test_of_a_large_folder_a_gate_s_few_images_are_kept(rows, monkeypatch):
     many = np.random.default_rng(1).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
     monkeypatch.setattr(recording, "_SPILL", 20_000)  # bytes; of all images they would be 22,400

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pytest_watermark_guard.caching.activations import ActivationCache
 from pytest_watermark_guard.examples import Examples
-from pytest_watermark_guard.report import Impact, ProbeReport
+from pytest_watermark_guard.report import EarlyStop, Impact, ProbeReport
 from pytest_watermark_guard.scoring import AllScores
 
 
@@ -22,6 +22,7 @@ class Found(NamedTuple):
     plan: str
     weights: str
     examples: Examples | None
+    early_stop: EarlyStop | None
 
 
 def load_result(cache: ActivationCache, asked: str) -> Found | None:
@@ -39,6 +40,7 @@ def load_result(cache: ActivationCache, asked: str) -> Found | None:
         kept.precision,
         kept.weights,
         kept.examples,
+        kept.early_stop,
     )
 
 
@@ -56,5 +58,6 @@ def keep_result(cache: ActivationCache, asked: str, found: Found) -> None:
         controls=found.controls,
         weights=found.weights,
         examples=found.examples,
+        early_stop=found.early_stop,
     )
     cache.keep_result(asked, report.to_json())

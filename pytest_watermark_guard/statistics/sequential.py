@@ -106,7 +106,7 @@ class SequentialGate:
         self._generator = np.random.default_rng((seed, _TAG))
         self._payoffs = _payoffs(threshold)
         self._widths: dict[Hashable, int] | None = None
-        self._rows: list[tuple[list[ScorePair], int]] = []  # block and row of every image
+        self._rows: list[npt.NDArray[Any]] = []  # of every image: both scores, [2, kept units]
         self._pending: list[int] = []  # the next group's draws, as positions in _rows
         self._drawn = 0
         self._n_images = 0
@@ -142,8 +142,7 @@ class SequentialGate:
         Parameters
         ----------
         scores : mapping of (layer, scenario) to two ndarrays, shape [B, units]
-            Baseline and marked scores of the same B >= 0 images for every key. Kept by reference:
-            do not change them later.
+            Baseline and marked scores of the same B >= 0 images for every key.
         exempt : mapping of key to ndarray of bool, shape [units], optional
             Units that are not tested; read at the first call.
 
@@ -160,8 +159,10 @@ class SequentialGate:
             raise ValueError(f"expected {self._images} images in all, got {len(self._rows) + rows}")
         if self._widths is None:
             self._start({key: pair[0].shape[1] for key, pair in block.items()}, exempt or {})
-        pairs = [block[key] for key in self._widths or ()]
-        self._rows += [(pairs, row) for row in range(rows)]
+        if rows and self._verdict is None:
+            pairs = [block[key] for key in self._widths or ()]
+            low, high = (np.concatenate([p[s] for p in pairs], axis=1) for s in (0, 1))
+            self._rows.extend(np.stack([low[:, self._kept], high[:, self._kept]], axis=1))
         while self._verdict is None and self._draw_group():
             self._bet_on_group()
         if self._verdict is not None:
@@ -179,6 +180,8 @@ class SequentialGate:
         self._widths = widths
         self._owner = np.repeat(np.arange(len(widths)), list(widths.values()))
         self._active = np.flatnonzero(np.concatenate(tested))
+        self._kept = self._active  # units whose scores are kept: an image may be drawn again
+        self._places = np.arange(len(self._active))  # of the active units among those kept
         self._wins: Floats = np.zeros(len(self._active))
         self._wealth: Floats = np.ones((len(self._active), 2, len(_SHARES)))
         self._refuted = np.zeros((len(self._active), 2), dtype=bool)
@@ -197,10 +200,10 @@ class SequentialGate:
         return self._drawn <= len(self._rows)
 
     def _bet_on_group(self) -> None:
-        picked = [self._rows[position] for position in self._pending]
+        picked = np.stack([self._rows[position][:, self._places] for position in self._pending])
         self._pending = []
         self._n_images = self._drawn
-        wins = _quarter_wins(*(self._scores_of(picked, side) for side in (0, 1)))
+        wins = _quarter_wins(picked[:, 0], picked[:, 1])
         if self._groups:
             self._bet_on_leader(wins)
         self._bet_on_all(wins)
@@ -208,10 +211,6 @@ class SequentialGate:
             self._verdict = "sensitive"
         elif not len(self._active):
             self._verdict = "clean"
-
-    def _scores_of(self, picked: list[tuple[list[ScorePair], int]], side: int) -> npt.NDArray[Any]:
-        rows = [np.concatenate([pair[side][row] for pair in pairs]) for pairs, row in picked]
-        return np.stack(rows)[:, self._active]
 
     def _bet_on_leader(self, wins: npt.NDArray[np.int8]) -> None:
         """Bet that the unit which led so far is sensitive."""
@@ -240,6 +239,15 @@ class SequentialGate:
         if not keep.all():
             self._active, self._wins = self._active[keep], self._wins[keep]
             self._wealth, self._refuted = self._wealth[keep], self._refuted[keep]
+            self._places = self._places[keep]
+            if 2 * len(self._places) <= len(self._kept):
+                self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the scores of units that are decided."""
+        self._rows = [row[:, self._places] for row in self._rows]
+        self._kept = self._active
+        self._places = np.arange(len(self._active))
 
 
 def _checked(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import pytest_watermark_guard as wm
@@ -44,6 +45,12 @@ class Layouts(nn.Module):
 @pytest.fixture(autouse=True)
 def eager_to_try(monkeypatch):
     monkeypatch.setattr(execution, "_WORTH_TUNING", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def without_bfloat16(monkeypatch):
+    """Try the same ways on every machine, but where a test asks for more."""
+    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: False)
 
 
 @pytest.fixture
@@ -123,7 +130,13 @@ def test_short_runs_are_not_worth_trying(monkeypatch):
     assert probe(Layouts()).precision == "float32"
 
 
-def test_the_fastest_way_is_remembered(monkeypatch, tmp_path):
+def test_what_counts_as_agreement_hardly_moves_a_score():
+    z = np.linspace(-6, 6, 10_001)
+    moved = stats.norm.cdf(z) - stats.norm.cdf(z / np.sqrt(1 + execution.AGREEMENT**2))
+    assert 0.004 < np.abs(moved).max() < 0.005
+
+
+def test_the_fastest_way_is_remembered(clock, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
     torch.manual_seed(0)
     model = Layouts()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,6 +56,21 @@ def test_no_verdict_before_the_evidence_is_there(area):
     found = gate_on(scores)
     assert found.verdict == "sensitive"
     assert 237 <= found.n_images <= 280
+
+
+def test_scores_of_decided_units_are_let_go():
+    """One unit at the threshold keeps the gate going; the others are clean after some dozens."""
+    low, high = (side.astype(np.float32) for side in binormal([0.95] + [0.5] * 999))
+    gate = SequentialGate(0.95, 0.001, IMAGES)
+    tracemalloc.start()
+    for first in range(0, IMAGES, 8):
+        part = slice(first, first + 8)
+        gate.update({"layer": (low[part], high[part])})
+    size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert gate.undecided == {"layer": 1}
+    assert size < (low.nbytes + high.nbytes) / 10
+    assert peak < (low.nbytes + high.nbytes) / 2
 
 
 def test_at_the_threshold_the_full_run_decides():
