@@ -122,7 +122,7 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
         except WatermarkGuardError as error:
             # The message says it all; a traceback through us helps nobody.
             told = f"@pytest.mark.{MASK_MARKER}: {error}"
-            raise pytest.fail.Exception(told, pytrace=False) from error
+            raise pytest.fail.Exception(told, pytrace=False) from None
         before = {scores.scenario: float(scores.differentiability.max()) for scores in report}
         request.node.stash[MASKED] = Masked(
             test=request.node.nodeid,

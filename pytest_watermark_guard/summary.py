@@ -63,10 +63,10 @@ def send_masked(test_report: pytest.TestReport, masked: Masked) -> None:
 
 def send_unchecked(test_report: pytest.TestReport, error: BaseException) -> None:
     """Put on a test's report that it failed because something could not be checked, and why."""
-    if isinstance(error.__cause__, WatermarkGuardError):  # told without its traceback
-        error = error.__cause__
-    if isinstance(error, WatermarkGuardError):
-        test_report.wm_unchecked = str(error)  # type: ignore[attr-defined]
+    # pytest.fail tells another error without its traceback.
+    reason = error.__context__ if isinstance(error, pytest.fail.Exception) else error
+    if isinstance(reason, WatermarkGuardError):
+        test_report.wm_unchecked = str(reason)  # type: ignore[attr-defined]
 
 
 class Summary:

@@ -19,7 +19,7 @@ AGREEMENT = 0.2
 """How far a unit's activations may be from plain float32, in its own standard deviations.
 
 Noise of r standard deviations draws a binormal A = Φ(z) to Φ(z / √(1 + r²)): at 0.2 by 0.005 at
-most. One network's units are mostly far closer.
+most. Chance adds as much for a unit at the bound, with 1,000 images; most units are far closer.
 """
 
 _COMPARED = 32  # inputs

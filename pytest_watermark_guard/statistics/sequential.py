@@ -159,10 +159,9 @@ class SequentialGate:
             raise ValueError(f"expected {self._images} images in all, got {len(self._rows) + rows}")
         if self._widths is None:
             self._start({key: pair[0].shape[1] for key, pair in block.items()}, exempt or {})
-        if rows and self._verdict is None:
-            pairs = [block[key] for key in self._widths or ()]
-            low, high = (np.concatenate([p[s] for p in pairs], axis=1) for s in (0, 1))
-            self._rows.extend(np.stack([low[:, self._kept], high[:, self._kept]], axis=1))
+        sides = zip(*(block[key] for key in self._widths or ()), strict=True)
+        low, high = (np.concatenate(side, axis=1)[:, self._kept] for side in sides)
+        self._rows.extend(np.stack([low, high], axis=1))
         while self._verdict is None and self._draw_group():
             self._bet_on_group()
         if self._verdict is not None:
@@ -181,7 +180,6 @@ class SequentialGate:
         self._owner = np.repeat(np.arange(len(widths)), list(widths.values()))
         self._active = np.flatnonzero(np.concatenate(tested))
         self._kept = self._active  # units whose scores are kept: an image may be drawn again
-        self._places = np.arange(len(self._active))  # of the active units among those kept
         self._wins: Floats = np.zeros(len(self._active))
         self._wealth: Floats = np.ones((len(self._active), 2, len(_SHARES)))
         self._refuted = np.zeros((len(self._active), 2), dtype=bool)
@@ -200,7 +198,8 @@ class SequentialGate:
         return self._drawn <= len(self._rows)
 
     def _bet_on_group(self) -> None:
-        picked = np.stack([self._rows[position][:, self._places] for position in self._pending])
+        rows = np.stack([self._rows[position] for position in self._pending])
+        picked = rows[..., np.searchsorted(self._kept, self._active)]
         self._pending = []
         self._n_images = self._drawn
         wins = _quarter_wins(picked[:, 0], picked[:, 1])
@@ -239,15 +238,11 @@ class SequentialGate:
         if not keep.all():
             self._active, self._wins = self._active[keep], self._wins[keep]
             self._wealth, self._refuted = self._wealth[keep], self._refuted[keep]
-            self._places = self._places[keep]
-            if 2 * len(self._places) <= len(self._kept):
-                self._forget()
-
-    def _forget(self) -> None:
-        """Let go of the scores of units that are decided."""
-        self._rows = [row[:, self._places] for row in self._rows]
-        self._kept = self._active
-        self._places = np.arange(len(self._active))
+            if 2 * len(self._active) <= len(self._kept):
+                # Seldom, since it copies all there is: scores of decided units are let go.
+                places = np.searchsorted(self._kept, self._active)
+                self._rows = [row[:, places] for row in self._rows]
+                self._kept = self._active
 
 
 def _checked(

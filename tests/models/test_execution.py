@@ -17,6 +17,7 @@ from torch import nn
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.caching.activations import ActivationCache
 from pytest_watermark_guard.models import execution
+from pytest_watermark_guard.statistics.auroc import paired_auroc
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
 SMALL = wm.Preprocessing(size=(32, 32))
@@ -134,6 +135,11 @@ def test_what_counts_as_agreement_hardly_moves_a_score():
     z = np.linspace(-6, 6, 10_001)
     moved = stats.norm.cdf(z) - stats.norm.cdf(z / np.sqrt(1 + execution.AGREEMENT**2))
     assert 0.004 < np.abs(moved).max() < 0.005
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(2, 1000, 500)) + np.array([0, 1.2])[:, None, None]
+    rough = exact + execution.AGREEMENT * rng.normal(size=exact.shape)
+    off = np.abs(paired_auroc(*exact).auroc - paired_auroc(*rough).auroc)
+    assert 0.005 < np.quantile(off, 0.99) < 0.01
 
 
 def test_the_fastest_way_is_remembered(clock, monkeypatch, tmp_path):
