@@ -13,6 +13,7 @@ import torch
 
 from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.folding import fold_batch_norms
+from pytest_watermark_guard.models.fusing import fuse_convolutions
 from pytest_watermark_guard.models.runner import Activations, Runner
 
 AGREEMENT = 0.2
@@ -25,7 +26,8 @@ most. Chance adds as much for a unit at the bound, with 1,000 images; most units
 _COMPARED = 32  # inputs
 _WORTH_TUNING = 5.0  # seconds of work left; below it, trying costs more than it saves
 _GAIN = 0.97  # of the time so far: less of an improvement is noise
-_LARGEST_BATCH = {"cpu": 64}
+_CLEARLY = 0.4  # of the first pass's time, warming up included: no need to try anything else
+_LARGEST_BATCH = {"cpu": 32}
 # On two cores with AVX-512, MobileNet V2 and ResNet-18 take 6 to 11 s to compile (14 to 35 s the
 # first time on a machine) and save 0 to 23 % of a pass. Larger networks take longer.
 _COMPILING = 60.0  # seconds
@@ -49,6 +51,8 @@ class Plan:
         Batch norm is folded into the convolutions before it.
     channels_last : bool
         Memory format of weights and input.
+    fused : bool
+        Convolutions compute the activation after them; on a CPU, and not under autocast.
     compiled : bool or None
         By ``torch.compile``, on a GPU with CUDA graphs. None: not, and whether it would be faster
         was not tried.
@@ -58,12 +62,14 @@ class Plan:
     precision: str = "float32"
     folded: bool = False
     channels_last: bool = False
+    fused: bool = False
     compiled: bool | None = None
 
     def __str__(self) -> str:
         parts = [self.precision]
         parts += ["batch norm folded"] * self.folded
         parts += ["channels last"] * self.channels_last
+        parts += ["activations fused"] * self.fused
         parts += ["compiled"] * bool(self.compiled)
         return ", ".join(parts)
 
@@ -80,10 +86,11 @@ class Plan:
 class Executor:
     """Runs a model over all batches; use it as a context manager.
 
-    With `tuning`, the first batches are run in several ways: memory format, folded batch norm,
-    bfloat16 where the hardware has it, batch size; last, and only where the work left repays it,
-    `torch.compile`. Whatever is tried works on a copy, does real work, and counts only if every
-    unit agrees with plain float32 to within `AGREEMENT`.
+    With `tuning`, the first batches are run in several ways: all at once of memory format, folded
+    batch norm, fused activations and, where the hardware has it, bfloat16; where that is not
+    clearly the fastest, with some of them left out; then by other batch sizes; last, and only
+    where the work left repays it, by `torch.compile`. Whatever is tried works on a copy, does real
+    work, and counts only if every unit agrees with plain float32 to within `AGREEMENT`.
 
     Parameters
     ----------
@@ -132,7 +139,7 @@ class Executor:
         self._sizes = sizes
         self._search = self._tune(remembered) if tuning else None
         self._reference: tuple[torch.Tensor, Activations] | None = None
-        self._folds = False
+        self._tried = {plan}
         self.tuned = False
 
     def __enter__(self) -> Executor:
@@ -206,17 +213,7 @@ class Executor:
             else:
                 if best.seconds * self._rows < _WORTH_TUNING:
                     return best, False
-                fastest = yield best  # once more: the first pass paid for warming up
-                for variant in self._variants(best.plan):
-                    candidate = self._candidate(variant)
-                    if candidate is None:
-                        continue
-                    seconds = yield candidate
-                    if seconds < _GAIN * fastest:
-                        best.close()
-                        best, fastest = candidate, seconds
-                    else:
-                        candidate.close()
+                best, fastest = yield from self._fastest(best)
                 if self._sizes:
                     fastest = yield from self._resized(best, fastest)
             if self._repays_compiling(fastest):
@@ -227,12 +224,36 @@ class Executor:
         # What is best without bfloat16 is not to be taken for the best of all.
         return best, not self._only_float32
 
+    def _fastest(self, best: _Candidate) -> Generator[_Candidate, float, tuple[_Candidate, float]]:
+        """Try one way after the other until one is clearly faster than the first pass."""
+        first = fastest = best.seconds
+        compared = False
+        for variant in self._variants(best.plan):
+            candidate = self._candidate(variant)
+            if candidate is None:
+                continue
+            seconds = yield candidate
+            if not compared and seconds > _CLEARLY * first:
+                fastest = yield best  # once more: the first pass paid for warming up
+                compared = True
+            if seconds < _GAIN * fastest:
+                best.close()
+                best, fastest = candidate, seconds
+            else:
+                candidate.close()
+            if fastest <= _CLEARLY * first:
+                return best, fastest
+        if not compared:
+            fastest = yield best
+        return best, fastest
+
     def _known(self, remembered: Plan | None) -> _Candidate | None:
         """Return the candidate by what was the fastest before, if it may be used and agrees."""
         if remembered is None or (self._only_float32 and remembered.precision != "float32"):
             return None
         size = remembered.batch_size if self._sizes else self._current.plan.batch_size
-        return self._candidate(replace(remembered, batch_size=size, compiled=None))
+        plan = replace(remembered, batch_size=size, compiled=None)
+        return self._current if plan == self._start else self._candidate(plan)
 
     def _repays_compiling(self, seconds: float) -> bool:
         return seconds * self._rows * _SAVED > _COMPILING
@@ -242,7 +263,7 @@ class Executor:
     ) -> Generator[_Candidate, float, _Candidate]:
         plan = best.plan
         size = _even_share(self._batch, plan.batch_size)
-        candidate = self._candidate(replace(plan, batch_size=size, compiled=True))
+        candidate = self._candidate(replace(plan, batch_size=size, fused=False, compiled=True))
         if candidate is not None:
             seconds = yield candidate
             if seconds < _GAIN * fastest:
@@ -253,36 +274,41 @@ class Executor:
         return best
 
     def _resized(self, best: _Candidate, fastest: float) -> Generator[_Candidate, float, float]:
-        """Double the batch size as long as that helps, else halve it; returns the new seconds."""
+        """Raise the batch size as long as that helps, else halve it; returns the new seconds."""
         largest = _LARGEST_BATCH.get(best.device.type, 1024)
-        for factor in (2.0, 0.5):
-            improved = False
+        begun = best.plan.batch_size
+        for factor in (4.0, 0.5):
+            if factor < 1 and best.plan.batch_size > begun:
+                break
             while 1 <= (size := int(best.plan.batch_size * factor)) <= largest:
                 before = best.plan
                 best.plan = replace(before, batch_size=size)
+                yield best  # kernels are made for a new size
                 seconds = yield best
                 if seconds >= _GAIN * fastest:
                     best.plan = before
                     break
-                fastest, improved = seconds, True
-            if improved:
-                break
+                fastest = seconds
         return fastest
 
     def _variants(self, plan: Plan) -> Iterator[Plan]:
-        unfolded = replace(plan, channels_last=True)
-        yield replace(unfolded, folded=True)
+        on_cpu = self._current.device.type == "cpu"
+        unfused = replace(plan, folded=True, channels_last=True)
+        whole = replace(unfused, fused=on_cpu)
+        if not self._only_float32 and _has_bfloat16(self._current.device):
+            yield replace(whole, precision="bfloat16 weights")
+            yield replace(unfused, precision="bfloat16 weights")
+            yield replace(unfused, precision="bfloat16")
+        yield whole
+        yield unfused
         yield replace(plan, folded=True)
-        yield unfolded
-        if self._only_float32 or not _has_bfloat16(self._current.device):
-            return
-        # Known by now: a model may have no batch norm, or none that can be folded.
-        fast = replace(unfolded, folded=self._folds)
-        for precision in ("bfloat16", "bfloat16 weights"):
-            yield replace(fast, precision=precision)
+        yield replace(plan, channels_last=True)
 
     def _candidate(self, plan: Plan) -> _Candidate | None:
-        """Return the model run by another plan, or None where it cannot be or disagrees."""
+        """Return the model run by another plan, or None where it cannot be or disagrees.
+
+        What a model has nothing of is left out: it may have no batch norm to fold.
+        """
         assert self._reference is not None
         inputs, expected = self._reference
         candidate = None
@@ -291,12 +317,19 @@ class Executor:
             if recorder is None:
                 return None
             module = recorder.module
-            if plan.folded and not fold_batch_norms(module, inputs[:2], recorder.tapped):
-                return None
+            few = inputs[:2]
+            if plan.folded and not fold_batch_norms(module, few.clone(), recorder.tapped):
+                plan = replace(plan, folded=False)
             if plan.channels_last:
                 module.to(memory_format=torch.channels_last)
             if plan.precision == "bfloat16 weights":
                 module.to(torch.bfloat16)
+                few = few.to(torch.bfloat16)
+            if plan.fused and not fuse_convolutions(module, few.clone(), recorder.tapped):
+                plan = replace(plan, fused=False)
+            if plan in self._tried:
+                return None
+            self._tried.add(plan)
             if plan.compiled:
                 recorder.compile(plan.batch_size)
             candidate = _Candidate(recorder, plan, owned=True)
@@ -311,7 +344,6 @@ class Executor:
             raise
         if not agrees and candidate is not None:
             candidate.close()
-        self._folds |= agrees and plan.folded
         return candidate if agrees else None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pytest_watermark_guard.models.following import find_followers
 
 
 def fold_batch_norms(module: nn.Module, example: Tensor, keep: Collection[str] = ()) -> int:
@@ -33,10 +33,13 @@ def fold_batch_norms(module: nn.Module, example: Tensor, keep: Collection[str] =
     Exact but for rounding, as long as nothing else reads the convolution's output; whoever folds
     compares the activations afterwards.
     """
-    pairs = _followers(module, example)
+    pairs, calls = find_followers(
+        module, example, lambda layer: type(layer) is nn.Conv2d, _is_batch_norm
+    )
     folded = 0
     for convolution, norm in pairs.items():
-        if convolution in keep or norm in keep:
+        once = calls[convolution] == calls[norm] == 1
+        if not once or convolution in keep or norm in keep:
             continue
         normalised = module.get_submodule(norm)
         _fold(module.get_submodule(convolution), normalised)
@@ -44,49 +47,6 @@ def fold_batch_norms(module: nn.Module, example: Tensor, keep: Collection[str] =
         setattr(module.get_submodule(parent), attribute, _rest_of(normalised))
         folded += 1
     return folded
-
-
-def _followers(module: nn.Module, example: Tensor) -> dict[str, str]:
-    """Map each foldable convolution to the batch norm that its output goes to."""
-    produced: dict[int, tuple[str, Any]] = {}
-    pairs: dict[str, str] = {}
-    calls: Counter[str] = Counter()
-    handles = []
-
-    def after_convolution(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            calls[name] += 1
-            produced[id(output)] = name, output  # held, so that no other tensor gets its id
-
-        return hook
-
-    def before_norm(name: str) -> Any:
-        def hook(_module: nn.Module, args: Any) -> None:
-            calls[name] += 1
-            source, _ = produced.get(id(args[0]), ("", None)) if args else ("", None)
-            if source:
-                pairs[source] = name
-
-        return hook
-
-    try:
-        for name, submodule in module.named_modules():
-            if _is_plain(submodule) and type(submodule) is nn.Conv2d:
-                handles.append(submodule.register_forward_hook(after_convolution(name)))
-            elif _is_plain(submodule) and _is_batch_norm(submodule):
-                handles.append(submodule.register_forward_pre_hook(before_norm(name)))
-        module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    # A layer that runs twice may mean something else each time.
-    return {c: n for c, n in pairs.items() if calls[c] == calls[n] == 1}
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Tell whether a layer does what its class says: hooks and patches do more."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and "forward" not in module.__dict__
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -43,6 +43,18 @@ class Layouts(nn.Module):
         return self.fc(x + self.noise * last * torch.randn_like(x))
 
 
+class Slow(Layouts):
+    """Takes so many seconds for so many rows, however it is run."""
+
+    def __init__(self, seconds):
+        super().__init__(slow_on=None)
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds(len(x)))
+        return super().forward(x)
+
+
 @pytest.fixture(autouse=True)
 def eager_to_try(monkeypatch):
     monkeypatch.setattr(execution, "_WORTH_TUNING", 0.0)
@@ -191,27 +203,62 @@ def test_units_that_only_see_marks_must_agree_as_well(clock):
     assert "channels last" not in report.precision
 
 
+class Casting(Layouts):
+    """Cannot be run with weights in another precision."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
 @pytest.mark.parametrize("folds", [True, False])
-@pytest.mark.parametrize("precision", ["bfloat16", "bfloat16 weights"])
-def test_bfloat16_where_the_hardware_has_it(monkeypatch, precision, folds):
+@pytest.mark.parametrize("kind", [Layouts, Casting])
+def test_bfloat16_where_the_hardware_has_it(clock, monkeypatch, kind, folds):
     """On hardware without it the speed is beside the point: it must be tried, and agree."""
+    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
+    torch.manual_seed(0)
+    model = kind()
+    if not folds:
+        model.norm = nn.Identity()
+    report, expected = probe(model), plain(model)
+    ways = ["bfloat16 weights" if kind is Layouts else "bfloat16"]
+    ways += ["batch norm folded"] * folds + ["channels last"]
+    ways += ["activations fused"] * (kind is Layouts and torch.backends.mkldnn.is_available())
+    assert report.precision == ", ".join(ways)
+    np.testing.assert_allclose(
+        report["logits", "latin"].auroc, expected["logits", "latin"].auroc, atol=0.01
+    )
+
+
+def test_what_is_clearly_the_fastest_ends_the_search(clock, monkeypatch):
     tried = []
     candidate = execution.Executor._candidate
 
     def noted(self, plan):
-        found = candidate(self, plan)
-        tried.append((plan.precision, plan.folded, found is not None))
-        return found
+        tried.append(plan)
+        return candidate(self, plan)
 
-    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
     monkeypatch.setattr(execution.Executor, "_candidate", noted)
-    torch.manual_seed(0)
-    model = Layouts()
-    if not folds:
-        model.norm = nn.Identity()
-    probe(model, batch_size=2)
-    assert (precision, folds, True) in tried
-    assert sum(name == precision for name, *_ in tried) == 1
+    probe(Layouts())
+    assert len(tried) == 1
+    tried.clear()
+    probe(Slow(lambda rows: rows))
+    assert len(tried) == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        (lambda rows: 1 + 0.1 * rows, 16),  # a call costs more than an image
+        (lambda rows: 0.1 * rows**2, 1),
+        (lambda rows: rows, 4),
+    ],
+)
+def test_the_batch_size_is_found_too(clock, monkeypatch, seconds, chosen):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    kept = []
+    monkeypatch.setattr(execution.Executor, "__exit__", lambda self, *_: kept.append(self.plan))
+    probe(Slow(seconds))
+    assert kept[0].batch_size == chosen
 
 
 @pytest.fixture
