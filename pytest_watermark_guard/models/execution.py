@@ -317,7 +317,7 @@ class Executor:
             if recorder is None:
                 return None
             module = recorder.module
-            few = inputs[:2]
+            few = inputs[: plan.batch_size]
             if plan.folded and not fold_batch_norms(module, few.clone(), recorder.tapped):
                 plan = replace(plan, folded=False)
             if plan.channels_last:

@@ -33,7 +33,7 @@ def fold_batch_norms(module: nn.Module, example: Tensor, keep: Collection[str] =
     Exact but for rounding, as long as nothing else reads the convolution's output; whoever folds
     compares the activations afterwards.
     """
-    pairs, calls = find_followers(
+    pairs, calls, _ = find_followers(
         module, example, lambda layer: type(layer) is nn.Conv2d, _is_batch_norm
     )
     folded = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,10 +20,13 @@ class Followers(NamedTuple):
         Name of a layer -> name of the layer that its output goes to, unchanged.
     calls : Counter of str
         How often each of them ran: a layer that runs twice may mean something else each time.
+    shapes : dict of str to torch.Size
+        Of the inputs of all that were looked at as `first`.
     """
 
     pairs: dict[str, str]
     calls: Counter[str]
+    shapes: dict[str, torch.Size]
 
 
 def find_followers(
@@ -44,10 +48,12 @@ def find_followers(
         class says, and are not.
     """
     produced: dict[int, tuple[str, Tensor, int]] = {}
-    found = Followers({}, Counter())
+    found = Followers({}, Counter(), {})
 
-    def after(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+    def after(name: str, _module: nn.Module, args: Any, output: Any) -> None:
         found.calls[name] += 1
+        if args:
+            found.shapes[name] = args[0].shape
         # Held, so that no other tensor gets its id.
         produced[id(output)] = name, output, output._version
 

@@ -46,7 +46,8 @@ def fuse_convolutions(module: nn.Module, example: Tensor, keep: Collection[str] 
         A copy on a CPU that may be changed, in evaluation mode and in its final precision. Its
         layers stay, with another ``forward``: it can be run, and nothing else.
     example : Tensor
-        A batch of input, to see which convolution's output goes to which activation.
+        A batch of input, to see which convolution's output goes to which activation. Of the usual
+        size: for another one, oneDNN may lay out the weights anew in every call.
     keep : collection of str
         Names of modules whose own input or output is wanted.
 
@@ -67,12 +68,11 @@ def fuse_convolutions(module: nn.Module, example: Tensor, keep: Collection[str] 
         for convolution, activation in found.pairs.items()
         if found.calls[convolution] == 1 and not {convolution, activation} & set(keep)
     }
-    convolutions = [name for name in layers if _is_fusible(layers[name]) and name in found.calls]
-    for name in convolutions:
-        _fuse(layers[name], followers.get(name))
+    for name, shape in found.shapes.items():
+        _fuse(layers[name], followers.get(name), shape)
     for activation in set(followers.values()):
         activation.forward = partial(_unless_done, activation)
-    return len(convolutions)
+    return len(found.shapes)
 
 
 def _is_fusible(layer: nn.Module) -> bool:
@@ -83,10 +83,12 @@ def _is_fusible(layer: nn.Module) -> bool:
     )
 
 
-def _fuse(convolution: Any, activation: nn.Module | None) -> None:
+def _fuse(convolution: Any, activation: nn.Module | None, shape: torch.Size) -> None:
     kernel = _Kernel() if activation is None else _KERNELS[type(activation)](activation)
     geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
-    weight = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight.detach(), *geometry)
+    weight = torch.ops.mkldnn._reorder_convolution_weight(
+        convolution.weight.detach(), *geometry, shape
+    )
 
     def forward(x: Tensor) -> Tensor:
         output: Tensor = torch.ops.mkldnn._convolution_pointwise(
