@@ -162,9 +162,11 @@ def run(
             with closing(begun(module, batches, how, share)) as pieces:
                 for piece in pieces:
                     recording.model_notes, recording.weights = piece.notes, piece.weights
-                    lower |= how.tuning and not piece.plan.startswith("float32")
-                    if not (lower and piece.plan.startswith("float32")):
-                        plan = piece.plan
+                    plan = piece.plan
+                    if not plan.startswith("float32"):
+                        lower |= how.tuning
+                    elif lower:  # tried, and not taken
+                        plan += ", some images in bfloat16"
                     activations = piece.activations
                     if kept is not None:
                         last = done + len(piece.identities)

@@ -229,6 +229,19 @@ def test_bfloat16_where_the_hardware_has_it(clock, monkeypatch, kind, folds):
     )
 
 
+def test_a_report_says_when_some_images_were_run_in_bfloat16(clock, monkeypatch):
+    class Slower(Layouts):
+        def forward(self, x):
+            if self.stem.weight.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+                time.sleep(0.01 * len(x))
+            return super().forward(x)
+
+    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
+    precision = probe(Slower()).precision
+    assert precision.startswith("float32, batch norm folded, channels last")
+    assert precision.endswith(", some images in bfloat16")
+
+
 def test_what_is_clearly_the_fastest_ends_the_search(clock, monkeypatch):
     tried = []
     candidate = execution.Executor._candidate
