@@ -11,13 +11,27 @@ import torch
 T = TypeVar("T")
 
 
+def in_turn(jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
+    """Give the results of jobs in their order; the next job has been asked for by then.
+
+    What it needs is on its way while a result is used, and not while the next one is made of it:
+    on a CPU both would only get into each other's way.
+    """
+    coming = iter(jobs)
+    job = next(coming, None)
+    while job is not None:
+        result = job()
+        job = next(coming, None)
+        yield result
+
+
 def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generator[T, None, None]:
     """Give the results of jobs in their order; one thread does the next meanwhile.
 
     Parameters
     ----------
     jobs : iterable of callable
-        Asked for in the caller's thread, two at most before the first result is given.
+        Asked for in the caller's thread, three at most before the first result is given.
     device : torch.device
         On a GPU, what they do is queued in the caller's stream: it needs no other order, and what
         they free may be used again at once.
@@ -35,8 +49,11 @@ def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generato
 
     with ThreadPoolExecutor(1, thread_name_prefix="wm-prepare") as pool:
         ahead: Future[T] | None = None
-        for job in jobs:
+        coming = iter(jobs)
+        job = next(coming, None)
+        while job is not None:
             before, ahead = ahead, pool.submit(done, job)
+            job = next(coming, None)
             if before is not None:
                 yield before.result()
         if ahead is not None:

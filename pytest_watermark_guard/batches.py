@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from pytest_watermark_guard.ahead import in_turn
 from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.errors import ImagesError, SettingsError
@@ -118,13 +118,15 @@ class ProbingBatches:
         Reading, decoding and rendering of the next batch go on while the current one is used.
         """
         with closing(self.jobs()) as jobs:
-            for job in jobs:
-                yield job()
+            yield from in_turn(jobs)
 
     def jobs(self) -> Generator[Callable[[], PixelBatch], None, None]:
-        """Give the batches of `pixels`, each to be put together by a call, in any thread."""
-        with closing(self._read_ahead()) as ahead:
-            for reading in ahead:
+        """Give the batches of `pixels`, each to be put together by a call, in any thread.
+
+        Its images are read from when it is given.
+        """
+        with closing(self._reading()) as batches:
+            for reading in batches:
                 yield partial(self._together, reading)
 
     def _together(self, reading: Sequence[Future[_Read]]) -> PixelBatch:
@@ -170,20 +172,16 @@ class ProbingBatches:
         marked = next(iter(batch.marked.values()), batch.images)
         return torch.stack([batch.images[0], marked[1]])
 
-    def _read_ahead(self) -> Generator[list[Future[_Read]], None, None]:
-        """Read the next batch's images while the current one is worked on."""
+    def _reading(self) -> Generator[list[Future[_Read]], None, None]:
+        """Begin to read a batch's images each time that the next one is asked for."""
         positions = range(len(self.baseline))
         read = _Reader(self)
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="wm-decode") as pool:
             submit = pool.submit if self.baseline.concurrent else _done
-            ahead: deque[list[Future[_Read]]] = deque()
             try:
-                for start in (*positions[:: self.batch_size], None):
-                    if start is not None:
-                        batch = positions[start : start + self.batch_size]
-                        ahead.append([submit(read, position) for position in batch])
-                    if len(ahead) > 1 or (start is None and ahead):
-                        yield ahead.popleft()
+                for start in positions[:: self.batch_size]:
+                    batch = positions[start : start + self.batch_size]
+                    yield [submit(read, position) for position in batch]
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

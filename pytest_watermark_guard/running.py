@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pytest_watermark_guard.ahead import one_ahead
+from pytest_watermark_guard.ahead import in_turn, one_ahead
 from pytest_watermark_guard.batches import PixelBatch, ProbingBatches
 from pytest_watermark_guard.caching.activations import ActivationCache
 from pytest_watermark_guard.device import computing_in
@@ -229,7 +229,7 @@ def compute(
 
         jobs = stack.enter_context(closing(batches.part(share.first, share.last, todo).jobs()))
         works = (partial(prepared, job) for job in jobs)
-        pieces = (work() for work in works)
+        pieces = in_turn(works)
         # What users wrote is called in their own thread.
         if batches.device.type in _OVERLAPPED and batches.preprocessing.normalize is None:
             pieces = one_ahead(works, batches.device)

@@ -14,7 +14,7 @@ from torch import nn
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard import running
-from pytest_watermark_guard.ahead import one_ahead
+from pytest_watermark_guard.ahead import in_turn, one_ahead
 from pytest_watermark_guard.errors import ImagesError
 
 CPU = torch.device("cpu")
@@ -36,6 +36,23 @@ def test_results_come_in_order_from_another_thread():
     assert list(one_ahead([], CPU)) == []
 
 
+def test_the_next_job_is_asked_for_once_the_result_is_there():
+    told = []
+
+    def jobs():
+        for index in range(3):
+            told.append(f"asked {index}")
+            yield partial(told.append, f"done {index}")
+
+    for _ in in_turn(jobs()):
+        told.append("used")
+    assert told == [
+        *("asked 0", "done 0", "asked 1", "used", "done 1"),
+        *("asked 2", "used", "done 2", "used"),
+    ]
+    assert list(in_turn([])) == []
+
+
 def test_the_next_job_is_done_while_the_result_is_used():
     second = threading.Event()
     pieces = one_ahead([lambda: 1, second.set, lambda: 3], CPU)
@@ -55,8 +72,8 @@ def test_memory_is_bounded():
     with closing(one_ahead(jobs(), CPU)) as pieces:
         for count in range(1, 4):
             next(pieces)
-            assert len(asked) == count + 1
-    assert len(asked) == 4
+            assert len(asked) == count + 2
+    assert len(asked) == 5
     assert not workers()
 
 
