@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -291,18 +291,18 @@ class Executor:
                 fastest = seconds
         return fastest
 
-    def _variants(self, plan: Plan) -> Iterator[Plan]:
-        on_cpu = self._current.device.type == "cpu"
+    def _variants(self, plan: Plan) -> Iterable[Plan]:
         unfused = replace(plan, folded=True, channels_last=True)
-        whole = replace(unfused, fused=on_cpu)
+        whole = replace(unfused, fused=self._current.device.type == "cpu")
+        lower = []
         if not self._only_float32 and _has_bfloat16(self._current.device):
-            yield replace(whole, precision="bfloat16 weights")
-            yield replace(unfused, precision="bfloat16 weights")
-            yield replace(unfused, precision="bfloat16")
-        yield whole
-        yield unfused
-        yield replace(plan, folded=True)
-        yield replace(plan, channels_last=True)
+            lower = [
+                replace(whole, precision="bfloat16 weights"),
+                replace(unfused, precision="bfloat16 weights"),
+                replace(unfused, precision="bfloat16"),
+            ]
+        fewer = [replace(plan, folded=True), replace(plan, channels_last=True)]
+        return dict.fromkeys([*lower, whole, unfused, *fewer])  # each once
 
     def _candidate(self, plan: Plan) -> _Candidate | None:
         """Return the model run by another plan, or None where it cannot be or disagrees.
