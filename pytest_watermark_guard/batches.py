@@ -182,8 +182,9 @@ class ProbingBatches:
                 for start in positions[:: self.batch_size]:
                     batch = positions[start : start + self.batch_size]
                     yield [submit(read, position) for position in batch]
-            finally:
+            except BaseException:  # whoever has all batches may not have used the last one yet
                 pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _stacked(self, pixels: Sequence[Pixels], read: Sequence[_Read]) -> torch.Tensor:
         """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W] on the device."""

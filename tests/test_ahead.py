@@ -112,6 +112,14 @@ def test_a_probe_gives_the_same_bits(model, monkeypatch, arguments):
     assert not workers()
 
 
+def test_the_last_batch_is_read_to_its_end(tmp_path):
+    for index in range(40):
+        Image.fromarray(PHOTOS[index]).resize((640, 640)).save(tmp_path / f"{index}.png")
+    batches = wm.probing_batches(tmp_path, ("latin",), preprocess=SMALL, batch_size=20)
+    jobs = [*batches.jobs()]  # all are asked for before one is done
+    assert [len(job().identities) for job in jobs] == [20, 20]
+
+
 def test_users_functions_are_called_in_their_thread(model, overlapped):
     threads = set()
 

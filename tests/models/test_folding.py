@@ -73,3 +73,11 @@ def test_what_must_not_be_folded_is_left_alone():
     assert isinstance(folded.plain_norm, nn.Identity)
     assert norms(folded) == 3
     torch.testing.assert_close(folded(X), model(X))
+
+
+@torch.no_grad()
+def test_a_norm_after_an_activation_in_place_is_not_that_of_the_convolution():
+    model = with_lively_norms(
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(3))
+    )
+    assert fold_batch_norms(copy.deepcopy(model), X) == 0
