@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -49,11 +50,8 @@ def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generato
 
     with ThreadPoolExecutor(1, thread_name_prefix="wm-prepare") as pool:
         ahead: Future[T] | None = None
-        coming = iter(jobs)
-        job = next(coming, None)
-        while job is not None:
-            before, ahead = ahead, pool.submit(done, job)
-            job = next(coming, None)
+        for future in in_turn(partial(pool.submit, done, job) for job in jobs):
+            before, ahead = ahead, future
             if before is not None:
                 yield before.result()
         if ahead is not None:

@@ -21,7 +21,7 @@ def activated(model):
     """Count how many activations were computed by modules in a forward pass."""
     computed = []
     handles = [
-        # Called where the module computes; a module that has nothing to do does not get there.
+        # A module that leaves the activation to the convolution returns what it was given.
         module.register_forward_hook(lambda _, args, output: computed.append(output is not args[0]))
         for module in model.modules()
         if isinstance(module, (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU))
