@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import Mark, Renderer, parse_color
 
 Pixels = npt.NDArray[np.uint8]
+T = TypeVar("T")
 _DECODERS = 2  # threads; Pillow decodes without the interpreter lock
 
 
@@ -125,11 +126,11 @@ class ProbingBatches:
 
         Its images are read from when it is given.
         """
-        with closing(self._reading()) as batches:
-            for reading in batches:
-                yield partial(self._together, reading)
+        with self.reading() as read:
+            for positions in self.positions():
+                yield partial(self._together, [read(position, _as_it_is) for position in positions])
 
-    def _together(self, reading: Sequence[Future[_Read]]) -> PixelBatch:
+    def _together(self, reading: Sequence[Future[Read]]) -> PixelBatch:
         read = [future.result() for future in reading]
         images = self._stacked([image.pixels for image in read], read)
         by_mark = {UNMARKED: images}
@@ -172,21 +173,28 @@ class ProbingBatches:
         marked = next(iter(batch.marked.values()), batch.images)
         return torch.stack([batch.images[0], marked[1]])
 
-    def _reading(self) -> Generator[list[Future[_Read]], None, None]:
-        """Begin to read a batch's images each time that the next one is asked for."""
-        positions = range(len(self.baseline))
-        read = _Reader(self)
+    def positions(self) -> Iterator[range]:
+        """Give each batch's positions in the baseline."""
+        whole = range(len(self.baseline))
+        for start in whole[:: self.batch_size]:
+            yield whole[start : start + self.batch_size]
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int, Callable[[Read], T]], Future[T]]]:
+        """Give a function that has an image read, and something done with it, in another thread.
+
+        It takes the image's position in the baseline, and what to call with what was read.
+        """
+        reader = _Reader(self)
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="wm-decode") as pool:
             submit = pool.submit if self.baseline.concurrent else _done
             try:
-                for start in positions[:: self.batch_size]:
-                    batch = positions[start : start + self.batch_size]
-                    yield [submit(read, position) for position in batch]
+                yield lambda position, use: submit(lambda: use(reader(position)))
             except BaseException:  # whoever has all batches may not have used the last one yet
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _stacked(self, pixels: Sequence[Pixels], read: Sequence[_Read]) -> torch.Tensor:
+    def _stacked(self, pixels: Sequence[Pixels], read: Sequence[Read]) -> torch.Tensor:
         """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W] on the device."""
         shapes = {p.shape: r.identity for p, r in zip(pixels, read, strict=True)}
         if len(shapes) > 1:
@@ -222,7 +230,7 @@ class PixelBatch:
     by_mark: dict[str, torch.Tensor]
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """One image as it is read: its pixels, and for each scenario the mark or the marked copy."""
 
     identity: str
@@ -241,7 +249,7 @@ class _Reader:
         # Fonts must not be used by two threads at once, and renderers learn: one for all threads.
         self._lock = threading.Lock()
 
-    def __call__(self, position: int) -> _Read:
+    def __call__(self, position: int) -> Read:
         batches = self._batches
         identity = batches.baseline.identities[position]
         pixels = batches.decoded.get(identity) if batches.decoded else None
@@ -262,7 +270,7 @@ class _Reader:
             marks.append(mark)
             if batches.controls:
                 controls[index] = draw_control(mark, scenario, batches.seed, identity)
-        return _Read(identity, label, pixels, marks, controls)
+        return Read(identity, label, pixels, marks, controls)
 
     def _rendered(self, scenario: Scenario, identity: str, height: int, width: int) -> Mark:
         draw = draw_watermark(scenario, self._batches.seed, identity)
@@ -368,8 +376,12 @@ def check_batch_size(batch_size: int) -> None:
         raise SettingsError(f"batch_size must be an integer >= 1, got {batch_size!r}")
 
 
-def _done(function: Callable[[int], _Read], position: int) -> Future[_Read]:
+def _as_it_is(read: Read) -> Read:
+    return read
+
+
+def _done(function: Callable[[], T]) -> Future[T]:
     """Call a function now, in this thread, where an executor would call it later."""
-    future: Future[_Read] = Future()
-    future.set_result(function(position))
+    future: Future[T] = Future()
+    future.set_result(function())
     return future

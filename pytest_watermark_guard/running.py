@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
-from pytest_watermark_guard.ahead import in_turn, one_ahead
-from pytest_watermark_guard.batches import PixelBatch, ProbingBatches
+from pytest_watermark_guard.batches import ProbingBatches
 from pytest_watermark_guard.caching.activations import ActivationCache
 from pytest_watermark_guard.device import computing_in
 from pytest_watermark_guard.early import EarlyGate
+from pytest_watermark_guard.inputs import model_inputs
 from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.execution import Executor, Plan
 from pytest_watermark_guard.models.memory import kept_memory
@@ -30,7 +28,6 @@ from pytest_watermark_guard.rows import Array
 # Two probes of one model would switch its mode under each other's feet.
 ONE_AT_A_TIME = threading.RLock()
 _KEPT_AT_ONCE = 64  # images, where activations are known already
-_OVERLAPPED = ("cuda",)  # devices for which a thread prepares the next input
 _EARLY = 0.25  # of all images is what a gate that may stop early can be expected to need
 
 
@@ -221,20 +218,10 @@ def compute(
         advance(share.first)
         if batches.decoded is not None and not share.first:
             stack.enter_context(batches.decoded.collecting())
-        inputs = _Inputs(batches)
-
-        def prepared(put_together: Callable[[], PixelBatch]) -> tuple[PixelBatch, torch.Tensor]:
-            batch = put_together()
-            return batch, inputs([batch.by_mark[stream] for stream in todo], executor.plan)
-
-        jobs = stack.enter_context(closing(batches.part(share.first, share.last, todo).jobs()))
-        works = (partial(prepared, job) for job in jobs)
-        pieces = in_turn(works)
-        # What users wrote is called in their own thread.
-        if batches.device.type in _OVERLAPPED and batches.preprocessing.normalize is None:
-            pieces = one_ahead(works, batches.device)
-        for batch, prepared_input in stack.enter_context(closing(pieces)):
-            found = executor(prepared_input)
+        part = batches.part(share.first, share.last, todo)
+        inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)
+        for batch in stack.enter_context(closing(inputs)):
+            found = executor(batch.values)
             activations = {
                 (stream, layer): rows
                 for layer, units in found.items()
@@ -243,31 +230,3 @@ def compute(
             told = str(executor.plan), recorder.notes, weights
             yield Piece(activations, batch.identities, batch.labels, *told)
             advance(len(batch.identities))
-
-
-class _Inputs:
-    """Puts images of several streams into one input, in memory that is used again and again."""
-
-    def __init__(self, batches: ProbingBatches) -> None:
-        self._preprocessing = batches.preprocessing
-        self._dtype = batches.dtype
-        # In turns: one is filled while the model reads the other.
-        self._buffers = deque([torch.empty(0), torch.empty(0)])
-
-    def __call__(self, pixels: Sequence[torch.Tensor], plan: Plan) -> torch.Tensor:
-        if self._preprocessing.normalize is not None or self._dtype is not torch.float32:
-            # What others wrote may rely on the usual memory format.
-            whole = [p.contiguous() for p in pixels]
-            return torch.cat([self._preprocessing.to_input(p, self._dtype) for p in whole])
-        device = pixels[0].device
-        shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
-        buffer = self._buffers.popleft()
-        fits = buffer.shape == shape and buffer.device == device
-        if not fits or not buffer.is_contiguous(memory_format=plan.memory_format):
-            buffer = torch.empty(shape, device=device, memory_format=plan.memory_format)
-        self._buffers.append(buffer)
-        first = 0
-        for part in pixels:
-            self._preprocessing.to_input(part, out=buffer[first : first + len(part)])
-            first += len(part)
-        return buffer

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard import running
+from pytest_watermark_guard import inputs
 from pytest_watermark_guard.ahead import in_turn, one_ahead
 from pytest_watermark_guard.errors import ImagesError
 
@@ -88,7 +88,7 @@ def test_an_error_comes_in_its_turn():
 @pytest.fixture
 def overlapped(monkeypatch):
     """What is done for GPUs, on the CPU."""
-    monkeypatch.setattr(running, "_OVERLAPPED", ("cpu",))
+    monkeypatch.setattr(inputs, "_OVERLAPPED", ("cpu",))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def probe(model, images=PHOTOS, **arguments):
 @pytest.mark.parametrize("arguments", [{}, {"stop_at": 0.95}, {"control": True}], ids=str)
 def test_a_probe_gives_the_same_bits(model, monkeypatch, arguments):
     expected = probe(model, **arguments)
-    monkeypatch.setattr(running, "_OVERLAPPED", ("cpu",))
+    monkeypatch.setattr(inputs, "_OVERLAPPED", ("cpu",))
     assert probe(model, **arguments).to_json() == expected.to_json()
     assert not workers()
 

@@ -90,15 +90,21 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     OSError
         If the file cannot be written; nothing is left of it then.
     """
+    temporary = _temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary_beside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    os.close(handle)
+    return Path(temporary)
 
 
 class Store:
@@ -165,20 +171,44 @@ class Store:
 
         self._put(self._path(kind, key, ".npy"), write)
 
+    @contextlib.contextmanager
+    def new_array(
+        self, kind: str, key: str, shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> Iterator[NewArray]:
+        """Give an array to be filled, which `NewArray.keep` keeps without copying it.
+
+        Raises
+        ------
+        OSError
+            Before the block begins, where there is no room for it.
+        """
+        path = self._path(kind, key, ".npy")
+        temporary = _temporary_beside(path)
+        try:
+            yield NewArray(temporary, path, shape, np.dtype(dtype), self._finished)
+        finally:
+            _remove(temporary)
+
     def _path(self, kind: str, key: str, suffix: str) -> Path:
         if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
             raise ValueError(f"not a kind and a digest: {kind!r}, {key!r}")
         return self._folder / kind / f"{key}.guard{suffix}"
 
     def _put(self, path: Path, write: Callable[[_Summed], Any]) -> None:
+        self._finished(
+            path, lambda: write_whole(path, lambda file: _write_summed(path, file, write))
+        )
+
+    def _finished(self, path: Path, put: Callable[[], Any]) -> None:
+        """Have a file put in its place, and make room for it."""
         if not self._writable:
             return
         try:
-            write_whole(path, lambda file: _write_summed(path, file, write))
+            put()
             self._make_room(path)
         except OSError as error:
             self._writable = False
-            warnings.warn(f"results are not kept in {self._folder}: {error}", stacklevel=3)
+            warnings.warn(f"results are not kept in {self._folder}: {error}", stacklevel=4)
 
     def _make_room(self, written: Path) -> None:
         files = list(self._files())
@@ -207,6 +237,50 @@ class Store:
                     with contextlib.suppress(FileNotFoundError):
                         state = file.stat(follow_symlinks=False)
                         yield state.st_mtime, file.path, state.st_size
+
+
+class NewArray:
+    """An array in a file beside the one that it may become; see `Store.new_array`.
+
+    Attributes
+    ----------
+    values : ndarray
+        To be filled.
+    """
+
+    def __init__(
+        self,
+        temporary: Path,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        finish: Callable[[Path, Callable[[], Any]], None],
+    ) -> None:
+        self._temporary, self._path, self._finish = temporary, path, finish
+        descr = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            self._begin = file.tell()
+            size = math.prod(shape) * dtype.itemsize
+            # Writing into a hole on a full disk kills the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), self._begin, size)
+        self.values: npt.NDArray[Any] = np.memmap(temporary, dtype, "r+", self._begin, shape)
+
+    def keep(self) -> None:
+        """Keep the array, which replaces any under the same key; it cannot be used any more."""
+        self._finish(self._path, self._put)
+
+    def _put(self) -> None:
+        with self._temporary.open("r+b") as file:
+            checksum = zlib.crc32(file.read(self._begin), _seed(self._path))
+            checksum = zlib.crc32(self.values.data, checksum)
+            length = self._begin + self.values.nbytes
+            del self.values  # a file that is mapped cannot be renamed on Windows
+            file.seek(length)
+            file.write(_TRAILER.pack(_MARK, length, checksum))
+        self._temporary.replace(self._path)
 
 
 class _Summed:

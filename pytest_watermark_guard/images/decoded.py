@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +13,7 @@ import PIL
 
 import pytest_watermark_guard
 from pytest_watermark_guard.caching.fingerprint import fingerprint
-from pytest_watermark_guard.caching.store import Store, cache_bytes
+from pytest_watermark_guard.caching.store import NewArray, Store, cache_bytes
 from pytest_watermark_guard.images.baseline import Baseline
 
 Pixels = npt.NDArray[np.uint8]
@@ -48,10 +46,14 @@ class DecodedImages:
         versions = pytest_watermark_guard.__version__, PIL.__version__
         self._key = fingerprint((baseline.content(), names, geometry, versions))
         self._shape = (len(names), *geometry[0], 3)
-        self._kept = store.get_array("images", self._key)
-        self._new: Pixels | None = None
+        self._new: NewArray | None = None
         self._seen: set[int] = set()
         self._lock = threading.Lock()
+
+    @cached_property
+    def _kept(self) -> Pixels | None:
+        # Not before an image is asked for: all bytes are read, to see whether any is damaged.
+        return self._store.get_array("images", self._key)
 
     @property
     def complete(self) -> bool:
@@ -64,9 +66,10 @@ class DecodedImages:
 
     def put(self, identity: str, pixels: Pixels) -> None:
         """Take note of an image that was decoded."""
-        if self._new is not None:
+        new = self._new
+        if new is not None:
             row = self._rows[identity]
-            self._new[row] = pixels
+            new.values[row] = pixels
             with self._lock:
                 self._seen.add(row)
 
@@ -80,19 +83,11 @@ class DecodedImages:
             self._seen.clear()
             # Without room for them, they are decoded again the next time.
             with suppress(OSError):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wm-images-"))
-                self._new = _reserved(Path(folder, "pixels"), self._shape)
+                new = self._store.new_array("images", self._key, self._shape, np.uint8)
+                self._new = stack.enter_context(new)
             try:
                 yield
                 if self._new is not None and len(self._seen) == len(self._rows):
-                    self._store.put_array("images", self._key, self._new)
+                    self._new.keep()
             finally:
                 self._new = None
-
-
-def _reserved(path: Path, shape: tuple[int, ...]) -> Pixels:
-    """Map a new file whose space is certain: writing to a hole on a full disk kills the process."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
-    return np.memmap(path, np.uint8, "r+", shape=shape)

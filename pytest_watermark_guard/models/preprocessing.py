@@ -168,6 +168,38 @@ class Preprocessing:
             rows.flatten(2).sub_(mean.repeat(width)).div_(std.repeat(width))
         return values.to(dtype)
 
+    def scale_image(self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+        """Do what `to_input` does without `normalize`, to one image or a part of it, in NumPy.
+
+        For threads that work beside the model's own: tensor operations would start more of them.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8, shape [h, w, 3]
+        out : ndarray of float32, shape [h, w, 3]
+            For the result, the same bits as those of `to_input`; in any memory format.
+        """
+        mean, std = (np.array(v, dtype=np.float32) for v in (self.mean, self.std))
+        height, width = pixels.shape[:2]
+        if out.strides[2] == out.itemsize:
+            # Whole rows of pixels at once: vectors of three would be slow.
+            parts = [
+                (
+                    pixels.reshape(height, -1),
+                    np.lib.stride_tricks.as_strided(
+                        out, (height, 3 * width), (out.strides[0], out.itemsize)
+                    ),
+                    np.tile(mean, width),
+                    np.tile(std, width),
+                )
+            ]
+        else:
+            parts = [(pixels[..., c], out[..., c], mean[c], std[c]) for c in range(3)]
+        for values, scaled, center, scale in parts:
+            np.divide(values, 255, out=scaled, dtype=np.float32)
+            np.subtract(scaled, center, out=scaled)
+            np.divide(scaled, scale, out=scaled)
+
     def _normalized(self, values: Tensor) -> Tensor:
         assert self.normalize is not None
         try:

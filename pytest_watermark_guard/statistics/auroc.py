@@ -172,25 +172,44 @@ def _doubled_wins(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> npt.N
     """
     n = baseline.shape[1]
     both = np.concatenate([baseline, marked], axis=1)
-    order = np.argsort(both, axis=1)
-    ordered = np.take_along_axis(both, order, axis=1)
-    of_baseline = order < n
+    order, ordered = _in_order(both)
+    of_baseline = (order < n).view(np.int8)
     # Up to each place in the order, with it: how many of the baseline's, and how many at all.
     lower = np.cumsum(of_baseline, axis=1, dtype=np.int32)
     places = np.arange(1, both.shape[1] + 1, dtype=np.int32)
     differs = ordered[:, 1:] != ordered[:, :-1]
     if differs.all():
-        signed = 2 * np.where(of_baseline, lower - places, lower)
+        signed = lower - places * of_baseline
+        signed *= 2
     else:
         begins = np.pad(differs, ((0, 0), (1, 0)), constant_values=True)
         first = np.flatnonzero(begins)  # of equal scores, in all rows
         lengths = np.diff(first, append=begins.size)
         last = first + lengths - 1
-        before = lower.ravel()[first] - of_baseline.ravel()[first]
-        through = lower.ravel()[last]
-        others = first % both.shape[1] - before + last % both.shape[1] + 1 - through
-        wins, losses = (np.repeat(x.astype(np.int32), lengths) for x in (before + through, others))
-        signed = np.where(of_baseline.ravel(), -losses, wins).reshape(both.shape)
-    result = np.empty_like(signed)
-    np.put_along_axis(result, order, signed, axis=1)
+        wins = lower.ravel()[first] - of_baseline.ravel()[first] + lower.ravel()[last]
+        place = np.broadcast_to(places, both.shape).ravel()
+        through = place[first] - 1 + place[last]  # as `wins`, of both groups
+        through = np.repeat(through, lengths)
+        through *= of_baseline.ravel()
+        signed = np.repeat(wins, lengths)
+        signed -= through
+    result = np.empty_like(both, dtype=np.int32)
+    order += np.arange(0, both.size, both.shape[1])[:, None]
+    result.ravel()[order.ravel()] = signed.ravel()
     return result
+
+
+def _in_order(scores: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Return each row's order, and what tells the scores apart in that order."""
+    if scores.dtype != np.float32:
+        order = np.argsort(scores, axis=1)
+        return order, np.take_along_axis(scores, order, axis=1)
+    # As integers of the same order with the place behind them: numbers are sorted faster than
+    # places by numbers.
+    bits = (scores + np.float32(0)).view(np.int32)  # there are two zeros
+    bits ^= (bits >> 31) & np.int32(2**31 - 1)
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(scores.shape[1])
+    keys.sort(axis=1)
+    return keys & (2**32 - 1), keys >> 32

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.watermarks.text import Mark
@@ -41,22 +42,28 @@ def composite(
 def _on_host(
     images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Print with NumPy, row by row of the mark: half the time of small tensor operations."""
+    """Print with NumPy: half the time of small tensor operations."""
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     if np.may_share_memory(pixels, images.numpy()):
         pixels = pixels.copy()
-    rows = pixels.reshape(len(pixels), pixels.shape[1], -1)
-    ink = np.array(color, dtype=np.uint16)
-    for image, mark in zip(rows, marks, strict=True):
-        height, width = mark.alpha.shape
-        window = image[mark.top : mark.top + height, 3 * mark.left : 3 * (mark.left + width)]
-        opacity = np.repeat(mark.alpha, 3, axis=1).astype(np.uint16)
-        blend = opacity * np.tile(ink, width)
-        np.subtract(255, opacity, out=opacity)
-        opacity *= window
-        blend += opacity
-        window[:] = _divided_by_255(blend)
+    for image, mark in zip(pixels, marks, strict=True):
+        image[mark.window] = blended(image[mark.window], mark.alpha, color)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def blended(
+    pixels: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], color: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Return pixels [h, w, 3] with ink of one colour on them, `alpha` [h, w] telling how much."""
+    height, width = alpha.shape
+    # Row by row: vectors of three would be slow.
+    opacity = np.repeat(alpha, 3, axis=1).astype(np.uint16)
+    blend = opacity * np.tile(np.array(color, dtype=np.uint16), width)
+    np.subtract(255, opacity, out=opacity)
+    opacity *= pixels.reshape(height, 3 * width)
+    blend += opacity
+    result: npt.NDArray[np.uint8] = _divided_by_255(blend).astype(np.uint8)
+    return result.reshape(height, width, 3)
 
 
 def composite_on_device(

@@ -40,6 +40,12 @@ class Mark:
     top: int
     left: int
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the image that the mask covers."""
+        height, width = self.alpha.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
 
 class Renderer:
     """Draws a scenario's strings for images of one size.

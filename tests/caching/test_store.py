@@ -292,3 +292,37 @@ def test_the_folder_comes_from_the_environment(
 ) -> None:
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
+
+
+def test_an_array_is_filled_where_it_is_kept(store: Store, tmp_path: Path) -> None:
+    with store.new_array("images", KEYS[0], (3, 4), np.uint8) as new:
+        new.values[:] = np.arange(12).reshape(3, 4)
+        assert store.get_array("images", KEYS[0]) is None
+        new.keep()
+    kept = store.get_array("images", KEYS[0])
+    assert kept is not None
+    np.testing.assert_array_equal(kept, np.arange(12).reshape(3, 4))
+    (path,) = files(tmp_path)
+    content = path.read_bytes()
+    store.put_array("images", KEYS[0], np.arange(12, dtype=np.uint8).reshape(3, 4))
+    assert path.read_bytes() == content, "the same file as by put_array"
+
+
+def test_an_array_that_is_not_finished_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    store.put_array("images", KEYS[0], np.zeros(3))
+    with pytest.raises(KeyError), store.new_array("images", KEYS[0], (5,), np.uint8):
+        raise KeyError
+    with store.new_array("images", KEYS[1], (5,), np.uint8):
+        pass
+    assert len(files(tmp_path)) == 1
+    assert store.get_array("images", KEYS[0]) is not None
+
+
+def test_a_new_array_makes_room_too(tmp_path: Path) -> None:
+    small = Store(tmp_path, 1000)
+    small.put_array("activations", KEYS[0], np.zeros(500, np.uint8))
+    age(files(tmp_path)[0], 60)
+    with small.new_array("images", KEYS[1], (600,), np.uint8) as new:
+        new.keep()
+    assert small.get_array("activations", KEYS[0]) is None
+    assert small.get_array("images", KEYS[1]) is not None

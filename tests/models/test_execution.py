@@ -237,6 +237,7 @@ def test_a_report_says_when_some_images_were_run_in_bfloat16(clock, monkeypatch)
             return super().forward(x)
 
     monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
+    torch.manual_seed(0)
     precision = probe(Slower()).precision
     assert precision.startswith("float32, batch norm folded, channels last")
     assert precision.endswith(", some images in bfloat16")
