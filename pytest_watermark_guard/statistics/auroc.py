@@ -13,7 +13,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 # Scores of one group that a thread works on at once: what is made of them stays in its cache.
-BLOCK = 2**15
+BLOCK = 2**17
 MOST_THREADS = 8
 
 
