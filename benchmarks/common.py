@@ -17,7 +17,7 @@ def real_data() -> Path:
     folder = os.environ.get(DATA)
     if not folder:
         sys.exit(f"set {DATA} to the folder with the real images and weights")
-    return Path(folder)
+    return Path(folder).resolve()
 
 
 def mobilenet_spec(data: Path) -> str:

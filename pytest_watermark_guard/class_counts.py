@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class ClassCounts:
 
     def to_dict(self) -> dict[str, list[int]]:
         """Return the counts as plain data."""
-        return {name: list(counts) for name, counts in asdict(self).items()}
+        return {name: list(counts) for name, counts in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ClassCounts:
