@@ -32,8 +32,8 @@ class ModelInput(NamedTuple):
     identities : tuple of str
     labels : tuple of (int or None)
     values : Tensor, shape [streams * images, ...]
-        All images of the first stream, then all of the second, and so on; to be used up before
-        the next but one is asked for.
+        All images of the first stream, then all of the second, and so on; in memory that may be
+        used again once the next input is asked for.
     """
 
     identities: tuple[str, ...]
