@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pytest_watermark_guard.models.state import overwrite
+
 _CONTAINERS = (dict, OrderedDict, list, set)
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -115,5 +117,4 @@ def _write(tensor: Tensor, values: Tensor) -> None:
     # Writing bumps the version counter, which a pending backward checks.
     if torch.equal(tensor.detach(), values):
         return
-    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-        tensor.copy_(values)
+    overwrite(tensor, values)

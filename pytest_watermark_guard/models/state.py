@@ -35,13 +35,16 @@ def preserved(module: nn.Module) -> Iterator[None]:
     plain = [m for m in module.modules() if isinstance(m._buffers, dict)]
     registered = [(m, dict(m._buffers)) for m in plain]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    inference = any(t.is_inference() for t in (*module.parameters(), *module.buffers()))
     with _global_random_state():
         try:
             for submodule, _ in training:
                 submodule.training = False
             # Not inference_mode: a model that caches a tensor in forward (position tables,
             # attention masks) would keep an inference tensor, and its next training step fails.
-            with torch.no_grad():
+            # A model that was made in the caller's may need it, to write to its own buffers.
+            mode = contextlib.nullcontext() if inference else torch.inference_mode(False)
+            with mode, torch.no_grad():
                 yield
         finally:
             for submodule, flag in training:
@@ -50,16 +53,21 @@ def preserved(module: nn.Module) -> Iterator[None]:
                 # `self.steps = self.steps + 1` puts another tensor in a buffer's place.
                 submodule._buffers.clear()
                 submodule._buffers.update(own)
-            with torch.no_grad():
-                for buffer, version, saved in buffers:
-                    # Writing bumps the version counter, which a pending backward checks.
-                    if version is None or buffer._version != version:
-                        buffer.copy_(saved)
+            for buffer, version, saved in buffers:
+                # Writing bumps the version counter, which a pending backward checks.
+                if version is None or buffer._version != version:
+                    overwrite(buffer, saved)
             for parameter, requires_grad, grad in parameters:
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
                 if parameter.grad is not grad:
                     parameter.grad = grad
+
+
+def overwrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Put a value in a tensor's place, also in one that was made in inference mode."""
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        tensor.copy_(value)
 
 
 def _version(tensor: torch.Tensor) -> int | None:

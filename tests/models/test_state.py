@@ -134,3 +134,23 @@ def test_eager_runs_compiled_modules_without_the_compiler() -> None:
         assert compiled == []
         torch.testing.assert_close(model(torch.ones(1, 2)), expected)
     assert len(compiled) == 2
+
+
+def test_inference_mode_is_the_caller_s_alone() -> None:
+    model = Restless()
+    with torch.inference_mode(), preserved(model):
+        assert not torch.is_inference_mode_enabled()
+        assert not model(torch.rand(2, 3, 4, 4)).is_inference()
+    assert model.count == 0
+
+
+def test_a_model_that_was_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = Restless()
+        with preserved(model):
+            model(torch.rand(2, 3, 4, 4))
+    assert model.count == 0
+    quiet = model.norm
+    with preserved(quiet):
+        quiet(torch.rand(2, 3, 4, 4))
+    assert torch.equal(quiet.running_var, torch.ones(3))
