@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# Scores of one group that a thread works on at once: what is made of them stays in its cache.
+# Scores of one group that a thread works on at once, some 10 MB with what is made of them: in less,
+# threads would wait for the interpreter; more would fall out of the processor's cache.
 BLOCK = 2**17
 MOST_THREADS = 8
 
