@@ -35,7 +35,8 @@ def preserved(module: nn.Module) -> Iterator[None]:
     plain = [m for m in module.modules() if isinstance(m._buffers, dict)]
     registered = [(m, dict(m._buffers)) for m in plain]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
-    inference = any(t.is_inference() for t in (*module.parameters(), *module.buffers()))
+    tensors = (*module.parameters(), *module.buffers())
+    inference = any(t.is_inference() for t in tensors if not nn.parameter.is_lazy(t))
     with _global_random_state():
         try:
             for submodule, _ in training:
