@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def given_by(batches, streams, memory_format):
-    """All inputs, and how many batches; copied, for their memory is used again."""
+    """All inputs' names, labels and values; copied, for their memory is used again."""
     given = [
         (told.identities, told.labels, told.values.clone())
         for told in model_inputs(batches, streams, lambda: memory_format)
@@ -53,8 +53,9 @@ def test_readers_and_whole_batches_agree(folder, tmp_path_factory, memory_format
     wm.write_marked_folder(folder, copies, "chinese")
     scenarios = ("latin", wm.PairedFolder("copies", copies), "hindi")
     preprocessing = wm.Preprocessing(size=SIZE)
-    batches = wm.probing_batches(folder, scenarios, preprocess=preprocessing, batch_size=4)
-    batches = replace(batches, controls=True)
+    how = {"preprocess": preprocessing, "batch_size": 4, "device": "cpu"}
+    batches = replace(wm.probing_batches(folder, scenarios, **how), controls=True)
+    assert module._scaled_by_readers(batches)  # or the same would be compared with itself
     read = given_by(batches, streams, memory_format)
     assert all(v.is_contiguous(memory_format=memory_format) for v in read[2])
     assert [len(values) for values in read[2]] == [len(streams) * n for n in (4, 4, 3)]

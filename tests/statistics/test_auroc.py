@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
+from pytest_watermark_guard.statistics import auroc as module
 from pytest_watermark_guard.statistics.auroc import auroc, paired_auroc
 
 FINITE = st.floats(-1e300, 1e300, allow_nan=False, allow_infinity=False)
@@ -79,8 +80,24 @@ def test_many_units_are_scored_in_their_order(n):
         assert area[unit] == pytest.approx(oracle(baseline[:, unit], marked[:, unit]), abs=1e-12)
 
 
+SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FEW_SINGLES = st.sampled_from([-3e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1.0 + 2**-23, 3e38])
+
+
+@pytest.mark.parametrize("values", [SINGLE, FEW_SINGLES], ids=["any", "few"])
+@given(data=st.data())
+def test_float32_is_ordered_as_float64_is(values, data):
+    n = data.draw(SIZES)
+    low, high = (data.draw(arrays(np.float32, (n, 3), elements=values)) for _ in range(2))
+    found = paired_auroc(low, high)
+    wide = paired_auroc(low.astype(np.float64), high.astype(np.float64))
+    np.testing.assert_array_equal(found.auroc, wide.auroc)
+    np.testing.assert_array_equal(found.standard_error, wide.standard_error)
+
+
 @pytest.mark.parametrize("function", [auroc, paired_auroc])
-def test_takes_no_second_copy_of_the_scores(function):
+def test_takes_no_second_copy_of_the_scores(function, monkeypatch):
+    monkeypatch.setattr(module, "MOST_THREADS", 2)  # each has a block of its own
     scores = np.random.default_rng(2).normal(size=(2, 1000, 20_000)).astype(np.float32)
     tracemalloc.start()
     try:
