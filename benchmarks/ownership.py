@@ -29,7 +29,7 @@ from scipy.stats import binom
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.mitigation.heads import HeadTrainer
+from pytest_watermark_guard.models.linear_probe import HeadTrainer
 from pytest_watermark_guard.ownership import (
     OwnershipKey,
     blind_check,
@@ -39,7 +39,7 @@ from pytest_watermark_guard.ownership import (
     verify,
     verify_classifier,
 )
-from pytest_watermark_guard.reporting.figure import new_figure
+from pytest_watermark_guard.reports.figure import new_figure
 
 MOBILENET = "mobilenet_v2"
 ENCODERS = (*contrastive.METHODS, MOBILENET)

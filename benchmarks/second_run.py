@@ -65,7 +65,7 @@ def main() -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         # What other plugins take to be imported is none of the gate's.
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        gate = [sys.executable, "-m", "pytest", "-p", "pytest_watermark_guard.plugin"]
+        gate = [sys.executable, "-m", "pytest", "-p", "pytest_watermark_guard.plugin.plugin"]
         gate += [f"--wm-model={mobilenet_spec(data)}"]
         gate += [f"--wm-images={photos}", "-p", "no:cacheprovider"]
         first, _ = run(call).split()

@@ -34,7 +34,7 @@ from torchvision import transforms
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.models.runner import Runner
+from pytest_watermark_guard.models.running.runner import Runner
 
 SCRIPTS = tuple(wm.SCENARIOS)
 IMAGES = {"resnet18": 998, "mobilenet_v2": 998, "resnet50": 200, "densenet161": 200}

@@ -16,7 +16,7 @@ from common import line
 
 # Other plugins would add their own time, and their own noise.
 BARE = [sys.executable, "-m", "pytest", "--help"]
-PLUGIN = "pytest_watermark_guard.plugin"
+PLUGIN = "pytest_watermark_guard.plugin.plugin"
 
 
 def seconds(with_plugin: bool, folder: str) -> float:

@@ -9,83 +9,63 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pytest_watermark_guard.version import __version__ as __version__
 
 _HOMES = {
     "AnyScenario": "watermarks.scenarios",
     "FeatureErasure": "mitigation.erasure",
     "FeatureMask": "mitigation.mask",
-    "Impact": "report",
+    "Impact": "reports.probe",
     "PairedFolder": "watermarks.scenarios",
-    "Preprocessing": "models.preprocessing",
-    "ProbeReport": "report",
-    "ProbingBatch": "batches",
-    "ProbingBatches": "batches",
+    "Preprocessing": "models.loading.preprocessing",
+    "ProbeReport": "reports.probe",
+    "ProbingBatch": "images.batches",
+    "ProbingBatches": "images.batches",
     "Reaudit": "mitigation.reaudit",
     "SCENARIOS": "watermarks.scenarios",
     "Scenario": "watermarks.scenarios",
     "ScoreHistogram": "statistics.histogram",
-    "Scores": "report",
-    "SearchReport": "exploring.search",
-    "SensitiveUnit": "report",
-    "SurfaceReport": "exploring.surface",
-    "SurveyReport": "surveying",
+    "Scores": "reports.probe",
+    "SearchReport": "reports.search",
+    "SensitiveUnit": "reports.probe",
+    "SurfaceReport": "reports.surface",
+    "SurveyReport": "reports.survey",
     "SweepReport": "mitigation.sweep_report",
-    "Verdict": "gate",
+    "Verdict": "reports.verdict",
     "applied_mask": "mitigation.apply",
     "apply_mask": "mitigation.apply",
-    "assert_not_watermark_sensitive": "gate",
+    "assert_not_watermark_sensitive": "probing.gate",
     "auroc": "statistics.auroc",
-    "builtin_images": "images.cache",
-    "extract_features": "models.activations",
+    "builtin_images": "images.builtin",
+    "extract_features": "models.reading.activations",
     "fold_mask": "mitigation.fold",
     "histogram_auroc": "statistics.histogram",
-    "judge": "gate",
-    "load_model": "models.specs",
-    "probe": "probing",
-    "probing_batches": "batches",
+    "judge": "probing.gate",
+    "load_model": "models.loading.loading",
+    "probe": "probing.probe",
+    "probing_batches": "probing.batches",
     "reaudit": "mitigation.reaudit",
     "remove_mask": "mitigation.apply",
     "search": "exploring.search",
     "surface": "exploring.surface",
-    "survey": "surveying",
+    "survey": "exploring.survey",
     "sweep": "mitigation.sweep",
-    "write_marked_folder": "watermarks.export",
+    "write_html": "reports.html.page",
+    "write_marked_folder": "probing.marked_folder",
 }
 
 if TYPE_CHECKING:
     from pytest_watermark_guard import ownership as ownership
-    from pytest_watermark_guard.batches import (
-        ProbingBatch as ProbingBatch,
-    )
-    from pytest_watermark_guard.batches import (
-        ProbingBatches as ProbingBatches,
-    )
-    from pytest_watermark_guard.batches import (
-        probing_batches as probing_batches,
-    )
-    from pytest_watermark_guard.exploring.search import (
-        SearchReport as SearchReport,
-    )
     from pytest_watermark_guard.exploring.search import (
         search as search,
     )
     from pytest_watermark_guard.exploring.surface import (
-        SurfaceReport as SurfaceReport,
-    )
-    from pytest_watermark_guard.exploring.surface import (
         surface as surface,
     )
-    from pytest_watermark_guard.gate import (
-        Verdict as Verdict,
-    )
-    from pytest_watermark_guard.gate import (
-        assert_not_watermark_sensitive as assert_not_watermark_sensitive,
-    )
-    from pytest_watermark_guard.gate import (
-        judge as judge,
-    )
-    from pytest_watermark_guard.images.cache import builtin_images as builtin_images
+    from pytest_watermark_guard.exploring.survey import survey as survey
+    from pytest_watermark_guard.images.batches import ProbingBatch as ProbingBatch
+    from pytest_watermark_guard.images.batches import ProbingBatches as ProbingBatches
+    from pytest_watermark_guard.images.builtin import builtin_images as builtin_images
     from pytest_watermark_guard.mitigation.apply import (
         applied_mask as applied_mask,
     )
@@ -106,22 +86,29 @@ if TYPE_CHECKING:
     )
     from pytest_watermark_guard.mitigation.sweep import sweep as sweep
     from pytest_watermark_guard.mitigation.sweep_report import SweepReport as SweepReport
-    from pytest_watermark_guard.models.activations import extract_features as extract_features
-    from pytest_watermark_guard.models.preprocessing import Preprocessing as Preprocessing
-    from pytest_watermark_guard.models.specs import load_model as load_model
-    from pytest_watermark_guard.probing import probe as probe
-    from pytest_watermark_guard.report import (
-        Impact as Impact,
+    from pytest_watermark_guard.models.loading.loading import load_model as load_model
+    from pytest_watermark_guard.models.loading.preprocessing import Preprocessing as Preprocessing
+    from pytest_watermark_guard.models.reading.activations import (
+        extract_features as extract_features,
     )
-    from pytest_watermark_guard.report import (
-        ProbeReport as ProbeReport,
+    from pytest_watermark_guard.probing.batches import probing_batches as probing_batches
+    from pytest_watermark_guard.probing.gate import (
+        assert_not_watermark_sensitive as assert_not_watermark_sensitive,
     )
-    from pytest_watermark_guard.report import (
-        Scores as Scores,
+    from pytest_watermark_guard.probing.gate import judge as judge
+    from pytest_watermark_guard.probing.marked_folder import (
+        write_marked_folder as write_marked_folder,
     )
-    from pytest_watermark_guard.report import (
-        SensitiveUnit as SensitiveUnit,
-    )
+    from pytest_watermark_guard.probing.probe import probe as probe
+    from pytest_watermark_guard.reports.html.page import write_html as write_html
+    from pytest_watermark_guard.reports.probe import Impact as Impact
+    from pytest_watermark_guard.reports.probe import ProbeReport as ProbeReport
+    from pytest_watermark_guard.reports.probe import Scores as Scores
+    from pytest_watermark_guard.reports.probe import SensitiveUnit as SensitiveUnit
+    from pytest_watermark_guard.reports.search import SearchReport as SearchReport
+    from pytest_watermark_guard.reports.surface import SurfaceReport as SurfaceReport
+    from pytest_watermark_guard.reports.survey import SurveyReport as SurveyReport
+    from pytest_watermark_guard.reports.verdict import Verdict as Verdict
     from pytest_watermark_guard.statistics.auroc import auroc as auroc
     from pytest_watermark_guard.statistics.histogram import (
         ScoreHistogram as ScoreHistogram,
@@ -129,9 +116,6 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.statistics.histogram import (
         histogram_auroc as histogram_auroc,
     )
-    from pytest_watermark_guard.surveying import SurveyReport as SurveyReport
-    from pytest_watermark_guard.surveying import survey as survey
-    from pytest_watermark_guard.watermarks.export import write_marked_folder as write_marked_folder
     from pytest_watermark_guard.watermarks.scenarios import (
         SCENARIOS as SCENARIOS,
     )

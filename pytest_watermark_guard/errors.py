@@ -74,7 +74,7 @@ class WatermarkSensitivityError(AssertionError):
 
     Attributes
     ----------
-    verdict : pytest_watermark_guard.gate.Verdict
+    verdict : pytest_watermark_guard.reports.verdict.Verdict
         The report, the threshold and the units that failed.
     """
 

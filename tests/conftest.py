@@ -8,8 +8,8 @@ import torchvision  # noqa: F401
 from hypothesis import HealthCheck, settings
 
 import pytest_watermark_guard as wm
-import pytest_watermark_guard.reporting.json_file
-import pytest_watermark_guard.reporting.terminal
+import pytest_watermark_guard.reports.json_file
+import pytest_watermark_guard.reports.terminal
 
 # A busy machine is slow now and then; that is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,113 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from pytest_watermark_guard.documents import read_document, write_document
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.probing import recorded
-from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.probing.probe import recorded
+from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.search import Find, SearchReport
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
-KIND = "search"
 DETECTORS = 20
 """How many units a search takes from a report."""
-
-
-class Find(NamedTuple):
-    """One image that the detectors react to.
-
-    Attributes
-    ----------
-    image : str
-        Its path within the folder, or its index.
-    score : float
-        Mean reaction of the detectors, in standard deviations over all images searched.
-    """
-
-    image: str
-    score: float
-
-
-@dataclass(frozen=True)
-class SearchReport:
-    """The images that a model's watermark detectors react to most.
-
-    Attributes
-    ----------
-    model : str
-    images : str
-        What was searched.
-    n_images : int
-    detectors : tuple of SensitiveUnit
-        The units that ranked them.
-    finds : tuple of Find
-        Highest score first.
-    notes : tuple of str
-        What was assumed, guessed or left out.
-    """
-
-    model: str
-    images: str
-    n_images: int
-    detectors: tuple[SensitiveUnit, ...]
-    finds: tuple[Find, ...]
-    notes: tuple[str, ...] = ()
-
-    def table(self, width: int = 80, ascii_only: bool = False) -> str:
-        """Return the finds as text for a terminal."""
-        from pytest_watermark_guard.reporting.search_table import render_search
-
-        return render_search(self, width=width, ascii_only=ascii_only)
-
-    def gallery(self, path: str | Path, images: Any) -> None:
-        """Draw the finds onto one contact sheet (PNG, JPEG or WebP), with names and scores.
-
-        Parameters
-        ----------
-        path : str or path
-        images : folder, Dataset, array, tensor or sequence
-            What was searched: a report holds no pictures.
-
-        Raises
-        ------
-        ImagesError
-            If a find is not among the images, or cannot be read.
-        SettingsError
-            If the suffix is none of the three.
-        """
-        from pytest_watermark_guard.reporting.gallery import draw_gallery
-
-        draw_gallery(self, Path(path), images)
-
-    def save(self, path: str | Path) -> None:
-        """Write the report to a JSON file."""
-        write_document(path, KIND, asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> SearchReport:
-        """Read a report that `save` wrote.
-
-        Raises
-        ------
-        ReportError
-            If the file cannot be read or holds something else.
-        """
-        with read_document(path, KIND) as data:
-            return cls(
-                str(data["model"]),
-                str(data["images"]),
-                int(data["n_images"]),
-                tuple(map(_read_unit, data["detectors"])),
-                tuple(Find(str(image), float(score)) for image, score in data["finds"]),
-                tuple(map(str, data["notes"])),
-            )
 
 
 def search(
@@ -214,13 +121,3 @@ def _reactions(
     signs = np.where([unit.fires for unit in units], 1.0, -1.0)
     # A unit that never changes has nothing to say.
     return np.asarray((chosen - chosen.mean(axis=0)) * signs / np.where(spread > 0, spread, np.inf))
-
-
-def _read_unit(data: dict[str, Any]) -> SensitiveUnit:
-    return SensitiveUnit(
-        str(data["layer"]),
-        str(data["scenario"]),
-        int(data["index"]),
-        str(data["name"]),
-        *(float(data[name]) for name in ("auroc", "differentiability", "low", "high")),
-    )

@@ -19,7 +19,7 @@ from pytest_watermark_guard.caching.fingerprint import (
     fingerprint_files,
 )
 from pytest_watermark_guard.errors import ImagesError
-from pytest_watermark_guard.images import cache, folder
+from pytest_watermark_guard.images import builtin, folder
 from pytest_watermark_guard.images.arrays import image_from_array
 from pytest_watermark_guard.watermarks.draw import uniform_words
 
@@ -138,10 +138,10 @@ def open_baseline(
 
 def _open(images: Any) -> Baseline:
     if images is None or (isinstance(images, str) and images == "builtin"):
-        array = cache.builtin_images()
+        array = builtin.builtin_images()
         return Baseline(
-            f"{len(array)} images of the built-in set {cache.BUILTIN_NAME}",
-            tuple(f"{cache.BUILTIN_NAME}/{index}" for index in range(len(array))),
+            f"{len(array)} images of the built-in set {builtin.BUILTIN_NAME}",
+            tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
             lambda position: Image.fromarray(array[position]),
             concurrent=True,
             content=lambda: fingerprint(array),

@@ -22,12 +22,15 @@ are adaptations of them.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
+
+from pytest_watermark_guard.caching.store import cache_folder, write_whole
 
 SIZE = 224
 COUNT = 256
@@ -297,3 +300,47 @@ def generate() -> NDArray[np.uint8]:
         paint = _FAMILIES[index % len(_FAMILIES)]
         images[index] = np.asarray(painter.grain(paint(painter)))
     return images
+
+
+BUILTIN_NAME = f"v{VERSION}"
+
+
+def builtin_images() -> NDArray[np.uint8]:
+    """Return the built-in set, from the cache where it is there and whole.
+
+    Returns
+    -------
+    ndarray of uint8, shape [N, 224, 224, 3]
+
+    Warns
+    -----
+    UserWarning
+        If the cached file was damaged, if it cannot be written, or if this platform generates
+        other bytes than the published ones.
+    """
+    path = cache_folder() / f"builtin-{BUILTIN_NAME}.npy"
+    if path.is_file():
+        try:
+            images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            images = np.empty(0, dtype=np.uint8)
+        if _digest(images) == SHA256:
+            return images
+        warnings.warn(f"{path} is damaged; the built-in images are generated again", stacklevel=2)
+    images = generate()
+    if _digest(images) != SHA256:
+        warnings.warn(
+            "the built-in images differ from the published ones on this platform (Pillow's JPEG "
+            "decoder may be another); scores may differ slightly from other machines'",
+            stacklevel=2,
+        )
+        return images
+    try:
+        write_whole(path, lambda file: np.save(file, images, allow_pickle=False))
+    except OSError as error:
+        warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=2)
+    return images
+
+
+def _digest(images: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(images.tobytes()).hexdigest()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
-
-if TYPE_CHECKING:
-    from pytest_watermark_guard.probing import Recorded
 
 
 def open_labelled(
@@ -63,17 +60,18 @@ def open_labelled(
     return open_baseline(baseline, found), names
 
 
-def known_labels(found: Recorded, which: str) -> npt.NDArray[np.int64]:
-    """Return all images' labels, [n].
+def known_labels(
+    labels: Sequence[int | None], identities: Sequence[str], which: str
+) -> npt.NDArray[np.int64]:
+    """Return all images' labels, [n], if all are known.
 
     Raises
     ------
     ImagesError
         If an image has none.
     """
-    labels = found.recording.labels
     if None in labels:
-        identity = found.identities[labels.index(None)]
+        identity = identities[labels.index(None)]
         raise ImagesError(
             f"{which}: image {identity!r} has no label; give a folder with a subfolder for each "
             f"class, a Dataset of (image, label), or {which}_labels="

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-import pytest_watermark_guard
 from pytest_watermark_guard.caching.fingerprint import fingerprint
 from pytest_watermark_guard.caching.store import NewArray, Store, cache_bytes
 from pytest_watermark_guard.images.baseline import Baseline
+from pytest_watermark_guard.version import __version__
 
 Pixels = npt.NDArray[np.uint8]
 _LARGEST_SHARE = 0.25  # of the cache; more would drive everything else out
@@ -43,7 +43,7 @@ class DecodedImages:
         names = sorted(baseline.identities)
         self._rows = {name: row for row, name in enumerate(names)}
         self._store = store
-        versions = pytest_watermark_guard.__version__, PIL.__version__
+        versions = __version__, PIL.__version__
         self._key = fingerprint((baseline.content(), names, geometry, versions))
         self._shape = (len(names), *geometry[0], 3)
         self._new: NewArray | None = None

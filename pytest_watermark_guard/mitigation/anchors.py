@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.intervention import Intervention
-from pytest_watermark_guard.models.activations import ActivationRecorder
 from pytest_watermark_guard.models.identity import OWN_BUFFER
-from pytest_watermark_guard.models.layers import Trace, trace_calls
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.layers import Trace, trace_calls
 
 _TOLERANCE = 1e-5  # of the largest feature: another order of summation, and no more
 

@@ -22,9 +22,9 @@ from pytest_watermark_guard.mitigation.anchors import (
 )
 from pytest_watermark_guard.mitigation.guard import guard, listen, unguard
 from pytest_watermark_guard.mitigation.intervention import Intervention
-from pytest_watermark_guard.models.activations import ActivationRecorder
-from pytest_watermark_guard.models.outputs import main_tensor
-from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
+from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.outputs import main_tensor
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
 
 _APPLIED = "_watermark_guard_applied"

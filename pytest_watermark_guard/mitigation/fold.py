@@ -11,7 +11,7 @@ from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.anchors import attached, find_anchors
 from pytest_watermark_guard.mitigation.apply import applied_mask, check_fits, examined, remove_mask
 from pytest_watermark_guard.mitigation.intervention import Intervention
-from pytest_watermark_guard.models.outputs import main_tensor
+from pytest_watermark_guard.models.reading.outputs import main_tensor
 from pytest_watermark_guard.models.state import unwrapped
 
 _TOLERANCE = 1e-4  # of the largest logit: the matrices are multiplied in another order

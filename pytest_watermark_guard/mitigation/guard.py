@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-if TYPE_CHECKING:
-    from pytest_watermark_guard.mitigation.apply import Applied
-
 _GUARDED = "_watermark_guard_children"
 _registered: list[Any] = []
+
+
+class Applied(Protocol):
+    """What is done to a model, and again to modules that take another's place."""
+
+    def replace(self, parent: nn.Module, child: str, name: str, module: nn.Module | None) -> None:
+        """Take note of a new module, of this qualified name."""
 
 
 def guard(root: nn.Module, name: str, applied: Applied) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation import serialization
-from pytest_watermark_guard.report import ProbeReport
+from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.settings import check_threshold
 
 _KIND = "mask"

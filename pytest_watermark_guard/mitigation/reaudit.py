@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.errors import MaskError, SettingsError
-from pytest_watermark_guard.gate import Verdict, judge
 from pytest_watermark_guard.mitigation.apply import applied_mask, unmasked
 from pytest_watermark_guard.models.state import unwrapped
-from pytest_watermark_guard.probing import probe
-from pytest_watermark_guard.report import ProbeReport, SensitiveUnit
-from pytest_watermark_guard.reporting.text import count, listed, printable
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.probing.gate import judge
+from pytest_watermark_guard.probing.probe import probe
+from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.text import count, listed, printable
+from pytest_watermark_guard.reports.verdict import Verdict
 
 _WIDTH = 88  # of the story's lines
 

@@ -12,15 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pytest_watermark_guard.context import current_run
 from pytest_watermark_guard.errors import ImagesError, MaskError
 from pytest_watermark_guard.images.classes import known_labels, open_labelled
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
-from pytest_watermark_guard.mitigation.heads import HeadTrainer, LinearHead
-from pytest_watermark_guard.mitigation.sweep_report import SweepReport, SweptHead
-from pytest_watermark_guard.probing import Recorded, recorded
-from pytest_watermark_guard.report import Scores
-from pytest_watermark_guard.rows import Array
+from pytest_watermark_guard.mitigation.sweep_report import SweepReport
+from pytest_watermark_guard.mitigation.swept_head import SweptHead
+from pytest_watermark_guard.models.linear_probe import HeadTrainer, LinearHead
+from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.probing.probe import RecordedActivations, recorded
+from pytest_watermark_guard.reports.probe import Scores
 from pytest_watermark_guard.statistics.auroc import auroc, paired_auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
@@ -107,7 +108,7 @@ def sweep(
         backbone, train_set, ranked, (_LAYER,), seed=chosen.seed, control=False, **common
     ) as found:
         features = _taken(found, (UNMARKED, *masked))
-        labels = known_labels(found, "train")
+        labels = known_labels(found.recording.labels, found.identities, "train")
         model, weights, notes = found.model, found.recording.weights, found.notes
     with recorded(
         backbone,
@@ -119,7 +120,7 @@ def sweep(
         **common,
     ) as found:
         streams = found.recording.streams
-        labels_of = known_labels(found, "validation")
+        labels_of = known_labels(found.recording.labels, found.identities, "validation")
         held_out = _HeldOut(_taken(found, streams), labels_of, tuple(scored))
     unknown = sorted(set(held_out.labels.tolist()) - set(labels.tolist()))
     if unknown:
@@ -234,7 +235,7 @@ def _checked(alphas: Sequence[float]) -> list[float]:
     return shares
 
 
-def _taken(found: Recorded, streams: Sequence[str]) -> dict[str, Array]:
+def _taken(found: RecordedActivations, streams: Sequence[str]) -> dict[str, Array]:
     """Copy activations out of what ends with the recording."""
     return {
         stream: np.array(found.recording[stream, _LAYER].columns(), dtype=np.float32)

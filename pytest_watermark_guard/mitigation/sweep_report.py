@@ -2,78 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import RenderableType
+from rich.text import Text
 
-from pytest_watermark_guard.documents import read_document, write_document
-from pytest_watermark_guard.errors import MaskError, ReportError
+from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
-from pytest_watermark_guard.report import Scores
-from pytest_watermark_guard.reporting.text import listed
+from pytest_watermark_guard.mitigation.swept_head import SweptHead, _head_data, _read_head
+from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.figure import new_figure
+from pytest_watermark_guard.reports.probe import Scores
+from pytest_watermark_guard.reports.text import count, listed, printable
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.mitigation.swept_head import SweptHead
+
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.mitigation.swept_head import SweptHead
+
 
 KIND = "sweep"
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, eq=False)
-class SweptHead:
-    """A head trained on features after one intervention, on the validation images.
-
-    Attributes
-    ----------
-    alpha : float or None
-        Share of the features that is masked; None for an erasure.
-    masked : int
-        How many units that is.
-    accuracy : float
-    accuracy_interval : (float, float)
-        Wilson's, 95 %.
-    change : float
-        Of the accuracy, against the head without a mask, on the same images.
-    change_interval : (float, float)
-        95 %, images being paired.
-    scores : mapping of str to Scores
-        By scenario: the head's outputs, with marks that no training image had.
-    flips, control_flips : mapping of str to (float or None)
-        By scenario: share of images whose predicted class the mark changes, and its scrambled
-        control; None where there is none.
-    """
-
-    alpha: float | None
-    masked: int
-    accuracy: float
-    accuracy_interval: Interval
-    change: float
-    change_interval: Interval
-    scores: Mapping[str, Scores]
-    flips: Mapping[str, float | None]
-    control_flips: Mapping[str, float | None]
-
-    @property
-    def largest_d(self) -> float:
-        """Over all outputs and scenarios."""
-        return max(self.d(scenario) for scenario in self.scores)
-
-    @property
-    def costs(self) -> bool:
-        """Whether accuracy is lost, and more than chance would have it."""
-        return self.change_interval[1] < 0
-
-    def d(self, scenario: str) -> float:
-        """Return the largest d of the outputs under one scenario."""
-        return float(self.scores[scenario].differentiability.max())
-
-    def flips_beyond_control(self, scenario: str) -> float | None:
-        """Return the share of flips that the text makes and scrambled ink does not."""
-        flips, control = self.flips[scenario], self.control_flips[scenario]
-        return None if flips is None or control is None else flips - control
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +145,6 @@ class SweepReport:
 
     def table(self, width: int = 80, ascii_only: bool = False) -> str:
         """Return the sweep as text for a terminal."""
-        from pytest_watermark_guard.reporting.sweep_table import render_sweep
-
         return render_sweep(self, width=width, ascii_only=ascii_only)
 
     def plot(self, path: str | Path) -> None:
@@ -199,8 +155,6 @@ class SweepReport:
         SettingsError
             If matplotlib is missing.
         """
-        from pytest_watermark_guard.reporting.sweep_figure import draw_sweep
-
         draw_sweep(self, Path(path))
 
     def save(self, path: str | Path) -> None:
@@ -246,48 +200,133 @@ _PLAIN: dict[str, Any] = {
     "weights": str,
 }
 _LISTS: dict[str, Any] = {"scenarios": str, "classes": str, "ranking": int, "notes": str}
-_NUMBERS = ("alpha", "masked", "accuracy", "change")
-_INTERVALS = ("accuracy_interval", "change_interval")
-_BY_SCENARIO = ("flips", "control_flips")
 
 
 def _worst(scores: Scores) -> Any:
     return scores.unit(scores.ranking()[0])
 
 
-def _head_data(head: SweptHead) -> dict[str, Any]:
-    return {
-        **{name: getattr(head, name) for name in _NUMBERS},
-        **{name: list(getattr(head, name)) for name in _INTERVALS},
-        **{name: dict(getattr(head, name)) for name in _BY_SCENARIO},
-        "scores": {
-            name: {
-                "auroc": scores.auroc.tolist(),
-                # JSON has no NaN: one image gives no error estimate.
-                "standard_error": [None if np.isnan(e) else e for e in scores.standard_error],
-            }
-            for name, scores in head.scores.items()
-        },
-    }
+def render_sweep(
+    sweep: SweepReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
+) -> str:
+    """Draw the tables of a sweep; returns lines, the last one ended."""
+    style = Style(width, ascii_only)
+    return drawn(_parts(sweep, style), style, color)
 
 
-def _read_head(
-    data: Mapping[str, Any], classes: tuple[str, ...], report: Mapping[str, Any]
-) -> SweptHead:
-    scores = {}
-    for name, found in data["scores"].items():
-        area, error = (np.array(found[k], dtype=np.float64) for k in ("auroc", "standard_error"))
-        if {area.shape, error.shape} != {(len(classes),)}:
-            raise ReportError(f"not a sweep: {name!r} does not have one score for each class")
-        n = int(report["n_validation"])
-        scores[str(name)] = Scores("logits", str(name), area, error, n, classes)
-    rest: dict[str, Any] = {name: tuple(map(float, data[name])) for name in _INTERVALS}
-    rest |= {name: dict(data[name]) for name in _BY_SCENARIO}
-    return SweptHead(
-        alpha=None if data["alpha"] is None else float(data["alpha"]),
-        masked=int(data["masked"]),
-        accuracy=float(data["accuracy"]),
-        change=float(data["change"]),
-        scores=scores,
-        **rest,
+def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
+    yield Text(f"Heads on {printable(sweep.model)}", style="bold")
+    masked = listed(map(printable, sweep.scenarios))
+    yield Text(
+        f"{count(sweep.n_train, 'training image')}, {sweep.n_validation:,} for validation, "
+        f"{count(len(sweep.classes), 'class').replace('classs', 'classes')}; features ranked by "
+        f"{masked}; seed {sweep.seed}."
     )
+    for note in sweep.notes:
+        yield Text(f"Note: {printable(note)}.", style="yellow")
+    yield Text()
+    heads = [*sweep.heads] + ([sweep.erased] if sweep.erased else [])
+    scenarios = list(sweep.heads[0].scores)
+    yield table(
+        style,
+        "Accuracy, and the largest d of the outputs",
+        ("alpha", "units", "accuracy", "95 % interval", "change", *map(printable, scenarios)),
+        [_accuracy_row(head, scenarios) for head in heads],
+        words=(0,),
+        red=[head.largest_d >= sweep.threshold or head.costs for head in heads],
+    )
+    yield Text()
+    first = sweep.scenarios[0]
+    yield table(
+        style,
+        f"A of the outputs under {printable(first)}, and predictions that change",
+        ("alpha", "lowest", "5 %", "median", "95 %", "highest", "flips", "beyond control"),
+        [_spread_row(head, first) for head in heads],
+        words=(0,),
+    )
+    yield Text("\n".join(textwrap.wrap(printable(sweep.advice()), style.width - 1)))
+
+
+def _called(head: SweptHead) -> str:
+    return "erasure" if head.alpha is None else f"{head.alpha:g}"
+
+
+def _accuracy_row(head: SweptHead, scenarios: list[str]) -> tuple[str, ...]:
+    low, high = head.accuracy_interval
+    return (
+        _called(head),
+        "-" if head.alpha is None else str(head.masked),
+        f"{head.accuracy:.3f}",
+        f"{low:.3f}-{high:.3f}",
+        f"{head.change:+.3f}" + ("*" if head.costs else ""),
+        *(f"{head.d(name):.3f}" for name in scenarios),
+    )
+
+
+def _spread_row(head: SweptHead, scenario: str) -> tuple[str, ...]:
+    areas = sorted(head.scores[scenario].auroc.tolist())
+
+    def quantile(share: float) -> str:
+        return f"{areas[round(share * (len(areas) - 1))]:.3f}"
+
+    flips, beyond = head.flips[scenario], head.flips_beyond_control(scenario)
+    return (
+        _called(head),
+        *(quantile(share) for share in (0, 0.05, 0.5, 0.95, 1)),
+        "-" if flips is None else f"{flips:.1%}",
+        "-" if beyond is None else f"{beyond:+.1%}",
+    )
+
+
+_ACCURACY, _D, _SPREAD = "#2171b5", "#cb181d", "#6baed6"
+
+
+def draw_sweep(sweep: SweepReport, path: Path) -> None:
+    """Draw accuracy and largest d against alpha, and the distribution of A, erasure beside them."""
+    figure = new_figure(11, 4.4)
+    left, right = figure.subplots(1, 2)
+    heads = [*sweep.heads] + ([sweep.erased] if sweep.erased else [])
+    scenario = sweep.scenarios[0]
+    _draw_trade(left, sweep, heads, scenario)
+    _draw_spread(right, heads, scenario)
+    for axis in (left, right):
+        axis.set_xticks(range(len(heads)), [_called(head) for head in heads], fontsize=8)
+        axis.set_xlabel("share of the features that is masked")
+        axis.spines[["top"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_trade(axis: Any, sweep: SweepReport, heads: list[SweptHead], scenario: str) -> None:
+    swept = np.arange(len(sweep.heads))
+    places = np.arange(len(heads))
+    accuracy = np.array([head.accuracy for head in heads])
+    bounds = np.abs(np.array([head.accuracy_interval for head in heads]).T - accuracy)
+    axis.errorbar(places, accuracy, bounds, fmt="o", color=_ACCURACY, markersize=4, capsize=2)
+    axis.plot(swept, accuracy[swept], color=_ACCURACY, linewidth=1)
+    axis.set_ylabel("accuracy, with 95 % interval", color=_ACCURACY)
+    other = axis.twinx()
+    d = np.array([head.d(scenario) for head in heads])
+    other.plot(places, d, "s", color=_D, markersize=4)
+    other.plot(swept, d[swept], color=_D, linewidth=1)
+    other.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    other.set_ylim(0.48, max(0.8, float(d.max()) + 0.03))
+    other.set_ylabel(f"largest d of an output under {scenario}", color=_D)
+    other.spines[["top"]].set_visible(False)
+    axis.set_title("What it costs, and what it brings", fontsize=10)
+
+
+def _draw_spread(axis: Any, heads: list[SweptHead], scenario: str) -> None:
+    areas = [head.scores[scenario].auroc for head in heads]
+    axis.boxplot(
+        areas,
+        positions=range(len(heads)),
+        widths=0.55,
+        whis=(5, 95),
+        patch_artist=True,
+        boxprops={"facecolor": _SPREAD, "alpha": 0.6},
+        medianprops={"color": "black"},
+        flierprops={"marker": ".", "markersize": 3},
+    )
+    axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_ylabel(f"A of the outputs under {scenario}")
+    axis.set_title("All outputs (box: half of them, whiskers: 90 %)", fontsize=10)

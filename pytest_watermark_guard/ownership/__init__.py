@@ -13,9 +13,9 @@ from pytest_watermark_guard.ownership.embedding import Objective, embed
 from pytest_watermark_guard.ownership.gate import assert_carries_watermark, assert_no_watermark
 from pytest_watermark_guard.ownership.generation import generate_key
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.ownership.report import Null, OwnershipReport
 from pytest_watermark_guard.ownership.utility import Utility, measure_utility
 from pytest_watermark_guard.ownership.verification import verify, verify_classifier
+from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
 
 __all__ = [
     "Null",

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.errors import OwnershipError
-from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
-from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.device import resolve_device
+from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
@@ -23,6 +22,7 @@ from pytest_watermark_guard.ownership.encoder import (
     read_pixels,
 )
 from pytest_watermark_guard.ownership.generation import EPSILON, allowed_levels
+from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.settings import plain_integer
 
 _HELD_OUT = 16  # images that the perturbations found are tried on

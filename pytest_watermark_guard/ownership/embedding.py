@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
-from pytest_watermark_guard.models.memory import kept_memory
-from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.device import resolve_device
+from pytest_watermark_guard.models.loading.loading import as_loaded
+from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.checkpoint import Checkpoint
 from pytest_watermark_guard.ownership.encoder import (
@@ -29,8 +28,9 @@ from pytest_watermark_guard.ownership.encoder import (
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.ownership.report import reachable
-from pytest_watermark_guard.progress import progress_bar
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.probing.progress import progress_bar
+from pytest_watermark_guard.reports.ownership import reachable
 from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
-from pytest_watermark_guard.models.activations import ActivationRecorder
-from pytest_watermark_guard.models.preprocessing import Preprocessing
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.key import OwnershipKey
 

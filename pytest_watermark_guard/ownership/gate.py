@@ -8,8 +8,8 @@ from torch import nn
 
 from pytest_watermark_guard.errors import OwnershipMismatchError
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.ownership.report import ALPHA, OwnershipReport
 from pytest_watermark_guard.ownership.verification import Predictor, verify, verify_classifier
+from pytest_watermark_guard.reports.ownership import ALPHA, OwnershipReport
 
 
 def assert_carries_watermark(

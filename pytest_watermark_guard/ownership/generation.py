@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.device import resolve_device
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.folder import read_image
-from pytest_watermark_guard.models.memory import kept_memory
-from pytest_watermark_guard.models.preprocessing import Preprocessing, resolve_preprocessing
-from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.device import resolve_device
+from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.loading.loading import as_loaded
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import Encoder, opened, read_pixels, similarity
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.progress import progress_bar
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.probing.progress import progress_bar
 from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
 from pytest_watermark_guard.watermarks.draw import uniform_words

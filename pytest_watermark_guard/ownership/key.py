@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pytest_watermark_guard.errors import OwnershipError, WatermarkGuardError
-from pytest_watermark_guard.models.preprocessing import Preprocessing
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 
 FORMAT = "pytest-watermark-guard/ownership-key"
 FORMAT_VERSION = 1

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from torch import nn
 
 from pytest_watermark_guard.images.classes import known_labels, open_labelled
-from pytest_watermark_guard.mitigation.heads import HeadTrainer
-from pytest_watermark_guard.models.preprocessing import resolve_preprocessing
-from pytest_watermark_guard.models.specs import as_loaded
-from pytest_watermark_guard.probing import Recorded, recorded
-from pytest_watermark_guard.rows import Array
+from pytest_watermark_guard.models.linear_probe import HeadTrainer
+from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.loading.loading import as_loaded
+from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.probe import RecordedActivations, recorded
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
 _LAYER = "features"
@@ -81,7 +81,7 @@ def measure_utility(
     chosen = resolve_preprocessing(preprocess, loaded[0].module, loaded[0].preprocessing)
     common = {"preprocess": chosen, **settings}
 
-    def embedded(encoder: nn.Module, these: Any, **more: Any) -> tuple[Array, Recorded]:
+    def embedded(encoder: nn.Module, these: Any, **more: Any) -> tuple[Array, RecordedActivations]:
         with recorded(encoder, these, (), (_LAYER,), **common, **more) as found:
             # Copied: they end with the recording.
             features = np.array(found.recording[UNMARKED, _LAYER].columns(), dtype=np.float32)
@@ -90,9 +90,9 @@ def measure_utility(
     def accuracy(encoder: nn.Module, parts: tuple[Any, Any]) -> float:
         train, classes = open_labelled("train", parts[0], None, None)
         features, found = embedded(encoder, train)
-        labels = known_labels(found, "train")
+        labels = known_labels(found.recording.labels, found.identities, "train")
         new, found = embedded(encoder, open_labelled("validation", parts[1], None, classes)[0])
-        truth = known_labels(found, "validation")
+        truth = known_labels(found.recording.labels, found.identities, "validation")
         trainer = HeadTrainer(features, labels, int(max(labels.max(), truth.max())) + 1, 0)
         right: npt.NDArray[np.bool_] = trainer.on(features)(new).argmax(axis=1) == truth
         return float(right.mean())

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import pytest_watermark_guard
-from pytest_watermark_guard.context import current_run
-from pytest_watermark_guard.device import computing_in, resolve_device
 from pytest_watermark_guard.errors import LayerError, OwnershipError
-from pytest_watermark_guard.models.preprocessing import Preprocessing, resolve_preprocessing
-from pytest_watermark_guard.models.specs import as_loaded
+from pytest_watermark_guard.models.device import computing_in, resolve_device
+from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.loading.loading import as_loaded
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     CHUNK,
@@ -27,9 +26,11 @@ from pytest_watermark_guard.ownership.encoder import (
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.ownership.report import Null, OwnershipReport
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
 from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
+from pytest_watermark_guard.version import __version__
 
 N_IMAGES = 16
 
@@ -251,7 +252,7 @@ class _Trial:
             n_images=len(self._pixels),
             images=self._baseline.description,
             queries=2 * self.key.pairs * len(self._pixels) + 1,
-            version=pytest_watermark_guard.__version__,
+            version=__version__,
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
-from pytest_watermark_guard.reporting.html.page import write_html
+from pytest_watermark_guard.reports.html.page import write_html
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pytest_watermark_guard.images import builtin, cache
+from pytest_watermark_guard.images import builtin
 from pytest_watermark_guard.images.baseline import open_baseline
 
 
@@ -42,21 +42,21 @@ def generations(monkeypatch, generated):
 
 
 def test_generated_once_and_kept(folder, generations):
-    first, second = cache.builtin_images(), cache.builtin_images()
+    first, second = builtin.builtin_images(), builtin.builtin_images()
     np.testing.assert_array_equal(first, second)
     assert len(generations) == 1
-    assert [path.name for path in folder.iterdir()] == [f"builtin-{cache.BUILTIN_NAME}.npy"]
+    assert [path.name for path in folder.iterdir()] == [f"builtin-{builtin.BUILTIN_NAME}.npy"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
 def test_a_damaged_cache_is_made_again(folder, generations, damage):
-    cache.builtin_images()
+    builtin.builtin_images()
     (path,) = folder.iterdir()
     whole = path.read_bytes()
     one_bit = whole[:-1] + bytes([whole[-1] ^ 1])
     path.write_bytes({"truncated": whole[:999], "empty": b"", "one bit": one_bit}[damage])
     with pytest.warns(UserWarning, match="is damaged"):
-        cache.builtin_images()
+        builtin.builtin_images()
     assert len(generations) == 2
     assert path.read_bytes() == whole
 
@@ -65,13 +65,13 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, g
     (tmp_path / "file").touch()
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="are not kept"):
-        assert len(cache.builtin_images()) == builtin.COUNT
+        assert len(builtin.builtin_images()) == builtin.COUNT
 
 
 def test_other_bytes_are_announced_and_not_kept(folder, monkeypatch, generated):
     monkeypatch.setattr(builtin, "generate", lambda: generated[:1])
     with pytest.warns(UserWarning, match="differ from the published ones"):
-        cache.builtin_images()
+        builtin.builtin_images()
     assert not list(folder.iterdir())
 
 

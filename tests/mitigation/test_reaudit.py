@@ -7,8 +7,8 @@ from PIL import Image
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.context import Run, using_run
 from pytest_watermark_guard.errors import MaskError, SettingsError
+from pytest_watermark_guard.probing.context import Run, using_run
 
 
 class TwoInks(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import ImagesError, MaskError, ReportError
-from pytest_watermark_guard.mitigation.heads import HeadTrainer
+from pytest_watermark_guard.models.linear_probe import HeadTrainer
 
 SMALL = wm.Preprocessing(size=(48, 48))
 INK = wm.Scenario("ink", ["A", "B"], length=3, size=16)
@@ -66,8 +66,8 @@ def sweep(**arguments):
 def features():
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=300)
-    means = rng.normal(size=(4, 12))
-    return (means[labels] + rng.normal(size=(300, 12)) * 1.5 + 3).astype(np.float32), labels
+    matches_unit = rng.normal(size=(4, 12))
+    return (matches_unit[labels] + rng.normal(size=(300, 12)) * 1.5 + 3).astype(np.float32), labels
 
 
 def test_heads_are_scikit_learns(features):

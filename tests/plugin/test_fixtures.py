@@ -60,7 +60,7 @@ def test_batches(project):
 def test_each_worker_takes_its_own_gpu(project, monkeypatch):
     """With two GPUs that this machine may not have: only the choice is looked at."""
     torch = pytest.importorskip("torch")
-    from pytest_watermark_guard import device
+    from pytest_watermark_guard.models import device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

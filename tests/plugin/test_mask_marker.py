@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.mask_marker import MaskRequest
+from pytest_watermark_guard.plugin.mask_marker import MaskRequest
 
 BACKBONE = """
     import pytest, torch, shop

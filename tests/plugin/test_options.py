@@ -9,7 +9,7 @@ SHOW = """
 
     @pytest.fixture
     def show(request):
-        from pytest_watermark_guard.context import current_run
+        from pytest_watermark_guard.probing.context import current_run
         return lambda: print("SETTINGS", current_run().settings)
 """
 
@@ -88,7 +88,7 @@ def test_a_marker_does_not_reach_wider_fixtures(project):
 def test_settings_end_with_the_test(project):
     project.makepyfile("def test_it(): pass")
     project.runpytest("--wm-seed=5").assert_outcomes(passed=1)
-    from pytest_watermark_guard.context import current_run
+    from pytest_watermark_guard.probing.context import current_run
 
     assert current_run().settings.seed == 17
 

@@ -152,10 +152,9 @@ def test_the_schema_tells_what_is_wrong(written, path, value):
 
 
 def test_versions_of_both_formats_are_those_of_the_schemas():
-    from pytest_watermark_guard import report
-    from pytest_watermark_guard.reporting import json_file
+    from pytest_watermark_guard.reports import json_file, probe
 
-    for name, module in (("report", report), ("run", json_file)):
+    for name, module in (("report", probe), ("run", json_file)):
         stated = SCHEMAS[name]["properties"]
         assert stated["format"]["const"] == module.FORMAT
         assert stated["format_version"]["const"] == module.FORMAT_VERSION

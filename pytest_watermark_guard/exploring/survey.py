@@ -1,0 +1,179 @@
+"""Many models, one probe each: which classes and units react, across all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields, replace
+from inspect import signature
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
+from pytest_watermark_guard.images.batches import open_for
+from pytest_watermark_guard.probing.context import Run, current_run, using_run
+from pytest_watermark_guard.probing.engines.engine import Engine
+from pytest_watermark_guard.probing.engines.opening import one_for_all, open_engine
+from pytest_watermark_guard.probing.probe import probe
+from pytest_watermark_guard.probing.progress import progress_bar
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.survey import SurveyReport
+from pytest_watermark_guard.settings import Settings
+from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
+
+
+def survey(
+    models: Sequence[str | nn.Module] | Mapping[str, str | nn.Module],
+    images: Any = None,
+    *,
+    engine: str | None = None,
+    progress: bool = True,
+    **arguments: Any,
+) -> SurveyReport:
+    """Probe many models with the same watermarks (Bykov et al., 2023, section 3).
+
+    A model that cannot be loaded or probed is noted among the failures, and the others go on.
+    Activations are cached, so that a survey that was interrupted goes on where it was when it is
+    made again.
+
+    Parameters
+    ----------
+    models : sequence, or mapping of str to model
+        Modules or model specs. Specs are loaded one at a time. A mapping gives them names.
+    images : optional
+        As for `probe`, and so are the other arguments.
+    engine : {"ray"}, optional
+        Probe several models at once, each by a worker of a cluster: the same numbers to the last
+        bit, in one precision (``"auto"`` is float32 then). Default: one after the other, here.
+    progress : bool, default True
+        As for `probe`; with an engine, of the number of models.
+
+    Returns
+    -------
+    SurveyReport
+
+    Raises
+    ------
+    SettingsError, ScenarioError, ImagesError, TypeError
+        If there is no model, or an argument is wrong whatever the model is.
+    EngineError
+        If the engine cannot be had, or the images cannot be sent to it.
+
+    Examples
+    --------
+    >>> found = wm.survey(["torchvision:resnet18@random", "torchvision:nosuch"])  # doctest: +SKIP
+    >>> print(found.table())  # doctest: +SKIP
+    """
+    named = _named(models)
+    if not named:
+        raise SettingsError("survey: name at least one model")
+    _check(images, arguments)
+    chosen = current_run().settings.override(engine=engine).engine
+    if chosen is None:
+        common = _Common(images, {**arguments, "progress": progress})
+        outcomes = {name: _outcome(common, (name, model)) for name, model in named.items()}
+    else:
+        outcomes = {}
+        for name, found in probed_elsewhere(chosen, named, images, arguments, progress):
+            if isinstance(found, ProbeReport):
+                current_run().on_report(found)
+            outcomes[name] = found
+    return SurveyReport(
+        {name: found for name, found in outcomes.items() if isinstance(found, ProbeReport)},
+        {name: found for name, found in outcomes.items() if isinstance(found, str)},
+    )
+
+
+def _check(images: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise what `probe` would raise for every model alike."""
+    if "name" in arguments:
+        raise TypeError("survey: names of models are the keys of a mapping; pass no name=")
+    signature(probe).bind("", images, **arguments)
+    names = {field.name for field in fields(Settings)} & {*arguments}
+    run = current_run()
+    settings = run.settings.override(images=images, **{name: arguments[name] for name in names})
+    scenarios = resolve_scenarios(settings.scenarios, run.scenarios)
+    open_for(scenarios, settings.images, settings.max_images, settings.seed)
+
+
+class _Common(NamedTuple):
+    """What all models of a survey are probed by."""
+
+    images: Any
+    arguments: Mapping[str, Any]
+    run: Run | None = None
+
+
+def _outcome(common: _Common, item: tuple[str, str | nn.Module]) -> ProbeReport | str:
+    """Probe one model, in any process; returns why not where that fails."""
+    name, model = item
+    try:
+        with using_run(common.run or current_run()):
+            return probe(model, common.images, name=name, **common.arguments)
+    except WatermarkGuardError as error:
+        return str(error)
+    except Exception as error:  # whatever someone's factory or forward pass raises
+        return f"{type(error).__name__}: {error}"
+
+
+def probed_elsewhere(
+    engine: str,
+    models: Mapping[str, str | nn.Module],
+    images: Any,
+    arguments: Mapping[str, Any],
+    progress: bool,
+) -> Iterator[tuple[str, ProbeReport | str]]:
+    """Have every model probed by a worker of an engine; the outcomes are those of this process.
+
+    Parameters
+    ----------
+    engine : {"ray"}
+    models : mapping of str to model
+    images, arguments, progress
+        As for `survey`.
+
+    Yields
+    ------
+    name : str
+    outcome : ProbeReport or str
+        Of the models in their order; why not where one could not be probed. The run is not told.
+
+    Raises
+    ------
+    EngineError
+        If the engine cannot be had, or the images cannot be sent to it.
+    """
+    run = current_run()
+    settings = run.settings.override(
+        precision=arguments.get("precision"), device=arguments.get("device")
+    )
+    precision, notes = one_for_all(settings.precision)
+    there = Run(
+        replace(run.settings, engine=None), run.scenarios, examples=run.examples, known=run.known
+    )
+    common = _Common(images, {**arguments, "precision": precision, "progress": False}, there)
+    workers: Engine = open_engine(engine, settings.device)
+    with progress_bar(len(models), progress) as advance:
+        results = workers.map(_outcome, common, [*models.items()], done=advance)
+        with closing(results):
+            for model, found in zip(models, results, strict=True):
+                if isinstance(found, ProbeReport):
+                    yield model, replace(found, notes=(*notes, *found.notes))
+                else:
+                    yield model, str(found)
+
+
+def _named(
+    models: Sequence[str | nn.Module] | Mapping[str, str | nn.Module],
+) -> dict[str, str | nn.Module]:
+    if isinstance(models, Mapping):
+        return {str(name): model for name, model in models.items()}
+    if isinstance(models, str | nn.Module):
+        raise SettingsError("survey: pass a list of models, or a mapping of names to models")
+    named: dict[str, str | nn.Module] = {}
+    for model in models:
+        name = model if isinstance(model, str) else type(model).__name__
+        same = sum(known == name or known.startswith(f"{name} (") for known in named)
+        named[f"{name} ({same + 1})" if same else name] = model
+    return named

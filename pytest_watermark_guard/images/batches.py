@@ -1,0 +1,330 @@
+"""Batches of baseline images with their watermarked copies, ready for a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pytest_watermark_guard.errors import ImagesError, SettingsError
+from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.images.decoded import DecodedImages
+from pytest_watermark_guard.images.folder import paired_path, read_image
+from pytest_watermark_guard.images.prefetch import in_turn
+from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.loading.loading import as_loaded
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.watermarks.composite import composite
+from pytest_watermark_guard.watermarks.control import draw_control
+from pytest_watermark_guard.watermarks.draw import draw_watermark
+from pytest_watermark_guard.watermarks.scenarios import (
+    AnyScenario,
+    PairedFolder,
+    Scenario,
+)
+from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.text import Mark, Renderer, parse_color
+
+Pixels = npt.NDArray[np.uint8]
+T = TypeVar("T")
+_DECODERS = 2  # threads; Pillow decodes without the interpreter lock
+
+
+@dataclass(frozen=True)
+class ProbingBatch:
+    """Some baseline images, as they are and under every scenario.
+
+    Attributes
+    ----------
+    images : Tensor, shape [B, 3, H, W]
+        The model's input, without a mark.
+    marked : dict of str to Tensor, shape [B, 3, H, W]
+        By scenario: the same images with it.
+    identities : tuple of str
+        The images' names.
+    labels : tuple of (int or None)
+        Class indices, where they are known.
+    """
+
+    images: torch.Tensor
+    marked: dict[str, torch.Tensor]
+    identities: tuple[str, ...]
+    labels: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class ProbingBatches:
+    """All of a baseline's images and their marked copies; iterate as often as you like.
+
+    Make one with `probing_batches`; under pytest the fixture ``wm_batches`` is one.
+    """
+
+    baseline: Baseline
+    scenarios: tuple[AnyScenario, ...]
+    preprocessing: Preprocessing
+    seed: int
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    controls: bool = False
+    decoded: DecodedImages | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of what `pixels` gives: see `watermarks.streams`."""
+        drawn = [s.name for s in self.scenarios if isinstance(s, Scenario)]
+        return (
+            UNMARKED,
+            *(scenario.name for scenario in self.scenarios),
+            *(control_of(name) for name in drawn if self.controls),
+        )
+
+    def part(self, start: int, stop: int, streams: Sequence[str]) -> ProbingBatches:
+        """Return the batches of images `start` to `stop`, with what these streams need."""
+        needed = tuple(
+            s for s in self.scenarios if s.name in streams or control_of(s.name) in streams
+        )
+        rest = self.baseline.take(range(start, stop))
+        return replace(self, baseline=rest, scenarios=needed)
+
+    def __len__(self) -> int:
+        return -(-len(self.baseline) // self.batch_size)
+
+    def __iter__(self) -> Iterator[ProbingBatch]:
+        for pixels in self.pixels():
+            images, *marked = (
+                self.preprocessing.to_input(pixels.by_mark[stream].contiguous(), self.dtype)
+                for stream in (UNMARKED, *(scenario.name for scenario in self.scenarios))
+            )
+            names = [scenario.name for scenario in self.scenarios]
+            yield ProbingBatch(
+                images, dict(zip(names, marked, strict=True)), pixels.identities, pixels.labels
+            )
+
+    def pixels(self) -> Generator[PixelBatch, None, None]:
+        """Give the same batches before preprocessing.
+
+        Reading, decoding and rendering of the next batch go on while the current one is used.
+        """
+        with closing(self.jobs()) as jobs:
+            yield from in_turn(jobs)
+
+    def jobs(self) -> Generator[Callable[[], PixelBatch], None, None]:
+        """Give the batches of `pixels`, each to be put together by a call, in any thread.
+
+        Its images are read from when it is given.
+        """
+        with self.reading() as read:
+            for positions in self.positions():
+                yield partial(self._together, [read(position, _as_it_is) for position in positions])
+
+    def _together(self, reading: Sequence[Future[DecodedImage]]) -> PixelBatch:
+        read = [future.result() for future in reading]
+        images = self._stacked([image.pixels for image in read], read)
+        by_mark = {UNMARKED: images}
+        for index, scenario in enumerate(self.scenarios):
+            marks = [image.marks[index] for image in read]
+            if isinstance(scenario, PairedFolder):
+                by_mark[scenario.name] = self._stacked(marks, read)
+                continue
+            color = parse_color(scenario)
+            by_mark[scenario.name] = composite(images, marks, color)
+            if self.controls:
+                controls = [image.controls[index] for image in read]
+                by_mark[control_of(scenario.name)] = composite(images, controls, color)
+        return PixelBatch(
+            tuple(image.identity for image in read), tuple(image.label for image in read), by_mark
+        )
+
+    def for_model(self, model: nn.Module | str, preprocess: Any = "auto") -> ProbingBatches:
+        """Return the same batches, preprocessed for a model."""
+        loaded = as_loaded(model)
+        preprocessing = resolve_preprocessing(preprocess, loaded.module, loaded.preprocessing)
+        return replace(self, preprocessing=preprocessing)
+
+    def example(self) -> torch.Tensor:
+        """Return two different inputs, the same whatever the batch size.
+
+        Returns
+        -------
+        Tensor, shape [2, 3, H, W]
+            The first image, and one from the middle with a mark, lest they be the same photo.
+        """
+        two = self.baseline.take((0, len(self.baseline) // 2))
+        (batch,) = replace(self, baseline=two, batch_size=2)
+        marked = next(iter(batch.marked.values()), batch.images)
+        return torch.stack([batch.images[0], marked[1]])
+
+    def positions(self) -> Iterator[range]:
+        """Give each batch's positions in the baseline."""
+        whole = range(len(self.baseline))
+        for start in whole[:: self.batch_size]:
+            yield whole[start : start + self.batch_size]
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int, Callable[[DecodedImage], T]], Future[T]]]:
+        """Give a function that has an image read, and something done with it, in another thread.
+
+        It takes the image's position in the baseline, and what to call with what was read.
+        """
+        reader = _Reader(self)
+        with ThreadPoolExecutor(_DECODERS, thread_name_prefix="wm-decode") as pool:
+            submit = pool.submit if self.baseline.concurrent else _done
+            try:
+                yield lambda position, use: submit(lambda: use(reader(position)))
+            except BaseException:  # whoever has all batches may not have used the last one yet
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _stacked(self, pixels: Sequence[Pixels], read: Sequence[DecodedImage]) -> torch.Tensor:
+        """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W] on the device."""
+        shapes = {p.shape: r.identity for p, r in zip(pixels, read, strict=True)}
+        if len(shapes) > 1:
+            (one, first), (other, second) = list(shapes.items())[:2]
+            raise ImagesError(
+                f"images differ in size ({first!r}: {one[1]}x{one[0]} px, {second!r}: "
+                f"{other[1]}x{other[0]} px) and preprocess leaves sizes as they are; pass images "
+                "of one size, or a preprocess with a size"
+            )
+        stacked = torch.from_numpy(np.stack(pixels))
+        if self.device.type == "cuda":
+            # From pinned memory the copy does not keep this thread waiting.
+            stacked = stacked.pin_memory().to(self.device, non_blocking=True)
+            return stacked.permute(0, 3, 1, 2).contiguous()
+        # As decoded, channels last: whoever needs the other format pays for it.
+        return stacked.to(self.device).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Some images of a baseline with all their marks, before preprocessing.
+
+    Attributes
+    ----------
+    identities : tuple of str
+    labels : tuple of (int or None)
+    by_mark : dict of str to Tensor of uint8, shape [B, 3, H, W]
+        By scenario; without a mark under `UNMARKED`, which comes first.
+    """
+
+    identities: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    by_mark: dict[str, torch.Tensor]
+
+
+class DecodedImage(NamedTuple):
+    """One image as it is read: its pixels, and for each scenario the mark or the marked copy."""
+
+    identity: str
+    label: int | None
+    pixels: Pixels
+    marks: list[Any]
+    controls: dict[int, Mark]
+
+
+class _Reader:
+    """Reads images of some batches and renders their marks, from any thread."""
+
+    def __init__(self, batches: ProbingBatches) -> None:
+        self._batches = batches
+        self._renderers: dict[tuple[str, int, int], Renderer] = {}
+        # Fonts must not be used by two threads at once, and renderers learn: one for all threads.
+        self._lock = threading.Lock()
+
+    def __call__(self, position: int) -> DecodedImage:
+        batches = self._batches
+        identity = batches.baseline.identities[position]
+        pixels = batches.decoded.get(identity) if batches.decoded else None
+        if pixels is not None:
+            label, size = batches.baseline.labels.get(identity), pixels.shape[1::-1]
+        else:
+            image, label = batches.baseline.load(position)
+            pixels, size = batches.preprocessing.fit(image), image.size
+            if batches.decoded:
+                batches.decoded.put(identity, pixels)
+        marks: list[Any] = []
+        controls = {}
+        for index, scenario in enumerate(batches.scenarios):
+            if isinstance(scenario, PairedFolder):
+                marks.append(self._paired(scenario, identity, size))
+                continue
+            mark = self._rendered(scenario, identity, *pixels.shape[:2])
+            marks.append(mark)
+            if batches.controls:
+                controls[index] = draw_control(mark, scenario, batches.seed, identity)
+        return DecodedImage(identity, label, pixels, marks, controls)
+
+    def _rendered(self, scenario: Scenario, identity: str, height: int, width: int) -> Mark:
+        draw = draw_watermark(scenario, self._batches.seed, identity)
+        key = scenario.name, height, width
+        with self._lock:
+            if key not in self._renderers:
+                self._renderers[key] = Renderer(scenario, height, width)
+            return self._renderers[key].render(draw)
+
+    def _paired(self, scenario: PairedFolder, identity: str, size: tuple[int, ...]) -> Pixels:
+        path = paired_path(Path(scenario.folder).expanduser(), identity)
+        copy = read_image(path)
+        if copy.size != size:
+            raise ImagesError(
+                f"scenario {scenario.name!r}: {str(path)!r} has {copy.width}x{copy.height} px, its "
+                f"baseline image {size[0]}x{size[1]}; a marked copy must differ by the "
+                "mark only"
+            )
+        return self._batches.preprocessing.fit(copy)
+
+
+def open_for(
+    scenarios: Sequence[AnyScenario],
+    images: Any,
+    max_images: int | None,
+    seed: int,
+    labels: Sequence[int] | Mapping[str, int] | None = None,
+) -> Baseline:
+    """Open the baseline and check that it suits the scenarios.
+
+    Raises
+    ------
+    ImagesError
+        If there are no images, or a `PairedFolder` has no baseline folder to pair with.
+    """
+    baseline = open_baseline(images, labels)
+    for scenario in scenarios:
+        if isinstance(scenario, PairedFolder):
+            if baseline.root is None:
+                raise ImagesError(
+                    f"scenario {scenario.name!r} pairs files by name, and the baseline is "
+                    f"{baseline.description}; pass images= the folder of its unmarked originals"
+                )
+            if not Path(scenario.folder).expanduser().is_dir():
+                raise ImagesError(
+                    f"scenario {scenario.name!r}: {scenario.folder!r} is not a folder"
+                )
+    return baseline if max_images is None else baseline.subset(max_images, seed)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `SettingsError` unless a batch holds at least one image."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingsError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+
+
+def _as_it_is(read: DecodedImage) -> DecodedImage:
+    return read
+
+
+def _done(function: Callable[[], T]) -> Future[T]:
+    """Call a function now, in this thread, where an executor would call it later."""
+    future: Future[T] = Future()
+    future.set_result(function())
+    return future

@@ -1,0 +1,184 @@
+"""A probe's images, with and without their marks, as a model's input."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pytest_watermark_guard.images.batches import DecodedImage, PixelBatch, ProbingBatches
+from pytest_watermark_guard.images.prefetch import in_turn, one_ahead
+from pytest_watermark_guard.watermarks.composite import blended
+from pytest_watermark_guard.watermarks.scenarios import PairedFolder
+from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.text import parse_color
+
+Floats = npt.NDArray[np.float32]
+_OVERLAPPED = ("cuda",)  # devices for which a thread prepares the next input
+
+
+class ModelInput(NamedTuple):
+    """What a model is run on, and the images that it shows.
+
+    Attributes
+    ----------
+    identities : tuple of str
+    labels : tuple of (int or None)
+    values : Tensor, shape [streams * images, ...]
+        All images of the first stream, then all of the second, and so on; in memory that may be
+        used again once the next input is asked for.
+    """
+
+    identities: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    values: torch.Tensor
+
+
+def model_inputs(
+    batches: ProbingBatches,
+    streams: Sequence[str],
+    memory_format: Callable[[], torch.memory_format],
+) -> Generator[ModelInput, None, None]:
+    """Give the batches as a model's input, in order; the next is prepared while one is used.
+
+    Parameters
+    ----------
+    batches : ProbingBatches
+    streams : sequence of str
+        Which of them, see `watermarks.streams`.
+    memory_format : callable
+        Asked for each batch; an input may still come in another.
+    """
+    preprocessing = batches.preprocessing
+    overlapped = batches.device.type in _OVERLAPPED
+    given = batches, streams, memory_format
+    if overlapped or not _scaled_by_readers(batches):
+        jobs = _from_pixels(*given)
+    else:
+        jobs = _from_readers(*given)
+    with closing(jobs):
+        # What users wrote is called in their own thread.
+        if overlapped and preprocessing.normalize is None:
+            yield from one_ahead(jobs, batches.device)
+        else:
+            yield from in_turn(jobs)
+
+
+def _scaled_by_readers(batches: ProbingBatches) -> bool:
+    preprocessing = batches.preprocessing
+    scaled = preprocessing.normalize is None and batches.dtype is torch.float32
+    return scaled and batches.device.type == "cpu" and preprocessing.size is not None
+
+
+class _Buffers:
+    """Memory that is used in turns: one part is filled while the model reads the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers = deque([torch.empty(0), torch.empty(0)])
+
+    def next(self, shape: tuple[int, ...], memory_format: torch.memory_format) -> torch.Tensor:
+        buffer = self._buffers.popleft()
+        if buffer.shape != shape or not buffer.is_contiguous(memory_format=memory_format):
+            buffer = torch.empty(shape, device=self._device, memory_format=memory_format)
+        self._buffers.append(buffer)
+        return buffer
+
+
+def _from_pixels(
+    batches: ProbingBatches,
+    streams: Sequence[str],
+    memory_format: Callable[[], torch.memory_format],
+) -> Generator[Callable[[], ModelInput], None, None]:
+    """Whole batches at a time, on the device."""
+    preprocessing, dtype = batches.preprocessing, batches.dtype
+    buffers = _Buffers(batches.device)
+
+    def prepared(put_together: Callable[[], PixelBatch]) -> ModelInput:
+        batch = put_together()
+        pixels = [batch.by_mark[stream] for stream in streams]
+        if preprocessing.normalize is not None or dtype is not torch.float32:
+            # What others wrote may rely on the usual memory format.
+            whole = [p.contiguous() for p in pixels]
+            values = torch.cat([preprocessing.to_input(p, dtype) for p in whole])
+        else:
+            shape = (len(pixels) * len(pixels[0]), *pixels[0].shape[1:])
+            values = buffers.next(shape, memory_format())
+            for part, room in zip(pixels, torch.split(values, len(pixels[0])), strict=True):
+                preprocessing.to_input(part, out=room)
+        return ModelInput(batch.identities, batch.labels, values)
+
+    with closing(batches.jobs()) as jobs:
+        for job in jobs:
+            yield partial(prepared, job)
+
+
+def _from_readers(
+    batches: ProbingBatches,
+    streams: Sequence[str],
+    memory_format: Callable[[], torch.memory_format],
+) -> Generator[Callable[[], ModelInput], None, None]:
+    """Image by image, each by the thread that reads it, while it is in the processor's cache."""
+    size = batches.preprocessing.size
+    assert size is not None
+    buffers = _Buffers(batches.device)
+    fill = _Filler(batches, streams)
+    with batches.reading() as read:
+        for positions in batches.positions():
+            shape = (len(streams) * len(positions), 3, *size)
+            values = buffers.next(shape, memory_format())
+            rows = values.permute(0, 2, 3, 1).numpy()
+            by_stream = rows.reshape(len(streams), len(positions), *size, 3)
+            told = [
+                read(position, partial(fill, by_stream[:, place]))
+                for place, position in enumerate(positions)
+            ]
+            yield partial(_filled, told, values)
+
+
+def _filled(told: Sequence[Future[tuple[str, int | None]]], values: torch.Tensor) -> ModelInput:
+    identities, labels = zip(*(future.result() for future in told), strict=True)
+    return ModelInput(identities, labels, values)
+
+
+class _Filler:
+    """Writes an image, in all streams, into a model's input."""
+
+    def __init__(self, batches: ProbingBatches, streams: Sequence[str]) -> None:
+        self._scale = batches.preprocessing.scale_image
+        self._streams = tuple(streams)
+        self._scenarios = batches.scenarios
+
+    def __call__(self, out: Floats, read: DecodedImage) -> tuple[str, int | None]:
+        """Write to `out`, float32 [streams, H, W, 3]; returns the image's name and label."""
+        rooms = dict(zip(self._streams, out, strict=True))
+        plain = rooms.get(UNMARKED)
+        if plain is not None:
+            self._scale(read.pixels, plain)
+        for index, scenario in enumerate(self._scenarios):
+            if isinstance(scenario, PairedFolder):
+                if scenario.name in rooms:
+                    self._scale(read.marks[index], rooms[scenario.name])
+                continue
+            marks = {scenario.name: read.marks[index]}
+            if index in read.controls:
+                marks[control_of(scenario.name)] = read.controls[index]
+            color = parse_color(scenario)
+            for stream, mark in marks.items():
+                if stream not in rooms:
+                    continue
+                room = rooms[stream]
+                if plain is None:
+                    self._scale(read.pixels, room)
+                else:
+                    room[:] = plain
+                under = read.pixels[mark.window]
+                self._scale(blended(under, mark.alpha, color), room[mark.window])
+        return read.identity, read.label

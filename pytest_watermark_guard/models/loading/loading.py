@@ -1,0 +1,358 @@
+"""Building the model that a parsed spec names."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.models.loading.checkpoints import (
+    first_line,
+    load_checkpoint,
+    load_state_dict,
+    read_state_dict,
+    weights_only,
+)
+from pytest_watermark_guard.models.loading.introspection import class_names_of
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.models.loading.presets import (
+    from_hf_processor,
+    from_timm_config,
+    from_torchvision_preset,
+)
+from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec, parse_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+
+
+_RANDOM_SEED = 0
+_RANDOM_NOTE = "random weights: the spec asks for @random, so the scores say nothing about training"
+# torchvision renames these when it loads its own older DenseNet files; local copies need it too.
+_OLD_DENSENET_KEY = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a spec named.
+
+    Attributes
+    ----------
+    name : str
+        The spec's text.
+    module : torch.nn.Module
+    preprocessing : Preprocessing or None
+        What its weights say about their input; None when nothing does.
+    class_names : tuple of str or None
+        One per logit, where known.
+    notes : tuple of str
+        What was assumed, for the report.
+    """
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def as_loaded(model: nn.Module | str) -> LoadedModel:
+    """Take a model as it is, or load the one that a spec names.
+
+    Raises
+    ------
+    ModelSpecError
+        If it is neither, or as for `load_model`.
+    """
+    if isinstance(model, str):
+        return load_model(model)
+    if isinstance(model, nn.Module):
+        return LoadedModel(type(model).__name__, model)
+    raise ModelSpecError(
+        f"model must be a torch.nn.Module or a model spec, got {type(model).__name__}"
+    )
+
+
+def load_model(spec: str | ModelSpec) -> LoadedModel:
+    """Build the model that a spec names and load its weights, on the CPU.
+
+    Parameters
+    ----------
+    spec : str or ModelSpec
+        See `parse_spec`.
+
+    Returns
+    -------
+    LoadedModel
+
+    Raises
+    ------
+    ModelSpecError
+        When the spec, the library, the name, the weights or the network fails.
+    """
+    spec = parse_spec(spec) if isinstance(spec, str) else spec
+    return _LOADERS[spec.kind](spec)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Initialise reproducibly: the same spec gives the same random weights."""
+    # Models are built on the CPU; torch.manual_seed would also reseed every GPU.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_RANDOM_SEED)
+        yield
+
+
+def _load_torchvision(spec: ModelSpec) -> LoadedModel:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if spec.name not in names:
+        raise _unknown(spec, "torchvision has no classification model", spec.name, names)
+    entries = models.get_model_weights(spec.name)
+    if spec.tag in (None, RANDOM):
+        entry = entries.DEFAULT
+    elif spec.tag in entries.__members__:
+        entry = entries[spec.tag]
+    else:
+        known = [*entries.__members__, RANDOM]
+        raise _unknown(spec, f"torchvision's {spec.name} has no weights", str(spec.tag), known)
+    categories = tuple(str(name) for name in entry.meta["categories"])
+    preset = from_torchvision_preset(
+        entry.transforms(), source=f"torchvision's preset of {spec.name}@{entry.name}"
+    )
+    if spec.tag != RANDOM and spec.weights is None:
+        with _downloading(spec):
+            module = models.get_model(spec.name, weights=entry, progress=False)
+        return LoadedModel(spec.text, module.eval(), preset, categories)
+
+    state = read_state_dict(spec.weights) if spec.weights else {}
+    count = spec.num_classes or len(categories)
+    module = _build_torchvision(spec.name, count, state)
+    names_known = count == len(categories) and spec.weights is not None
+    notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
+    if spec.weights:
+        if spec.name.startswith("densenet"):
+            state = {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+        load_state_dict(module, state, spec.weights)
+        if spec.tag is None:
+            preset = preset.as_assumed(f"{preset.source}, assumed for {spec.weights}")
+            if names_known:
+                notes.append("class names: assumed to be ImageNet's, as there are 1000 classes")
+    return LoadedModel(
+        spec.text, module.eval(), preset, categories if names_known else None, tuple(notes)
+    )
+
+
+def _build_torchvision(name: str, num_classes: int, state: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # The published weights of these two were trained on another normalisation, which
+        # torchvision undoes inside the model; their auxiliary heads may have been stripped.
+        options = {
+            "transform_input": num_classes == 1000,
+            "aux_logits": any(key.lower().startswith("aux") for key in state),
+            "init_weights": not state,
+        }
+    with _seeded():
+        module: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return module
+
+
+def _load_timm(spec: ModelSpec) -> LoadedModel:
+    timm = _library(spec, "timm", "timm")
+    pretrained = spec.tag != RANDOM and spec.weights is None
+    architecture = spec.name.partition(".")[0]
+    if "/" not in spec.name and architecture not in timm.list_models():
+        raise _unknown(spec, "timm has no model", spec.name, timm.list_models())
+    options = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
+    with _downloading(spec), _seeded():
+        module = timm.create_model(spec.name, pretrained=pretrained, **options)
+    notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
+    if spec.weights:
+        load_checkpoint(module, spec.weights)
+    preprocessing = from_timm_config(
+        timm.data.resolve_model_data_config(module), source=f"timm's configuration of {spec.name}"
+    )
+    names = None
+    if spec.tag != RANDOM:
+        names = _timm_class_names(module)
+        if names is not None and spec.weights:
+            notes.append("class names: assumed to be ImageNet's, as there are 1000 classes")
+    return LoadedModel(spec.text, module.eval(), preprocessing, names, tuple(notes))
+
+
+def _timm_class_names(module: Any) -> tuple[str, ...] | None:
+    """Return ImageNet's names as torchvision writes them: unique, and the same in every report."""
+    own = module.pretrained_cfg.get("label_names")
+    if own and len(own) == module.num_classes:
+        return tuple(map(str, own))
+    if module.num_classes != 1000:
+        return None
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _load_hf(spec: ModelSpec) -> LoadedModel:
+    transformers = _library(spec, "transformers", "transformers")
+    source = str(Path(spec.name).expanduser()) if Path(spec.name).expanduser().is_dir() else None
+    where = source or spec.name
+    options: dict[str, Any] = {"trust_remote_code": False}
+    notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
+    auto = transformers.AutoModelForImageClassification
+    with _downloading(spec):
+        if spec.tag == RANDOM or spec.weights:
+            sizes = {} if spec.num_classes is None else {"num_labels": spec.num_classes}
+            config = transformers.AutoConfig.from_pretrained(where, **options, **sizes)
+            with _seeded():
+                module = auto.from_config(config, trust_remote_code=False)
+        else:
+            module, info = auto.from_pretrained(
+                where, use_safetensors=True, output_loading_info=True, **options
+            )
+            untrained = [*info["missing_keys"], *info["mismatched_keys"]]
+            if untrained:
+                raise ModelSpecError(
+                    f"model spec {spec.text!r}: its checkpoint has no weights for "
+                    f"{', '.join(sorted(map(str, untrained))[:3])}, and a gate on an untrained "
+                    "head says nothing; name a checkpoint that was trained to classify"
+                )
+    if spec.weights:
+        load_checkpoint(module, spec.weights)
+    preprocessing = None
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(where, **options)
+    except Exception as error:  # hub, file and configuration errors are of many types
+        notes.append(f"no image processor could be loaded for {spec.name}: {first_line(error)}")
+    else:
+        preprocessing = from_hf_processor(processor, source=f"the image processor of {spec.name}")
+    names = None if spec.tag == RANDOM else class_names_of(module)
+    return LoadedModel(spec.text, module.eval(), preprocessing, names, tuple(notes))
+
+
+def _load_factory(spec: ModelSpec) -> LoadedModel:
+    module_name, _, attributes = spec.name.partition(":")
+    with _current_directory_importable():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:
+            raise ModelSpecError(
+                f"model spec {spec.text!r}: importing {module_name} failed with "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        for attribute in attributes.split("."):
+            try:
+                found = getattr(found, attribute)
+            except AttributeError as error:
+                raise _unknown(
+                    spec, f"{module_name} has no attribute", attribute, dir(found)
+                ) from error
+        if not isinstance(found, nn.Module):
+            if not callable(found):
+                raise ModelSpecError(
+                    f"model spec {spec.text!r}: {attributes} is a {type(found).__name__}, neither "
+                    "a torch.nn.Module nor a function that returns one"
+                )
+            try:
+                found = found()
+            except Exception as error:
+                raise ModelSpecError(
+                    f"model spec {spec.text!r}: {attributes}() raised "
+                    f"{type(error).__name__}: {first_line(error)}"
+                ) from error
+    if not isinstance(found, nn.Module):
+        raise ModelSpecError(
+            f"model spec {spec.text!r}: {attributes}() returned a {type(found).__name__}, "
+            "not a torch.nn.Module"
+        )
+    if spec.weights:
+        load_checkpoint(found, spec.weights)
+    return LoadedModel(spec.text, found)
+
+
+@contextlib.contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _load_exported(spec: ModelSpec) -> LoadedModel:
+    from pytest_watermark_guard.models.loading.archives import load_exported_program
+    from pytest_watermark_guard.models.reading.exported import input_size
+
+    path = Path(spec.name).expanduser()
+    if not path.is_file():
+        raise ModelSpecError(f"model spec {spec.text!r}: there is no file {str(path)!r}")
+    module = load_exported_program(path).module()
+    size = input_size(module)
+    preprocessing = None
+    if size is not None:
+        source = f"assumed: ImageNet's mean and std, at the {size[0]}x{size[1]} px of {path.name}"
+        preprocessing = Preprocessing.imagenet(size, source=source, assumed=True)
+    return LoadedModel(spec.text, module, preprocessing)
+
+
+def _library(spec: ModelSpec, name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModelSpecError(
+            f"model spec {spec.text!r} needs {name}, which is not installed: "
+            f"pip install pytest-watermark-guard[{extra}]"
+        ) from error
+
+
+@contextlib.contextmanager
+def _downloading(spec: ModelSpec) -> Iterator[None]:
+    """Turn the many errors of hubs and networks into one that says what to do."""
+    try:
+        with weights_only():
+            yield
+    except ModelSpecError:
+        raise
+    except Exception as error:
+        raise ModelSpecError(
+            f"model spec {spec.text!r}: the model or its weights could not be loaded or "
+            f"downloaded ({type(error).__name__}: {first_line(error)}). Without a network, name "
+            "a local file with ?weights=PATH, or ask for @random"
+        ) from error
+
+
+def _unknown(spec: ModelSpec, what: str, name: str, known: Sequence[str]) -> ModelSpecError:
+    close = difflib.get_close_matches(name, known, n=3)
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    else:
+        hint = f"known are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+    return ModelSpecError(f"model spec {spec.text!r}: {what} {name!r}; {hint}")
+
+
+_LOADERS: dict[str, Callable[[ModelSpec], LoadedModel]] = {
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+    "hf": _load_hf,
+    "factory": _load_factory,
+    "exported": _load_exported,
+}

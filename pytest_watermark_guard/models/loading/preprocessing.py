@@ -1,0 +1,241 @@
+"""From a picture of any size to a model's input, in two steps with the watermark between them.
+
+`Preprocessing.fit` does the geometry, so that the text is drawn at the model's own resolution and
+nothing of it is cropped away; `Preprocessing.to_input` scales the values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pytest_watermark_guard.errors import PreprocessingError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images.
+
+    Attributes
+    ----------
+    size : (int, int) or None
+        Height and width of the model's input; None leaves the images as they are.
+    resize : int, (int, int) or None
+        Before the centre crop: length of the shorter side, or height and width. None: no resizing.
+    mean, std : tuple of float
+        Per channel, of values in [0, 1].
+    interpolation : str
+        ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``; downscaling is antialiased.
+    source : str
+        Where all this was read, for the report.
+    assumed : bool
+        Nothing about the model says so; it is a guess.
+    normalize : callable or None
+        Replaces mean and std: float32 batch [B, 3, H, W] in [0, 1] to model input.
+    """
+
+    size: tuple[int, int] | None
+    resize: int | tuple[int, int] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    source: str = "given"
+    assumed: bool = False
+    normalize: Callable[[Tensor], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise PreprocessingError(
+                f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
+            )
+        for name, value in (("size", self.size), ("resize", self.resize)):
+            square = name == "resize" and isinstance(value, int)
+            if value is not None and not _is_pair((value, value) if square else value):
+                raise PreprocessingError(
+                    f"{name}={value!r} is not a height and width in whole pixels"
+                )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise PreprocessingError(
+                f"mean={self.mean!r} and std={self.std!r} must have 3 values each, "
+                "with positive standard deviations"
+            )
+
+    @classmethod
+    def imagenet(cls, size: tuple[int, int] = (224, 224), **fields: Any) -> Preprocessing:
+        """Return ImageNet's mean and std at ``size``, cropped from 8/7 of it (256 for 224)."""
+        height, width = size
+        resize = round(height * 256 / 224) if height == width else (height, width)
+        return cls(**{"size": size, "resize": resize, **fields})
+
+    def as_assumed(self, source: str) -> Preprocessing:
+        """Return a copy that says it is a guess, and why."""
+        return dataclasses.replace(self, source=source, assumed=True)
+
+    def fit(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Resize and crop an image to the model's input size.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            An RGB image that already has the input size is not resampled.
+
+        Returns
+        -------
+        ndarray of uint8, shape [H, W, 3]
+        """
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if self.size is not None and (image.height, image.width) != self.size:
+            image = _centre_crop(self._resized(image), self.size)
+        return np.asarray(image, dtype=np.uint8)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        if self.resize is None:
+            return image
+        if isinstance(self.resize, tuple):
+            height, width = self.resize
+        else:
+            short, long = sorted(image.size)
+            other = int(self.resize * long / short)
+            portrait = image.width <= image.height
+            height, width = (other, self.resize) if portrait else (self.resize, other)
+        if (width, height) == image.size:
+            return image
+        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
+
+    def to_input(
+        self, batch: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+    ) -> Tensor:
+        """Scale pixel values to what the model was trained on.
+
+        Parameters
+        ----------
+        batch : Tensor
+            uint8 in [0, 255] or floating-point in [0, 1], shape [B, 3, H, W], on any device.
+        dtype : torch.dtype
+            Of the result; computed in float32.
+        out : Tensor, optional
+            float32 memory to be used for the result, of the batch's shape. Fresh memory would cost
+            more than the arithmetic.
+
+        Returns
+        -------
+        Tensor
+            On the same device; shape [B, 3, H, W] unless `normalize` changes it.
+
+        Raises
+        ------
+        PreprocessingError
+            When `normalize` fails or does not return a batch.
+        """
+        if out is None or self.normalize is not None:
+            values = batch.to(torch.float32, copy=True)
+        else:
+            values = out.copy_(batch)
+        if not batch.is_floating_point():
+            values.div_(255)
+        if self.normalize is not None:
+            return self._normalized(values).to(dtype)
+        mean, std = (torch.tensor(v, device=values.device) for v in (self.mean, self.std))
+        if values.is_contiguous() or not values.is_contiguous(memory_format=torch.channels_last):
+            values.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+        else:
+            # Whole rows of pixels at once: vectors of three would be slow.
+            rows = values.permute(0, 2, 3, 1)
+            width = rows.shape[2]
+            rows.flatten(2).sub_(mean.repeat(width)).div_(std.repeat(width))
+        return values.to(dtype)
+
+    def scale_image(self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+        """Do what `to_input` does without `normalize`, to one image or a part of it, in NumPy.
+
+        For threads that work beside the model's own: tensor operations would start more of them.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8, shape [h, w, 3]
+        out : ndarray of float32, shape [h, w, 3]
+            For the result, the same bits as those of `to_input`; in any memory format.
+        """
+        mean, std = (np.array(v, dtype=np.float32) for v in (self.mean, self.std))
+        height, width = pixels.shape[:2]
+        if out.strides[2] == out.itemsize:
+            # Whole rows of pixels at once: vectors of three would be slow.
+            parts = [
+                (
+                    pixels.reshape(height, -1),
+                    np.lib.stride_tricks.as_strided(
+                        out, (height, 3 * width), (out.strides[0], out.itemsize)
+                    ),
+                    np.tile(mean, width),
+                    np.tile(std, width),
+                )
+            ]
+        else:
+            parts = [(pixels[..., c], out[..., c], mean[c], std[c]) for c in range(3)]
+        for values, scaled, center, scale in parts:
+            np.divide(values, 255, out=scaled, dtype=np.float32)
+            np.subtract(scaled, center, out=scaled)
+            np.divide(scaled, scale, out=scaled)
+
+    def _normalized(self, values: Tensor) -> Tensor:
+        assert self.normalize is not None
+        try:
+            result = self.normalize(values)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise PreprocessingError(
+                f"preprocess ({self.source}) failed on a float32 batch of shape "
+                f"{[*values.shape]} in [0, 1] with {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(result, Tensor) or result.ndim == 0 or len(result) != len(values):
+            what = f"shape {[*result.shape]}" if isinstance(result, Tensor) else type(result)
+            raise PreprocessingError(
+                f"preprocess ({self.source}) got a batch of shape {[*values.shape]} and returned "
+                f"{what}: it must return one tensor with as many images"
+            )
+        return result
+
+
+def _is_pair(sides: Any) -> bool:
+    return (
+        isinstance(sides, tuple)
+        and len(sides) == 2
+        and all(isinstance(side, int) and side > 0 for side in sides)
+    )
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop as torchvision does, to the pixel: round half to even, pad with black."""
+    height, width = size
+    if width > image.width or height > image.height:
+        padded = Image.new("RGB", (max(width, image.width), max(height, image.height)))
+        corner = ((padded.width - image.width) // 2, (padded.height - image.height) // 2)
+        padded.paste(image, corner)
+        image = padded
+    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def channels(value: Any) -> tuple[float, ...]:
+    """Return one float per channel from a number, a sequence, an array or a tensor."""
+    numbers = np.asarray(value, dtype=np.float64).reshape(-1).tolist()
+    return tuple(numbers * 3 if len(numbers) == 1 else numbers)

@@ -1,0 +1,192 @@
+"""Logits and features of programs that torch.export made: read from the graph, not with hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pytest_watermark_guard.errors import LayerError, PreprocessingError
+from pytest_watermark_guard.models.reading.layers import unknown_layer
+from pytest_watermark_guard.models.reading.outputs import (
+    as_units,
+    combined,
+    looks_channels_last,
+    main_tensor,
+)
+
+# Operator name to the argument that holds the features.
+_PROJECTIONS = {
+    "linear": 0, "mm": 0, "matmul": 0, "addmm": 1,
+    "conv2d": 0, "convolution": 0,
+}  # fmt: skip
+_POOLING = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d")
+_PASSED = (
+    *_POOLING, "softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "flatten", "view",
+    "_unsafe_view", "reshape", "squeeze", "dropout", "clone", "contiguous", "add", "mul", "div",
+    "select", "slice", "permute", "_to_copy", "to", "alias", "detach",
+)  # fmt: skip
+# After pooling these belong to a classifier made of convolutions, as SqueezeNet's; else they mark
+# a hidden layer.
+_PASSED_BEFORE_POOLING = ("relu", "relu_")
+
+
+def is_exported(module: nn.Module) -> bool:
+    """Tell whether a module is a flat graph of operators, without submodules that run."""
+    return (
+        isinstance(module, fx.GraphModule)
+        and not any(
+            node.op == "call_module" and node.target != "_guards_fn" for node in module.graph.nodes
+        )
+        and any(node.op == "get_attr" for node in module.graph.nodes)
+    )
+
+
+def _input_shape(module: fx.GraphModule) -> list[int | None] | None:
+    """Return the input's sides; None stands for one that may vary."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    value = placeholders[0].meta.get("val") if placeholders else None
+    if not isinstance(value, Tensor):
+        return None
+    return [side if isinstance(side, int) else None for side in value.shape]
+
+
+def input_size(module: fx.GraphModule) -> tuple[int, int] | None:
+    """Return the height and width that an exported program demands, or None."""
+    shape = _input_shape(module)
+    if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
+        return None
+    return shape[2], shape[3]
+
+
+class ExportedReader:
+    """Runs an exported program and keeps the values of some nodes.
+
+    Parameters
+    ----------
+    module : torch.fx.GraphModule
+        As ``ExportedProgram.module()`` gives it; never changed.
+    layers : sequence of str
+        ``"logits"``, ``"features"`` or names of the modules from which it was exported.
+    example : Tensor
+        Input batch.
+    """
+
+    def __init__(self, module: fx.GraphModule, layers: Sequence[str], example: Tensor) -> None:
+        self._module = module
+        self._shape = _input_shape(module)
+        self.batch_size = self._shape[0] if self._shape else None
+        output, is_backbone = main_tensor(self._run(example, ())[0])
+        heads = () if is_backbone else _heads(module)
+        self.headless = not heads
+        self._output_channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
+        self._nodes: dict[str, tuple[fx.Node, ...]] = {}
+        for layer in layers:
+            if layer == "features":
+                self._nodes[layer] = heads
+            elif layer != "logits":
+                self._nodes[layer] = (_module_output(module, layer),)
+
+    def read(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the logits or the backbone's output, and each layer, as units."""
+        size = self.batch_size or len(x)
+        parts = [self._read_one(part, size) for part in torch.split(x, size)]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+    def _read_one(self, x: Tensor, size: int) -> dict[str, Tensor]:
+        nodes = tuple(node for group in self._nodes.values() for node in group)
+        output, values = self._run(x, nodes)
+        logits = as_units(main_tensor(output)[0], channels_last=self._output_channels_last)
+        result = {"logits": logits}
+        for layer, group in self._nodes.items():
+            read = [_node_units(layer, values[node]) for node in group]
+            result[layer] = combined(read) if read else logits
+        return {layer: units[: len(x)] for layer, units in result.items()}
+
+    def _run(self, x: Tensor, nodes: tuple[fx.Node, ...]) -> tuple[Any, dict[fx.Node, Any]]:
+        self._check(x)
+        missing = (self.batch_size or len(x)) - len(x)
+        if missing > 0:
+            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+        elif missing < 0:
+            x = x[: self.batch_size]
+        interpreter = _Interpreter(self._module, nodes)
+        return interpreter.run(x), interpreter.kept
+
+    def _check(self, x: Tensor) -> None:
+        """Torch's own message about a wrong size is a page long."""
+        wanted = self._shape or [None] * x.ndim
+        if len(wanted) != x.ndim or any(
+            want not in (None, have) for want, have in zip(wanted[1:], x.shape[1:], strict=True)
+        ):
+            sides = ", ".join("any" if side is None else str(side) for side in wanted)
+            raise PreprocessingError(
+                f"the exported program takes batches of shape [{sides}], not {[*x.shape]}: "
+                "preprocess to that size, or export it with dynamic shapes"
+            )
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, nodes: tuple[fx.Node, ...]) -> None:
+        super().__init__(module)
+        self._wanted = frozenset(nodes)
+        self.kept: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self._wanted:
+            # A clone: operators such as relu_ may overwrite the value.
+            self.kept[n] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+def _operator(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.partition("::")[2] if node.op == "call_function" and schema else ""
+
+
+def _heads(module: fx.GraphModule) -> tuple[fx.Node, ...]:
+    """Return the inputs of the projections that make the logits; none for a backbone."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.ndim == 2:
+            found = list(_projections(node, pooled=False))
+            return () if None in found else tuple(dict.fromkeys(n for n in found if n is not None))
+    return ()
+
+
+def _projections(node: fx.Node, pooled: bool) -> Iterator[fx.Node | None]:
+    """Walk from the logits to the projections behind them; None for a path that meets none."""
+    name = _operator(node)
+    if name in _PROJECTIONS:
+        source = node.args[_PROJECTIONS[name]]
+        yield source if isinstance(source, fx.Node) else None
+    elif name in _PASSED or (pooled and name in _PASSED_BEFORE_POOLING):
+        for source in node.all_input_nodes:
+            if source.op != "get_attr":
+                yield from _projections(source, pooled or name in _POOLING)
+    else:
+        yield None
+
+
+def _module_output(module: fx.GraphModule, layer: str) -> fx.Node:
+    """Return the last node that was traced inside the module called ``layer``."""
+    paths: dict[str, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
+            for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+                paths[path] = node
+    paths.pop("", None)
+    if layer not in paths:
+        raise unknown_layer(layer, list(paths), "the exported program")
+    return paths[layer]
+
+
+def _node_units(layer: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise LayerError(f"layer {layer!r} of the exported program is not a tensor")
+    channels_last = value.ndim == 4 and bool(looks_channels_last(value.shape))
+    return as_units(value, channels_last=channels_last)

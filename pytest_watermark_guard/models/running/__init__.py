@@ -1,0 +1,1 @@
+"""Running a model fast, at the same numbers."""

@@ -1,0 +1,93 @@
+"""What GitHub Actions shows of a run: annotations of what failed, and a summary of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.plugin.summary import Summary
+    from pytest_watermark_guard.reports.verdict import Verdict
+
+
+def send_failure(test_report: pytest.TestReport, verdict: Verdict, key: str | None) -> None:
+    """Put a failed gate on the report of the test that it failed, as plain data.
+
+    Parameters
+    ----------
+    test_report : TestReport
+    verdict : Verdict
+    key : str or None
+        What the failures have in common that are told together; default the test.
+    """
+    from pytest_watermark_guard.reports.github_annotations import gate_failure
+
+    # pytest's own choice of the user's line; a gate item has none.
+    crash = getattr(test_report.longrepr, "reprcrash", None)
+    place = (str(crash.path), int(crash.lineno)) if crash else None
+    failure = {"key": key or test_report.nodeid, "text": gate_failure(verdict), "place": place}
+    test_report.wm_failure = failure  # type: ignore[attr-defined]
+
+
+class GitHubActions:
+    """Works where the run is summed up: not in an xdist worker.
+
+    Parameters
+    ----------
+    summary : Summary
+        Has the run's probes.
+    environment : mapping of str to str
+        With what GitHub sets in it.
+    """
+
+    def __init__(self, summary: Summary, environment: Mapping[str, str]) -> None:
+        self._summary = summary
+        self._workspace = environment.get("GITHUB_WORKSPACE", "")
+        self._file = environment.get("GITHUB_STEP_SUMMARY", "")
+        self._failures: dict[str, list[dict[str, Any]]] = {}
+        self._trouble: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the failed gate of a test."""
+        failure: dict[str, Any] | None = getattr(report, "wm_failure", None)
+        if failure is not None and report.failed:  # else it is run again
+            self._failures.setdefault(failure["key"], []).append(failure)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Write the summary of the step."""
+        entries = self._summary.entries
+        failures = self._summary.failures
+        if not (entries or failures) or not self._file:
+            return
+        from pytest_watermark_guard.reports.github_summary import step_summary
+
+        try:
+            with Path(self._file).open("a", encoding="utf-8") as file:
+                file.write(step_summary(entries, self._summary.threshold, failures))
+        except OSError as error:
+            self._trouble = f"could not write the step summary: {error.strerror}"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the annotations: here nothing captures them."""
+        if self._trouble is not None:
+            terminalreporter.write_line(f"watermark guard: {self._trouble}")
+        unprobed = self._summary.failures
+        if not self._failures and not unprobed:
+            return
+        from pytest_watermark_guard.reports.github_annotations import (
+            NOT_CHECKED,
+            SENSITIVE,
+            error_commands,
+        )
+
+        texts: list[tuple[str, str, tuple[str, int] | None]] = [
+            (SENSITIVE, "\n".join(failure["text"] for failure in failures), failures[0]["place"])
+            for failures in self._failures.values()
+        ]
+        texts += [(NOT_CHECKED, f"{spec}: {why}", None) for spec, why in unprobed.items()]
+        for line in error_commands(texts, self._workspace):
+            terminalreporter.write_line(line)

@@ -1,0 +1,181 @@
+"""Test items without a test file: ``pytest --wm-model SPEC``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_watermark_guard.errors import EngineError, WatermarkGuardError
+from pytest_watermark_guard.models.loading.specs import parse_spec
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_watermark_guard.probing.context import Run
+    from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.verdict import Verdict
+
+# What an engine's workers found, by the model's spec.
+_ELSEWHERE = pytest.StashKey["dict[str, ProbeReport | str]"]()
+
+
+def check_spec(spec: str, config: pytest.Config) -> None:
+    """Raise `ModelSpecError` for a spec of no known form, unless a plugin loads its own forms."""
+    if not config.hook.pytest_wm_load_model.get_hookimpls():
+        parse_spec(spec)
+
+
+def collect_gates(session: pytest.Session, specs: Sequence[str]) -> list[pytest.Item]:
+    """Make one item for each model, layer and scenario."""
+    items: list[pytest.Item] = []
+    for spec in specs:
+        items += ModelGate.from_parent(session, name=spec, nodeid=spec).collect()
+    return items
+
+
+class ModelGate(pytest.Collector):
+    """One model to gate; its items share one probe, made when the first of them runs."""
+
+    _teller: GateItem | None = None
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Give one item for each layer and scenario of the run's settings."""
+        run = current_run()
+        for layer in run.settings.layers:
+            for scenario in resolve_scenarios(run.settings.scenarios, run.scenarios):
+                yield GateItem.from_parent(
+                    self, name=f"{layer}-{scenario.name}", layer=layer, scenario=scenario.name
+                )
+
+    def verdict(self, item: GateItem) -> Verdict:
+        """Probe the model, the first time, and judge it; why it cannot be is told by one item."""
+        outcome = self._outcome
+        if not isinstance(outcome, Exception):
+            return outcome
+        self._teller = self._teller or item
+        if item is not self._teller:
+            name = type(outcome).__name__
+            pytest.fail(f"not probed ({name}), see {self._teller.name}", pytrace=False)
+        if isinstance(outcome, WatermarkGuardError):
+            # The message says it all; a traceback through us helps nobody.
+            pytest.fail(str(outcome), pytrace=False)
+        raise outcome
+
+    @cached_property
+    def _outcome(self) -> Verdict | Exception:
+        from pytest_watermark_guard.probing.gate import judge
+
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        try:
+            # Captured, standard error is no terminal, and there would be no progress bar.
+            with capture.global_and_fixture_disabled() if capture else nullcontext():
+                report = self._probe()
+            verdict = judge(report)
+        except Exception as error:
+            return error
+        current_run().on_verdict(verdict)
+        return verdict
+
+    def _probe(self) -> ProbeReport:
+        from pytest_watermark_guard.probing.probe import probe
+
+        run = current_run()
+        # Every item is a verdict.
+        how: dict[str, Any] = {"stop_at": run.settings.threshold, "decide_each": True}
+        found = self._elsewhere(run, how)
+        if found is None:
+            return probe(self._model(), name=self.name, **how)
+        if isinstance(found, str):
+            raise WatermarkGuardError(found)
+        run.on_report(found)
+        return found
+
+    def _elsewhere(self, run: Run, how: Mapping[str, Any]) -> ProbeReport | str | None:
+        """Return what an engine's worker found; the first gate has all models probed at once.
+
+        A single model is not sent away as a whole: its images are shared out. Neither is any from
+        a worker of xdist, which does not know what the others do.
+        """
+        engine = run.settings.engine
+        items = (item for item in self.session.items if isinstance(item, GateItem))
+        gates = dict.fromkeys(item.gate for item in items)
+        if engine is None or len(gates) == 1 or hasattr(self.config, "workerinput"):
+            return None
+        if _ELSEWHERE not in self.session.stash:
+            from pytest_watermark_guard.exploring.survey import probed_elsewhere
+
+            models = {}
+            for gate in gates:
+                # One that cannot be had, or is skipped, says so in its own turn.
+                with suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
+                    models[gate.name] = gate._model()
+            try:
+                found = dict(probed_elsewhere(engine, models, None, how, progress=True))
+            except EngineError as error:
+                found = dict.fromkeys(models, str(error))
+            self.session.stash[_ELSEWHERE] = found
+        return self.session.stash[_ELSEWHERE].get(self.name)
+
+    def _model(self) -> str | nn.Module:
+        loaded = self.config.hook.pytest_wm_load_model(spec=self.name, config=self.config)
+        return self.name if loaded is None else loaded
+
+
+class GateItem(pytest.Item):
+    """Passes if no unit of one layer is sensitive to one scenario."""
+
+    def __init__(self, layer: str, scenario: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._layer = layer
+        self._scenario = scenario
+        self.share: Verdict | None = None
+        # With `--dist loadgroup` xdist keeps a model's items, and so its probe, in one worker.
+        assert isinstance(self.parent, ModelGate)
+        if self.config.pluginmanager.hasplugin("xdist"):
+            self.add_marker(pytest.mark.xdist_group(self.parent.name))
+
+    @property
+    def probe_key(self) -> str:
+        """What this item's probe is told by, whichever worker makes it."""
+        return self.gate.name
+
+    def setup(self) -> None:
+        """Probe: a model that cannot be probed is an error, not a failure."""
+        self.gate.verdict(self)
+
+    def runtest(self) -> None:
+        """Judge this item's share of the report."""
+        verdict = self.gate.verdict(self)
+        key = self._layer, self._scenario
+        if key not in verdict.report.scores:
+            pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
+        whole = verdict.report
+        early = whole.early_stop and whole.early_stop.of(*key)
+        share = replace(
+            verdict,
+            report=replace(whole, scores={key: whole.scores[key]}, early_stop=early),
+            failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
+            allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
+            known=verdict.known.of(*key),
+        )
+        self.share = share
+        if not share.passed:
+            pytest.fail(share.story(), pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Name the item in the terminal."""
+        return self.config.rootpath, None, f"{self.gate.name} {self.name}"
+
+    @property
+    def gate(self) -> ModelGate:
+        """Its model."""
+        assert isinstance(self.parent, ModelGate)
+        return self.parent

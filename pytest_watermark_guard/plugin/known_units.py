@@ -1,0 +1,66 @@
+"""Known units at the end of a run: what was let pass is printed, an update is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_watermark_guard.reports.known_units import KnownUnits
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.plugin.summary import Summary
+    from pytest_watermark_guard.reports.verdict import Verdict
+
+
+class KnownSummary:
+    """Works where the run is summed up: not in an xdist worker.
+
+    Parameters
+    ----------
+    summary : Summary
+        Has the run's verdicts.
+    known : KnownUnits
+        The run's.
+    path : Path
+        Their file.
+    """
+
+    def __init__(self, summary: Summary, known: KnownUnits, path: Path) -> None:
+        self._summary = summary
+        self._known = known
+        self._path = path
+        self._told: list[str] = []
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Sum up what gates made of the known units; write them where that was asked for."""
+        verdicts = [verdict for _, found in self._summary.entries for verdict in found]
+        if verdicts:
+            self._told = self._summed_up(verdicts)
+        if not self._known.updating:
+            return
+        if not verdicts:
+            self._told = [f"no gate was made, so {self._known.file} is as it was"]
+            return
+        from pytest_watermark_guard.plugin.known_units_file import updated_units, write_known
+
+        units = updated_units(self._known.units, verdicts)
+        try:
+            write_known(self._path, units)
+            self._told.append(f"wrote {self._known.file}: {len(units):,} known; review the change")
+        except OSError as error:
+            self._told.append(f"could not write {self._known.file}: {error.strerror}")
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print it, report or no report: nothing is let pass in silence."""
+        for line in self._told:
+            terminalreporter.write_line(f"watermark guard: {line}")
+
+    def _summed_up(self, verdicts: list[Verdict]) -> list[str]:
+        from pytest_watermark_guard.reports.known_units_text import known_summary
+
+        elsewhere = self._known.elsewhere(verdict.report for verdict in verdicts)
+        return list(known_summary([(v.report.model, v.known) for v in verdicts], elsewhere))

@@ -1,0 +1,225 @@
+"""The file of known units: TOML, one line for each unit, so that a change of it can be reviewed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import date, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pytest_watermark_guard.errors import KnownUnitsError
+from pytest_watermark_guard.reports.known_units import MARGIN, Key, KnownUnit, decides, plain_text
+from pytest_watermark_guard.reports.verdict import Verdict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT_VERSION = 1
+HEADER = f"""\
+# Units that react to watermarks and are known to, recorded by pytest --wm-update-known for the
+# gates of pytest-watermark-guard. Units that are not listed fail, and so do those whose d exceeds
+# what is written here by more than {MARGIN}. Review a change of this file as you review code.
+#
+# By hand you may add to a unit: reason = "why it may stay" and expires = 2030-12-31, the last day
+# on which it may. An update keeps both, and no comments.
+"""
+
+
+def read_known(path: Path) -> tuple[KnownUnit, ...]:
+    """Read known units.
+
+    Raises
+    ------
+    KnownUnitsError
+        If the file cannot be read, or holds anything but what is expected.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tuple(_units(data))
+        seen = set()
+        for known in found:
+            if known.key in seen:
+                raise KnownUnitsError(
+                    f"{known.layer} {known.label} under {known.script} is listed twice for "
+                    f"{known.model!r}"
+                )
+            seen.add(known.key)
+    except OSError as error:
+        raise KnownUnitsError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except KnownUnitsError as error:
+        raise KnownUnitsError(f"{str(path)!r} is no file of known units: {error}") from None
+    # Among values: UTF-8, dates and numbers with too many digits.
+    except (ValueError, RecursionError) as error:
+        raise KnownUnitsError(
+            f"{str(path)!r} is not TOML, mend it or restore it from version control: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    return found
+
+
+def write_known(path: Path, units: Iterable[KnownUnit]) -> None:
+    """Write known units, in the order of their keys.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; it then is as it was.
+    """
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("\n".join(_lines(units)) + "\n", encoding="utf-8", newline="\n")
+    new.replace(path)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _lines(units: Iterable[KnownUnit]) -> Iterator[str]:
+    yield f"{HEADER}format_version = {FORMAT_VERSION}"
+    in_order = sorted(units, key=lambda known: known.key)
+    for (model, weights), group in groupby(
+        in_order, key=lambda known: (known.model, known.weights)
+    ):
+        yield f"\n[[model]]\nname = {_string(model)}\nweights = {_string(weights)}\nunits = ["
+        yield from map(_line, group)
+        yield "]"
+
+
+def _line(known: KnownUnit) -> str:
+    entries = [
+        f"layer = {_string(known.layer)}",
+        f"script = {_string(known.script)}",
+        f"index = {known.index}",
+        f"name = {_string(known.name)}",
+        f"d = {known.d:.4f}",
+        f"threshold = {known.threshold!r}",
+        f"date = {known.date.isoformat()}",
+    ]
+    if known.reason:
+        entries.append(f"reason = {_string(known.reason)}")
+    if known.expires is not None:
+        entries.append(f"expires = {known.expires.isoformat()}")
+    return f"    {{ {', '.join(entries)} }},"
+
+
+def _string(text: str) -> str:
+    """Write a TOML basic string; whatever has no glyph is spelled out, for whoever reviews it."""
+    return '"' + "".join(map(_character, text)) + '"'
+
+
+def _character(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def _units(data: Mapping[str, Any]) -> Iterator[KnownUnit]:
+    if not data:
+        return
+    _check_names("the file", data, {"format_version"}, {"model"})
+    version = data["format_version"]
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise KnownUnitsError(
+            f"its format_version is {version!r}, and this version of pytest-watermark-guard "
+            f"reads {FORMAT_VERSION}"
+        )
+    for number, model in enumerate(_tables(data.get("model", []), "model"), 1):
+        where = f"model {number}"
+        _check_names(where, model, {"name", "weights", "units"})
+        name, weights = (_text(where, model, field) for field in ("name", "weights"))
+        for row, unit in enumerate(_tables(model["units"], f"{where}: units"), 1):
+            yield _unit(f"{where}, unit {row}", unit, name, weights)
+
+
+def _unit(where: str, unit: Mapping[str, Any], model: str, weights: str) -> KnownUnit:
+    needed = {"layer", "script", "index", "name", "d", "threshold", "date"}
+    _check_names(where, unit, needed, {"reason", "expires"})
+    index = unit["index"]
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise _wrong(where, "index", "an integer >= 0", index)
+    return KnownUnit(
+        model,
+        weights,
+        layer=_text(where, unit, "layer"),
+        script=_text(where, unit, "script"),
+        index=index,
+        name=_text(where, unit, "name"),
+        d=_number(where, unit, "d"),
+        threshold=_number(where, unit, "threshold"),
+        date=_date(where, unit, "date"),
+        reason=_text(where, unit, "reason") if "reason" in unit else "",
+        expires=_date(where, unit, "expires") if "expires" in unit else None,
+    )
+
+
+def _tables(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise KnownUnitsError(f"{where} must be a list of tables")
+    return value
+
+
+def _check_names(
+    where: str, table: Mapping[str, Any], needed: set[str], optional: Iterable[str] = ()
+) -> None:
+    for name in sorted(needed - table.keys()):
+        raise KnownUnitsError(f"{where} has no {name!r}")
+    for name in table.keys() - needed - set(optional):
+        allowed = ", ".join(sorted(needed | set(optional)))
+        raise KnownUnitsError(f"{where} has an unknown {name!r}; known are {allowed}")
+
+
+def _text(where: str, table: Mapping[str, Any], name: str) -> str:
+    value = table[name]
+    if not isinstance(value, str):
+        raise _wrong(where, name, "text", value)
+    return value
+
+
+def _number(where: str, table: Mapping[str, Any], name: str) -> float:
+    value = table[name]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.5 < value <= 1:
+        raise _wrong(where, name, "a number in (0.5, 1]", value)
+    return float(value)
+
+
+def _date(where: str, table: Mapping[str, Any], name: str) -> date:
+    value = table[name]
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise _wrong(where, name, "a date as 2030-12-31, without quotes", value)
+    return value
+
+
+def _wrong(where: str, name: str, expected: str, value: object) -> KnownUnitsError:
+    return KnownUnitsError(f"{where}: {name} must be {expected}, got {str(value)[:60]!r}")
+
+
+def updated_units(
+    recorded: Iterable[KnownUnit], verdicts: Collection[Verdict]
+) -> tuple[KnownUnit, ...]:
+    """Return the record after a run's gates: what they decided anew, and the rest as it was."""
+    records = {
+        known.key: known
+        for known in recorded
+        if not any(
+            known.model == plain_text(v.report.model) and decides(v.report, v.threshold, known)
+            for v in verdicts
+        )
+    }
+    found: dict[Key, KnownUnit] = {}
+    for verdict in verdicts:
+        for _, known in verdict.known.used:
+            other = found.get(known.key, known)  # from another gate of the same model
+            worst = max(known, other, key=lambda k: k.d)
+            threshold = min(known.threshold, other.threshold)
+            found[known.key] = replace(worst, threshold=threshold)
+    return tuple(sorted({**records, **found}.values(), key=lambda known: known.key))

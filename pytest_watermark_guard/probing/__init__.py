@@ -1,0 +1,1 @@
+"""A model over marked images: from what is asked for to scores, and to a verdict."""

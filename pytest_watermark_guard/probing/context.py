@@ -1,0 +1,78 @@
+"""The run that a probe is part of: its settings, and who wants to see its report.
+
+Under pytest the plugin sets it; elsewhere the defaults hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_watermark_guard.reports.known_units import KnownUnits
+from pytest_watermark_guard.settings import Settings
+from pytest_watermark_guard.watermarks.scenarios import READY_SCENARIOS, AnyScenario
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.reports.ownership import OwnershipReport
+    from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.verdict import Verdict
+
+
+def _nobody(found: object) -> None:
+    """Take a report or a verdict that nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What probes made now go by.
+
+    Attributes
+    ----------
+    settings : Settings
+        Hold where an argument is not given.
+    scenarios : mapping of str to Scenario or PairedFolder
+        Those that can be asked for by name.
+    worker : int
+        Number of this worker process, which chooses its GPU among several.
+    on_report : callable
+        Receives every finished report.
+    on_verdict : callable
+        Receives every gate's verdict, after its report.
+    on_ownership : callable
+        Receives every finished verification of ownership.
+    examples : bool
+        Whether reports name the images that move the worst units most and least.
+    known : KnownUnits
+        Sensitive units that are on record.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    scenarios: Mapping[str, AnyScenario] = field(default_factory=lambda: READY_SCENARIOS)
+    worker: int = 0
+    on_report: Callable[[ProbeReport], None] = _nobody
+    on_verdict: Callable[[Verdict], None] = _nobody
+    on_ownership: Callable[[OwnershipReport], None] = _nobody
+    examples: bool = False
+    known: KnownUnits = field(default_factory=KnownUnits)
+
+
+# A plain global, not a ContextVar: a thread that a test starts must see its test's settings.
+_current = Run()
+
+
+def current_run() -> Run:
+    """Return the run that is going on."""
+    return _current
+
+
+@contextmanager
+def using_run(run: Run) -> Iterator[None]:
+    """Make `run` the current one within the block."""
+    global _current
+    before, _current = _current, run
+    try:
+        yield
+    finally:
+        _current = before

@@ -1,0 +1,1 @@
+"""More than one process for the work of a probe or a survey."""

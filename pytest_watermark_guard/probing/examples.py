@@ -1,0 +1,86 @@
+"""Which images move a unit most and least under a mark: found in a probe, as plain data.
+
+A report holds no pixels. It names the images and says how they were marked, so that whoever has
+them can draw them again (see `reporting.html.examples`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_watermark_guard.reports.examples import Examples, Shift, UnitExamples
+from pytest_watermark_guard.watermarks.streams import UNMARKED
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.images.batches import ProbingBatches
+    from pytest_watermark_guard.probing.recording import Recording
+    from pytest_watermark_guard.reports.probe import Scores
+
+UNITS = 3  # of each layer: the most differentiable ones
+IMAGES = 3  # that move most, and as many that move least
+
+
+def find_examples(
+    recording: Recording,
+    scores: Mapping[tuple[str, str], Scores],
+    batches: ProbingBatches,
+    images: Any,
+) -> Examples:
+    """Find the images of the worst units of each layer.
+
+    Parameters
+    ----------
+    recording : Recording
+        With the activations of all images.
+    scores : mapping of (layer, scenario) to Scores
+    batches : ProbingBatches
+        Where the images come from, in the recording's order.
+    images : Any
+        The baseline as it was asked for.
+    """
+    identities = batches.baseline.identities[: len(recording)]
+    root = batches.baseline.root
+    builtin = images is None or (isinstance(images, str) and images == "builtin")
+    how = batches.preprocessing
+    return Examples(
+        tuple(_of_unit(recording, identities, *unit) for unit in _worst(scores)),
+        "builtin" if builtin else None if root is None else str(root.absolute()),
+        {"size": how.size, "resize": how.resize, "interpolation": how.interpolation},
+        tuple(asdict(scenario) for scenario in batches.scenarios),
+    )
+
+
+def _worst(scores: Mapping[tuple[str, str], Scores]) -> Iterator[tuple[Scores, int]]:
+    """Give each layer's most differentiable units, each under the scenario that it tells best."""
+    ranked = sorted(
+        (-float(found.differentiability[index]), key, int(index))
+        for key, found in scores.items()
+        for index in found.ranking()[:UNITS]
+    )
+    taken: dict[str, set[int]] = {}
+    for _, (layer, scenario), index in ranked:
+        chosen = taken.setdefault(layer, set())
+        if index not in chosen and len(chosen) < UNITS:
+            chosen.add(index)
+            yield scores[layer, scenario], index
+
+
+def _of_unit(
+    recording: Recording, identities: Sequence[str], scores: Scores, index: int
+) -> UnitExamples:
+    before, after = (
+        recording[stream, scores.layer].columns(index, index + 1)[:, 0].astype(np.float64)
+        for stream in (UNMARKED, scores.scenario)
+    )
+    direction = 1 if scores.auroc[index] >= 0.5 else -1
+    order = np.argsort(-direction * (after - before), kind="stable")
+    shown = min(IMAGES, len(order) // 2)  # none is both
+    most, least = (
+        tuple(Shift(identities[i], float(before[i]), float(after[i])) for i in chosen)
+        for chosen in (order[:shown], order[::-1][:shown])
+    )
+    return UnitExamples(scores.layer, scores.scenario, index, most, least)

@@ -1,0 +1,172 @@
+"""All that it takes to run a model on a probe's images, made ready."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pytest_watermark_guard.caching.fingerprint import Unfingerprintable
+from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
+from pytest_watermark_guard.images.batches import ProbingBatches, check_batch_size, open_for
+from pytest_watermark_guard.images.decoded import DecodedImages
+from pytest_watermark_guard.models.device import resolve_device
+from pytest_watermark_guard.models.loading.introspection import (
+    class_names_of,
+    resolve_preprocessing,
+)
+from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
+from pytest_watermark_guard.models.running.execution import Plan
+from pytest_watermark_guard.models.state import input_dtype, runnable_on
+from pytest_watermark_guard.probing.activation_cache import ActivationCache
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.probing.names import unit_names
+from pytest_watermark_guard.probing.running import ONE_AT_A_TIME, ExecutionConfig
+from pytest_watermark_guard.settings import Settings
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
+
+_PREPARED = {"cpu": 64}  # rows prepared at once, however few the model takes at a time
+_PREPARED_ELSEWHERE = 512  # of 224 x 224 pixels; of larger images, as many as take as much memory
+_PIXELS = 224 * 224
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What is asked of a probe, before anything is opened or loaded.
+
+    Attributes
+    ----------
+    model : Module or str
+    settings : Settings
+    preprocess, class_names, labels, batch_size, progress
+        As for `probe`.
+    marked : bool
+        Whether scenarios are printed; else the model sees the images as they are, and no others.
+    """
+
+    model: nn.Module | str
+    settings: Settings
+    preprocess: Any = "auto"
+    class_names: Sequence[str] | Mapping[int, str] | None = None
+    labels: Sequence[int] | Mapping[str, int] | None = None
+    batch_size: int | None = None
+    progress: bool = True
+    marked: bool = True
+
+    @property
+    def scenarios(self) -> tuple[AnyScenario, ...]:
+        """The scenarios that are asked for, by name or as they are."""
+        known = current_run().scenarios
+        return resolve_scenarios(self.settings.scenarios, known) if self.marked else ()
+
+
+class ProbeContext(NamedTuple):
+    """All that it takes to run a model on a probe's images.
+
+    Attributes
+    ----------
+    loaded : LoadedModel
+    module : Module
+        The model on its device.
+    batches : ProbingBatches
+        The images in random order, with their marks.
+    execution : ExecutionConfig
+    naming : callable
+        See `recording.Naming`.
+    cache : ActivationCache or None
+    notes : tuple of str
+        What was assumed, or could not be had.
+    images : Any
+        The baseline as it was asked for.
+    """
+
+    loaded: LoadedModel
+    module: nn.Module
+    batches: ProbingBatches
+    execution: ExecutionConfig
+    naming: partial[Any]
+    cache: ActivationCache | None
+    notes: tuple[str, ...]
+    images: Any
+
+
+def prepare(request: ProbeRequest) -> ProbeContext:
+    """Load the model and open images and caches; no image is read yet.
+
+    Raises
+    ------
+    WatermarkGuardError
+        As `probe`.
+    """
+    settings, batch_size = request.settings, request.batch_size
+    scenarios = request.scenarios
+    device = resolve_device(settings.device, current_run().worker)
+    if batch_size is not None:
+        check_batch_size(batch_size)
+    loaded = as_loaded(request.model)
+    with ONE_AT_A_TIME:  # another probe's hooks must not be copied
+        module = runnable_on(loaded.module, device)
+    preprocessing = resolve_preprocessing(request.preprocess, module, loaded.preprocessing)
+    baseline = open_for(
+        scenarios, settings.images, settings.max_images, settings.seed, labels=request.labels
+    )
+    streams = 1 + len(scenarios) * (2 if settings.control else 1)
+    height, width = preprocessing.size or (0, 0)
+    fitting = _PREPARED_ELSEWHERE * _PIXELS // max(height * width, _PIXELS)
+    prepared = max(batch_size or 0, min(fitting, _PREPARED.get(device.type, fitting)))
+    batches = ProbingBatches(
+        baseline.shuffled(settings.seed),
+        scenarios,
+        preprocessing,
+        settings.seed,
+        batch_size=max(1, prepared // streams),
+        device=device,
+        dtype=input_dtype(module),
+        controls=settings.control,
+    )
+    default_size = 64 if device.type != "cpu" else 2 * torch.get_num_threads()
+    bfloat16 = settings.precision == "bfloat16"
+    execution = ExecutionConfig(
+        settings.layers,
+        Plan(batch_size or default_size, "bfloat16" if bfloat16 else "float32"),
+        tuning=settings.precision == "auto" and batches.dtype is torch.float32,
+        sizes=batch_size is None,
+        progress=request.progress,
+    )
+    naming = partial(
+        unit_names, given=request.class_names, loaded=loaded.class_names or class_names_of(module)
+    )
+    cache = None
+    uncached: tuple[str, ...] = ()
+    if settings.cache:
+        with ONE_AT_A_TIME:
+            batches, cache, uncached = _with_caches(batches, module, settings.precision, batch_size)
+    assumed: tuple[str, ...] = ()
+    if preprocessing.assumed:
+        advice = "pass preprocess=, or set the model's attribute preprocessing"
+        assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
+    notes = (*assumed, *loaded.notes, *uncached)
+    return ProbeContext(loaded, module, batches, execution, naming, cache, notes, settings.images)
+
+
+def _with_caches(
+    batches: ProbingBatches, module: nn.Module, precision: str, batch_size: int | None
+) -> tuple[ProbingBatches, ActivationCache | None, tuple[str, ...]]:
+    """Open the caches of pixels and activations, or note why no keys for them can be given."""
+    store = Store(cache_folder() / "cache", cache_bytes())
+    size = batches.preprocessing.size
+    paired = any(isinstance(scenario, PairedFolder) for scenario in batches.scenarios)
+    try:
+        if batches.baseline.root is not None and size is not None and not paired:
+            geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
+            decoded = DecodedImages(store, batches.baseline, geometry)
+            batches = replace(batches, decoded=decoded)
+        return batches, ActivationCache(store, module, batches, precision, batch_size), ()
+    except Unfingerprintable as reason:
+        # What cannot be told apart from its like must not be mixed up with it.
+        first, *_ = str(reason).splitlines() or [""]
+        return batches, None, (f"not cached: {first}",)

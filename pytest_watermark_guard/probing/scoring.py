@@ -1,0 +1,151 @@
+"""From a recording's activations to scores, and to what the marks do to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.errors import ImagesError
+from pytest_watermark_guard.probing.activation_cache import ActivationCache
+from pytest_watermark_guard.probing.recording import Recording
+from pytest_watermark_guard.reports.class_counts import ClassCounts
+from pytest_watermark_guard.reports.probe import Impact, Scores
+from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+
+AllScores = dict[tuple[str, str], Scores]
+
+
+def score(
+    recording: Recording, scenarios: Sequence[str], cache: ActivationCache | None = None
+) -> tuple[AllScores, AllScores]:
+    """Score every layer under every scenario, or take the scores from where they are kept.
+
+    Returns
+    -------
+    scores : dict of (layer, scenario) to Scores
+        Marked (1) against unmarked (0) images.
+    controls : dict of (layer, scenario) to Scores
+        Marked (1) against control (0) images, for scenarios that were probed with one.
+    """
+    controlled = [name for name in scenarios if control_of(name) in recording.streams]
+    scores: AllScores = {}
+    controls: AllScores = {}
+    for layer in recording.names:
+        against = [(UNMARKED, name) for name in scenarios]
+        against += [(control_of(name), name) for name in controlled]
+        found = cache.scores(layer, against, len(recording), recording.run) if cache else {}
+        missing = [pair for pair in against if pair not in found]
+        if missing:
+            new = recording.compare(layer, missing)
+            if cache is not None and recording.keepable:
+                cache.keep_scores(layer, new, len(recording), recording.run)
+            found = {**found, **new}
+        for low, name in against:
+            area, error = found[low, name]
+            (scores if low == UNMARKED else controls)[layer, name] = Scores(
+                layer, name, area, error, len(recording), recording.names[layer]
+            )
+    return scores, controls
+
+
+def impacts(
+    recording: Recording, scenarios: Sequence[str], identities: Sequence[str]
+) -> dict[str, Impact]:
+    """Say what each scenario does to the model's predictions; nothing without logits.
+
+    Raises
+    ------
+    ImagesError
+        If a label is no class index.
+    """
+    if "logits" not in recording.names:
+        return {}
+    names = recording.names["logits"]
+    classes = true_classes(identities[: len(recording)], recording.labels, names)
+    chosen = {stream: recording.classes(stream) for stream in recording.streams}
+    return {
+        name: prediction_impact(
+            chosen[UNMARKED], chosen[name], names, classes, chosen.get(control_of(name))
+        )
+        for name in scenarios
+    }
+
+
+def prediction_impact(
+    before: npt.NDArray[np.intp],
+    after: npt.NDArray[np.intp],
+    names: Sequence[str],
+    classes: npt.NDArray[np.int64] | None = None,
+    control: npt.NDArray[np.intp] | None = None,
+) -> Impact:
+    """Compare a model's predictions without and with the mark.
+
+    Parameters
+    ----------
+    before, after : ndarray of int, shape [n]
+        The same images' `predicted` classes.
+    names : sequence of str
+        Of the classes.
+    classes : ndarray of int64, shape [n], optional
+        True classes; −1 where unknown.
+    control : ndarray of int, shape [n], optional
+        Classes predicted with the scrambled mark.
+    """
+    n_classes = max(2, len(names))
+    gained = np.bincount(after, minlength=n_classes) - np.bincount(before, minlength=n_classes)
+    winner = int(gained.argmax())
+    gains = gained[winner] > 0
+    if classes is None:
+        classes = np.full(len(before), -1)
+    known = classes >= 0
+    top1_baseline = top1_marked = None
+    if known.any():
+        top1_baseline = float((before == classes)[known].mean())
+        top1_marked = float((after == classes)[known].mean())
+    return Impact(
+        flip_rate=float((before != after).mean()),
+        gains_index=winner if gains else None,
+        gains_name=_class_name(winner, names) if gains else None,
+        gains_share=float(gained[winner] / len(before)) if gains else 0.0,
+        top1_baseline=top1_baseline,
+        top1_marked=top1_marked,
+        control_flip_rate=None if control is None else float((before != control).mean()),
+        by_class=ClassCounts.count(before, after, classes, n_classes),
+    )
+
+
+def _class_name(index: int, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{'' if index else 'not '}{names[0]}"
+    return names[index]
+
+
+def true_classes(
+    identities: Sequence[str], labels: Sequence[int | None], names: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """Give each image's true class index, −1 where it is unknown.
+
+    A label wins; else an image in a folder called like a class is of that class.
+
+    Raises
+    ------
+    ImagesError
+        If a label is no class index.
+    """
+    n_classes = max(2, len(names))
+    for identity, label in zip(identities, labels, strict=True):
+        if label is not None and not 0 <= label < n_classes:
+            raise ImagesError(
+                f"labels: {label} of image {identity!r} is no index of the model's "
+                f"{n_classes} classes"
+            )
+    by_name = {name: index for index, name in enumerate(names) if not name.isdigit()}
+    return np.array(
+        [
+            by_name.get(identity.split("/")[0], -1) if label is None else label
+            for identity, label in zip(identities, labels, strict=True)
+        ],
+        dtype=np.int64,
+    )

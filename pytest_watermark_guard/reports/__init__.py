@@ -1,0 +1,1 @@
+"""What was found, as plain data, and as tables, pages and figures."""

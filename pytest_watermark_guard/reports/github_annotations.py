@@ -1,0 +1,63 @@
+"""Failed gates as GitHub's workflow commands: shown on the run's page, and at the line of a test.
+
+The format and what must be escaped in it is that of GitHub's toolkit,
+https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.verdict import Verdict
+
+MOST = 10
+"""GitHub shows no more errors of one step."""
+WORST = 3
+SENSITIVE = "Watermark-sensitive model"
+NOT_CHECKED = "Model that could not be checked"
+
+
+def gate_failure(verdict: Verdict) -> str:
+    """Tell a failed gate in a few lines."""
+    lines = [verdict.sentence()]
+    lines += [
+        printable(f"{unit.layer} {unit.label}, {unit.scenario}: d {unit.differentiability:.3f}")
+        for unit in verdict.failing[:WORST]
+    ]
+    if len(verdict.failing) > WORST:
+        lines.append(f"... and {len(verdict.failing) - WORST:,} more")
+    return "\n".join(lines)
+
+
+def error_commands(
+    failures: Sequence[tuple[str, str, tuple[str, int] | None]], workspace: str
+) -> Iterator[str]:
+    """Return the lines to print.
+
+    Parameters
+    ----------
+    failures : sequence of (str, str, (str, int) or None)
+        Title, text, and file and line if it has them.
+    workspace : str
+        The checkout: GitHub wants files relative to it, and knows no others.
+    """
+    for title, text, place in failures[:MOST]:
+        properties = {}
+        if place is not None and workspace and Path(place[0]).is_relative_to(workspace):
+            file = Path(place[0]).relative_to(workspace).as_posix()
+            properties = {"file": file, "line": str(place[1])}
+        properties["title"] = title
+        told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        yield f"::error {told}::{_data(text)}"
+    if len(failures) > MOST:
+        yield f"watermark guard: ... and {len(failures) - MOST:,} more failures"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

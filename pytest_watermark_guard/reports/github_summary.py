@@ -1,0 +1,106 @@
+"""A run's probes in Markdown, for the summary of a step of GitHub Actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from string import punctuation
+
+from pytest_watermark_guard.reports.known_units_text import known_lines
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.text import decision, extent, printable, unit_table
+from pytest_watermark_guard.reports.verdict import Verdict, allowed_lines, sentence
+
+MOST_MODELS = 50  # GitHub takes one MiB
+WORST = 10
+_WIDTH = 60
+
+
+def step_summary(
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
+    threshold: float,
+    failures: Mapping[str, str],
+) -> str:
+    """Tell every probe: its gates' verdicts, a table of layers and scripts, the worst units.
+
+    Parameters
+    ----------
+    entries : sequence of (ProbeReport, sequence of Verdict)
+    threshold : float
+        For probes that no gate used.
+    failures : mapping of str to str
+        Models that could not be probed, and why.
+
+    Returns
+    -------
+    str
+        Text from outside, such as names of classes, is text in it.
+    """
+    lines = ["## Watermark sensitivity", ""]
+    for model, reason in failures.items():
+        lines += [f"### {_text(model)}: could not be probed", ""]
+        lines += _paragraph(" ".join(reason.split()))
+    for report, verdicts in entries[:MOST_MODELS]:
+        lines += _report(report, verdicts, threshold)
+    if len(entries) > MOST_MODELS:
+        lines += [f"... and {len(entries) - MOST_MODELS:,} more probes", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) -> Iterator[str]:
+    words = [f"{'passed' if verdict.passed else 'failed'}" for verdict in verdicts] or ["probed"]
+    yield f"### {_text(report.model)}: {', '.join(words)}"
+    yield ""
+    for verdict in verdicts:
+        yield from _paragraph(sentence(report, verdict.threshold, verdict.failing))
+    lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
+    yield from _table(
+        ("layer", "script", "units", f"d >= {lowest:g}", "max d", "unit"),
+        [
+            (
+                scores.layer,
+                scores.scenario,
+                f"{len(scores.names):,}",
+                f"{scores.count(lowest):,}",
+                f"{scores.differentiability.max():.3f}",
+                scores.unit(scores.ranking()[0]).label,
+            )
+            for scores in report
+        ],
+    )
+    for verdict in verdicts:
+        if verdict.failing:
+            header, *rows = unit_table(report, verdict.failing[:WORST])
+            yield from _table(header, rows)
+        if len(verdict.failing) > WORST:
+            yield from _paragraph(f"... and {len(verdict.failing) - WORST:,} more")
+        for line in (*allowed_lines(verdict.allowed, verdict.stale), *known_lines(verdict.known)):
+            yield from _paragraph(line)
+    yield from _paragraph(
+        f"Probed: {extent(report)}, seed {report.seed}, {report.device} in {report.precision}."
+    )
+    if told := decision(report):
+        yield from _paragraph(told)
+    for note in report.notes:
+        yield from _paragraph(f"Note: {note}.")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield _row(map(_text, header))
+    yield _row("---" for _ in header)
+    for row in rows:
+        yield _row(map(_text, row))
+    yield ""
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _paragraph(text: str) -> Iterator[str]:
+    yield _text(text, None)
+    yield ""
+
+
+def _text(text: str, width: int | None = _WIDTH) -> str:
+    """Make text from outside text in Markdown: every sign that could mean something is spelled."""
+    return "".join(f"&#{ord(c)};" if c in punctuation else c for c in printable(text, width))

@@ -1,0 +1,85 @@
+"""Where a page's numbers come from: the command and the versions that make them again."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pytest_watermark_guard.reports.environment import versions
+from pytest_watermark_guard.settings import Settings
+
+_PLAIN = (
+    "images", "threshold", "device", "precision", "max_images", "seed", "early_stop", "engine",
+)  # fmt: skip
+# Written even where they are the defaults: they are what the numbers depend on most.
+_ALWAYS = ("threshold", "seed")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the numbers of a page were made.
+
+    Attributes
+    ----------
+    command : str
+        A line for a shell.
+    versions : mapping of str to str
+        Of Python, the platform and the packages that matter.
+    date : str
+        When, in UTC.
+    """
+
+    command: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+
+
+def origin_of(
+    settings: Settings, models: Sequence[str], paths: Sequence[str], others: Sequence[str] = ()
+) -> Origin:
+    """Say how a pytest run that ends now is made again.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's.
+    models : sequence of str
+        Specs that the command line named; those of an ini file are gated anyway.
+    paths : sequence of str
+        Tests that it was asked for.
+    others : sequence of str, optional
+        Options of this plugin that are no settings.
+
+    Returns
+    -------
+    Origin
+        Only this plugin's options are told: others may hold secrets.
+    """
+    words = ["pytest", *paths, *(f"--wm-model={spec}" for spec in models), *_options(settings)]
+    words += others
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return Origin(shlex.join(words), {**versions(), "platform": platform.platform()}, now)
+
+
+def _options(settings: Settings) -> Iterator[str]:
+    default = Settings()
+    for name in _PLAIN:
+        value = getattr(settings, name)
+        plain = isinstance(value, str | Path | int | float)
+        if plain and (name in _ALWAYS or value != getattr(default, name)):
+            yield f"--wm-{name.replace('_', '-')}={value}"
+    for name in ("scenarios", "layers"):
+        values = getattr(settings, name)
+        if values != getattr(default, name):
+            named = (value if isinstance(value, str) else value.name for value in values)
+            yield f"--wm-{name}={','.join(named)}"
+    for unit, reason in settings.allow.items():
+        yield f"--wm-allow={unit}={reason}"
+    if settings.control:
+        yield "--wm-control"
+    if not settings.cache:
+        yield "--wm-no-cache"

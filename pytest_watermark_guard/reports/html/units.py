@@ -1,0 +1,133 @@
+"""All units of a page's reports, packed for its script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_watermark_guard.reports.probe import ProbeReport, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.text import printable
+
+MOST = 300_000  # units; more would make the page slow to open
+FIRST = 40  # rows that the page shows before its script does anything
+
+
+class Judged(NamedTuple):
+    """A report on the page, with what its gates make of it.
+
+    Attributes
+    ----------
+    name : str
+        The model's, told apart from others of the same name.
+    report : ProbeReport
+    threshold : float
+        The lowest of its gates.
+    failing, accepted : frozenset of (layer, scenario, index)
+        Units that reach it.
+    """
+
+    name: str
+    report: ProbeReport
+    threshold: float
+    failing: frozenset[tuple[str, str, int]]
+    accepted: frozenset[tuple[str, str, int]]
+
+    def word(self, unit: SensitiveUnit) -> str:
+        """Say what the gates make of a unit."""
+        key = unit.layer, unit.scenario, unit.index
+        return "fails" if key in self.failing else "accepted" if key in self.accepted else ""
+
+
+class Row(NamedTuple):
+    """One unit in the table."""
+
+    model: str
+    unit: SensitiveUnit
+    word: str
+    control: float | None
+
+
+def first_rows(judged: Sequence[Judged]) -> list[Row]:
+    """Return the most differentiable units of all reports."""
+    ranked = sorted(
+        (-float(scores.differentiability[index]), number, place, int(index))
+        for number, one in enumerate(judged)
+        for place, scores in enumerate(one.report)
+        for index in scores.ranking()[:FIRST]
+    )[:FIRST]
+    rows = []
+    for _, number, place, index in ranked:
+        one = judged[number]
+        scores = list(one.report)[place]
+        control = one.report.controls.get((scores.layer, scores.scenario))
+        unit = scores.unit(index)
+        against = None if control is None else float(control.auroc[index])
+        rows.append(Row(one.name, unit, one.word(unit), against))
+    return rows
+
+
+def packed(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Pack the units: thousandths of A and its interval as little-endian bytes in base64.
+
+    Returns
+    -------
+    dict
+        ``blocks`` of one layer under one script each; ``total`` and ``shown`` units. Where they are
+        more than `MOST`, the most differentiable ones of all.
+    """
+    names: dict[tuple[str, ...], int] = {}
+    every = [(one, scores) for one in judged for scores in one.report]
+    sizes = [len(scores.names) for _, scores in every]
+    total = sum(sizes)
+    kept: list[npt.NDArray[np.intp] | None] = [None] * len(every)
+    if total > MOST:
+        d = np.concatenate([scores.differentiability for _, scores in every])
+        chosen = np.zeros(total, dtype=bool)
+        chosen[np.argsort(-d, kind="stable")[:MOST]] = True
+        kept = [np.flatnonzero(part) for part in np.split(chosen, np.cumsum(sizes)[:-1])]
+    blocks = [_block(*both, names, units) for both, units in zip(every, kept, strict=True)]
+    return {
+        "names": [[printable(name) for name in group] for group in names],
+        "blocks": blocks,
+        "total": total,
+        "shown": sum(block["count"] for block in blocks),
+    }
+
+
+def _block(
+    one: Judged,
+    scores: Scores,
+    names: dict[tuple[str, ...], int],
+    units: npt.NDArray[np.intp] | None,
+) -> dict[str, Any]:
+    kept = slice(None) if units is None else units
+    low, high = scores.interval()
+    key = scores.layer, scores.scenario
+    control = one.report.controls.get(key)
+    plain = scores.names == tuple(map(str, range(len(scores.names))))
+    return {
+        "model": printable(one.name),
+        "layer": printable(scores.layer),
+        "script": printable(scores.scenario),
+        "names": None if plain else names.setdefault(scores.names, len(names)),
+        "count": len(scores.auroc[kept]),
+        "units": None if units is None else _base64(units, "<u4"),
+        "a": _thousandths(scores.auroc[kept]),
+        "low": _thousandths(low[kept]),
+        "high": _thousandths(high[kept]),
+        "control": None if control is None else _thousandths(control.auroc[kept]),
+        "fails": sorted(index for *where, index in one.failing if tuple(where) == key),
+        "accepted": sorted(index for *where, index in one.accepted if tuple(where) == key),
+    }
+
+
+def _thousandths(values: npt.NDArray[np.float64]) -> str:
+    return _base64(np.rint(1000 * values), "<u2")
+
+
+def _base64(values: npt.NDArray[Any], kind: str) -> str:
+    return base64.b64encode(values.astype(kind).tobytes()).decode()

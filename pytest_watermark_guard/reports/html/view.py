@@ -1,0 +1,200 @@
+"""What the page says of each model, in words and rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pytest_watermark_guard.reports.html.units import Judged
+from pytest_watermark_guard.reports.probe import TIERS, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.text import count, decision, extent, listed
+from pytest_watermark_guard.reports.verdict import Verdict
+
+Entry = tuple[ProbeReport, Sequence[Verdict]]
+
+
+class Script(NamedTuple):
+    """The verdict on one model under one script."""
+
+    name: str
+    state: str
+    words: str
+    worst: SensitiveUnit
+
+
+class Model(NamedTuple):
+    """The verdict on one model.
+
+    Attributes
+    ----------
+    name : str
+    number : int
+        Its place on the page.
+    sensitive : bool
+    word, sentence : str
+    scripts : tuple of Script
+    judged : Judged
+    gates : tuple of str
+        The stories of its gates.
+    facts : tuple of (str, str)
+        How it was probed.
+    """
+
+    name: str
+    number: int
+    sensitive: bool
+    word: str
+    sentence: str
+    scripts: tuple[Script, ...]
+    judged: Judged
+    gates: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+
+    @property
+    def highest(self) -> float:
+        """The largest d of all."""
+        return max(script.worst.differentiability for script in self.scripts)
+
+
+def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
+    """Put together what the gates of each report say; without gates, the run's threshold counts."""
+    names = _distinct([report.model for report, _ in entries])
+    found = []
+    for name, (report, verdicts) in zip(names, entries, strict=True):
+        lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
+        reaching = report.sensitive(lowest)
+        failing = [u for v in verdicts for u in v.failing] if verdicts else reaching
+        fails = frozenset((u.layer, u.scenario, u.index) for u in failing)
+        reach = frozenset((u.layer, u.scenario, u.index) for u in reaching)
+        found.append(Judged(name, report, lowest, fails, reach - fails))
+    return found
+
+
+def models(entries: Sequence[Entry], found: Sequence[Judged]) -> list[Model]:
+    """Return the models, those that are sensitive first, then by d."""
+    told = [
+        _model(number, one, verdicts)
+        for number, (one, (_, verdicts)) in enumerate(zip(found, entries, strict=True))
+    ]
+    return sorted(told, key=lambda model: (not model.sensitive, -model.highest))
+
+
+class Headline(NamedTuple):
+    """The page's first line, and whether it is bad, good or neither."""
+
+    words: str
+    state: str
+
+
+def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
+    """Say how many models are sensitive, or else how many were tried an ownership key on.
+
+    Where there are gates, they count, and not what was probed beside them.
+    """
+    if not told:
+        if owned and not failures:
+            return Headline(f"Ownership: {owned} verification{'s' * (owned > 1)}", "")
+        if failures:
+            return Headline("No model could be probed", "bad")
+        return Headline("No probe was made", "")
+    counted = [model for model in told if model.gates] or told
+    bad = sum(model.sensitive for model in counted)
+    missed = f", {len(failures)} could not be probed" if failures else ""
+    state = "bad" if bad or failures else "good"
+    several = len({model.judged.report.model for model in counted}) < len(counted)
+    if len(counted) == 1:
+        words = "Watermark-sensitive" if bad else "Not watermark-sensitive"
+    elif several:
+        words = f"{bad or 'None'} of {len(counted)} probes found a model watermark-sensitive"
+    elif bad:
+        verb = "is" if bad == 1 else "are"
+        words = f"{bad} of {len(counted)} models {verb} watermark-sensitive"
+    else:
+        words = f"None of {len(counted)} models is watermark-sensitive"
+    return Headline(words + missed, state)
+
+
+def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
+    """Give for each layer and script its worst unit, number of units, and how many reach TIERS."""
+    for one in found:
+        for scores in one.report:
+            worst = scores.unit(scores.ranking()[0])
+            yield one, worst, len(scores.names), [scores.count(tier) for tier in TIERS]
+
+
+def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
+    report = one.report
+    bad = bool(one.failing)
+    gate = verdicts or [Verdict(report, one.threshold, tuple(report.sensitive(one.threshold)))]
+    # The strictest that fails, else the strictest.
+    telling = min(gate, key=lambda verdict: (verdict.passed, verdict.threshold))
+    word = ("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad]
+    return Model(
+        one.name,
+        number,
+        bad,
+        word,
+        telling.story().splitlines()[0],
+        tuple(_script(one, scenario) for scenario in report.scenarios),
+        one,
+        tuple(verdict.story() for verdict in verdicts),
+        tuple(_facts(report, one.threshold, verdicts)),
+    )
+
+
+def _script(one: Judged, scenario: str) -> Script:
+    found = [scores for scores in one.report if scores.scenario == scenario]
+    worst = max(
+        (scores.unit(scores.ranking()[0]) for scores in found),
+        key=lambda unit: unit.differentiability,
+    )
+    failing = Counter(layer for layer, name, _ in one.failing if name == scenario)
+    accepted = sum(name == scenario for _, name, _ in one.accepted)
+    if failing:
+        layers = [layer for layer in one.report.layers if layer in failing]
+        verb = "reacts" if failing.total() == 1 else "react"
+        told = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
+        return Script(scenario, "bad", told, worst)
+    if accepted:
+        return Script(scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst)
+    return Script(scenario, "good", "no unit reacts", worst)
+
+
+def _units(layer: str, number: int) -> str:
+    if layer in ("logits", "features"):
+        return count(number, layer.removesuffix("s"))
+    return f"{count(number, 'unit')} of {layer}"
+
+
+def _facts(
+    report: ProbeReport, threshold: float, verdicts: Sequence[Verdict]
+) -> Iterator[tuple[str, str]]:
+    yield "Images", extent(report)
+    yield "Scripts", ", ".join(report.scenarios)
+    yield "Layers", ", ".join(report.layers)
+    yield "Threshold on d", f"{threshold:g}" + ("" if verdicts else " (no gate: for this page)")
+    yield "Seed", str(report.seed)
+    yield "Preprocessing", report.preprocessing
+    yield "Ran on", f"{report.device}, {report.precision}"
+    if told := decision(report):
+        yield "Early stopping", told
+    yield (
+        "Controls",
+        ("scrambled marks were probed too" if report.controls else "none (--wm-control)"),
+    )
+    if report.weights:
+        yield "Weights below the head", report.weights
+    yield "Probed by version", report.version
+    if report.versions:
+        yield "With", ", ".join(f"{name} {release}" for name, release in report.versions.items())
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    total = Counter(names)
+    told = []
+    for name in names:
+        seen[name] += 1
+        told.append(f"{name} (probe {seen[name]})" if total[name] > 1 else name)
+    return told

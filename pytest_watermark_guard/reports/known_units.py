@@ -1,0 +1,237 @@
+"""Known units: sensitive ones that people have on record, and what a gate makes of the record.
+
+Read when pytest starts: nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+
+MARGIN = 0.005
+"""By how much d may exceed its record: more than rounding and precision move it."""
+
+Key = tuple[str, str, str, str, int, str]
+"""Model, weights, layer, script, index and name."""
+
+
+@dataclass(frozen=True)
+class KnownUnit:
+    """One recorded unit.
+
+    Attributes
+    ----------
+    model, weights : str
+        As in `ProbeReport`: the record holds for these weights only.
+    layer, script : str
+    index : int
+    name : str
+    d : float
+        max(A, 1 − A) when it was recorded.
+    threshold : float
+        Of the gate that it was recorded for.
+    date : date
+        When.
+    reason : str
+        Why it may stay; by people, may be empty.
+    expires : date or None
+        The last day on which it may stay; by people.
+    """
+
+    model: str
+    weights: str
+    layer: str
+    script: str
+    index: int
+    name: str
+    d: float
+    threshold: float
+    date: datetime.date
+    reason: str = ""
+    expires: datetime.date | None = None
+
+    @property
+    def key(self) -> Key:
+        """What tells it from other units."""
+        return self.model, self.weights, self.layer, self.script, self.index, self.name
+
+    @property
+    def label(self) -> str:
+        """Name and index, as `SensitiveUnit.label`."""
+        index = str(self.index)
+        return f"unit {index}" if self.name == index else f"{self.name} [{index}]"
+
+    def state(self, d: float, today: datetime.date) -> Literal["passed", "worse", "expired"]:
+        """Say whether the unit may stay today, with this d."""
+        if self.expires is not None and self.expires < today:
+            return "expired"
+        return "passed" if d <= self.d + MARGIN else "worse"
+
+
+@dataclass(frozen=True)
+class KnownFindings:
+    """What one gate made of the record.
+
+    Attributes
+    ----------
+    file : str
+        Where the record is kept, for people.
+    passed : tuple of (SensitiveUnit, KnownUnit)
+        Sensitive, and let pass.
+    worse, expired : tuple of (SensitiveUnit, KnownUnit)
+        On record, and failing all the same.
+    unneeded : tuple of KnownUnit
+        Not sensitive (any more), or allowed in another way.
+    other_weights : tuple of KnownUnit
+        Recorded for a model of this name with other weights, while none is for these.
+    """
+
+    file: str = ""
+    passed: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
+    worse: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
+    expired: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
+    unneeded: tuple[KnownUnit, ...] = ()
+    other_weights: tuple[KnownUnit, ...] = ()
+
+    @property
+    def used(self) -> tuple[tuple[SensitiveUnit, KnownUnit], ...]:
+        """All sensitive units that are on record."""
+        return (*self.passed, *self.worse, *self.expired)
+
+    def of(self, layer: str, scenario: str) -> KnownFindings:
+        """Return the part for one layer and scenario."""
+
+        def units(
+            pairs: tuple[tuple[SensitiveUnit, KnownUnit], ...],
+        ) -> tuple[tuple[SensitiveUnit, KnownUnit], ...]:
+            return tuple(p for p in pairs if (p[0].layer, p[0].scenario) == (layer, scenario))
+
+        def records(known: tuple[KnownUnit, ...]) -> tuple[KnownUnit, ...]:
+            return tuple(k for k in known if (k.layer, k.script) == (layer, scenario))
+
+        return KnownFindings(
+            self.file,
+            units(self.passed),
+            units(self.worse),
+            units(self.expired),
+            records(self.unneeded),
+            records(self.other_weights),
+        )
+
+
+@dataclass(frozen=True)
+class KnownUnits:
+    """The record that a run's gates go by.
+
+    Attributes
+    ----------
+    file : str
+        Where it is kept, for people.
+    units : tuple of KnownUnit
+    updating : bool
+        Whether this run records what it finds: then a unit is known as it is today.
+    today : date
+    """
+
+    file: str = ""
+    units: tuple[KnownUnit, ...] = ()
+    updating: bool = False
+    today: datetime.date = field(default_factory=datetime.date.today)
+
+    def concerns(self, model: str) -> bool:
+        """Whether a gate of a model of this name needs the exact d of every unit."""
+        return self.updating or plain_text(model) in self._models
+
+    def record(
+        self, report: ProbeReport, unit: SensitiveUnit, threshold: float
+    ) -> KnownUnit | None:
+        """Return the record of a sensitive unit, if there is one."""
+        model, layer, script, name = map(
+            plain_text, (report.model, unit.layer, unit.scenario, unit.name)
+        )
+        key = model, report.weights, layer, script, unit.index, name
+        old = self._by_key.get(key)
+        if not self.updating:
+            return old
+        fresh = KnownUnit(*key, round(unit.differentiability, 4), threshold, self.today)
+        if old is None:
+            return fresh
+        if abs(old.d - fresh.d) <= MARGIN:
+            return replace(old, threshold=threshold)  # no news
+        return replace(fresh, reason=old.reason, expires=old.expires)
+
+    def findings(
+        self, report: ProbeReport, threshold: float, used: Iterable[tuple[SensitiveUnit, KnownUnit]]
+    ) -> KnownFindings:
+        """Say what became of the record.
+
+        Parameters
+        ----------
+        report : ProbeReport
+        threshold : float
+        used : iterable of (SensitiveUnit, KnownUnit)
+            Sensitive units with their records.
+        """
+        pairs = tuple(used)
+        needed = {known.key for _, known in pairs}
+        model = [known for known in self.units if known.model == plain_text(report.model)]
+        these = [known for known in model if known.weights == report.weights]
+        unneeded = [k for k in these if k.key not in needed and decides(report, threshold, k)]
+        others = [] if these else [k for k in model if decides(report, threshold, k)]
+        states: dict[str, list[tuple[SensitiveUnit, KnownUnit]]] = {}
+        for unit, known in pairs:
+            state = known.state(unit.differentiability, self.today)
+            states.setdefault(state, []).append((unit, known))
+        return KnownFindings(
+            self.file,
+            **{state: tuple(found) for state, found in states.items()},
+            unneeded=tuple(unneeded),
+            other_weights=tuple(others),
+        )
+
+    def elsewhere(self, reports: Iterable[ProbeReport]) -> Counter[str]:
+        """Count the units that no gate of a run was asked about, by what was missing."""
+        asked: dict[str, dict[str, set[tuple[str, str]]]] = {}
+        for report in reports:
+            weights = asked.setdefault(plain_text(report.model), {})
+            weights.setdefault(report.weights, set()).update(_asked(report))
+        found: Counter[str] = Counter()
+        for known in self.units:
+            if known.model not in asked:
+                found["of models that were not gated"] += 1
+            elif known.weights not in asked[known.model]:
+                found["for other weights"] += 1
+            elif (known.layer, known.script) not in asked[known.model][known.weights]:
+                found["of layers or scripts that were not probed"] += 1
+        return found
+
+    @cached_property
+    def _by_key(self) -> dict[Key, KnownUnit]:
+        return {known.key: known for known in self.units}
+
+    @cached_property
+    def _models(self) -> frozenset[str]:
+        return frozenset(known.model for known in self.units)
+
+
+def decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:
+    """Whether a gate can tell that a record of its model's name is not needed any more."""
+    # A gate with a higher threshold does not ask, and one that ended early does not know.
+    asked = (known.layer, known.script) in _asked(report)
+    return asked and threshold <= known.threshold and not report.stopped_early
+
+
+def _asked(report: ProbeReport) -> set[tuple[str, str]]:
+    return {(plain_text(layer), plain_text(scenario)) for layer, scenario in report.scores}
+
+
+def plain_text(text: str) -> str:
+    """Return text that a file can hold: lone surrogates are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()

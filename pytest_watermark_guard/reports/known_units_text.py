@@ -1,0 +1,84 @@
+"""What became of the known units, in lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from pytest_watermark_guard.reports.known_units import KnownFindings, KnownUnit
+from pytest_watermark_guard.reports.probe import SensitiveUnit
+from pytest_watermark_guard.reports.text import count, printable
+
+WORST = 10
+
+
+def known_lines(known: KnownFindings) -> Iterator[str]:
+    """Tell of one gate: which units were let pass, and what of the record needs a look."""
+    yield from _units("known", known.passed)
+    yield from _units("worse than known", known.worse)
+    yield from _units("no longer known", known.expired)
+    file = printable(known.file)
+    if known.unneeded:
+        shown = ", ".join(map(_where, known.unneeded[:WORST]))
+        yield f"no longer needed in {file}: {shown}{_more(known.unneeded)}"
+    if known.other_weights:
+        yield (
+            f"not applied: {file} knows {count(len(known.other_weights), 'unit')} of this model "
+            "with other weights; review the model anew, then --wm-update-known"
+        )
+
+
+def known_summary(
+    findings: Iterable[tuple[str, KnownFindings]], elsewhere: Mapping[str, int]
+) -> Iterator[str]:
+    """Tell of a whole run: a line for each model with units let pass, a line for the file.
+
+    Parameters
+    ----------
+    findings : iterable of (str, KnownFindings)
+        The model and what its gate found, gate by gate.
+    elsewhere : mapping of str to int
+        How many recorded units no gate was asked about, by what was missing.
+    """
+    findings = list(findings)
+    file = printable(next((found.file for _, found in findings), ""))
+    let_pass: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
+    for model, found in findings:
+        for unit, _ in found.passed:
+            scripts = let_pass.setdefault(model, {}).setdefault((unit.layer, unit.label), {})
+            scripts[unit.scenario] = None
+    for model, units in let_pass.items():
+        shown = [
+            f"{printable(layer, 28)} {printable(label, 28)} ({', '.join(map(printable, scripts))})"
+            for (layer, label), scripts in units.items()
+        ]
+        # All of them: nothing is let pass in silence.
+        yield f"known in {printable(model)}, let pass: {', '.join(shown)}"
+    needed = {known.key for _, found in findings for _, known in found.used}
+    numbers = {
+        "worse": {known.key for _, found in findings for _, known in found.worse},
+        "expired": {known.key for _, found in findings for _, known in found.expired},
+        "no longer needed": {k.key for _, found in findings for k in found.unneeded} - needed,
+    }
+    told = [f"{len(units):,} {what}" for what, units in numbers.items() if units]
+    told += [f"{number:,} {what}" for what, number in elsewhere.items()]
+    if told:
+        yield f"of the units in {file}: {', '.join(told)}"
+
+
+def _units(word: str, units: Collection[tuple[SensitiveUnit, KnownUnit]]) -> Iterator[str]:
+    for unit, known in list(units)[:WORST]:
+        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
+        until = f" until {known.expires}" if known.expires else ""
+        reason = f": {known.reason}" if known.reason else ""
+        recorded = f"recorded: {known.d:.3f} on {known.date}{until}"
+        yield f"{word}: {printable(where)} ({recorded}){printable(reason, 60)}"
+    if len(units) > WORST:
+        yield f"{word}: ... and {len(units) - WORST:,} more"
+
+
+def _where(known: KnownUnit) -> str:
+    return printable(f"{known.layer} {known.label} ({known.script})", 60)
+
+
+def _more(units: Collection[object]) -> str:
+    return f" and {len(units) - WORST:,} more" if len(units) > WORST else ""

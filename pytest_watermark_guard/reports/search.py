@@ -1,0 +1,197 @@
+"""What a search found: its data, its table and its contact sheet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import RenderableType
+from rich.text import Text
+
+from pytest_watermark_guard.errors import ImagesError, SettingsError
+from pytest_watermark_guard.images.baseline import open_baseline
+from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.probe import SensitiveUnit
+from pytest_watermark_guard.reports.text import count, printable
+
+KIND = "search"
+
+
+class Find(NamedTuple):
+    """One image that the detectors react to.
+
+    Attributes
+    ----------
+    image : str
+        Its path within the folder, or its index.
+    score : float
+        Mean reaction of the detectors, in standard deviations over all images searched.
+    """
+
+    image: str
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """The images that a model's watermark detectors react to most.
+
+    Attributes
+    ----------
+    model : str
+    images : str
+        What was searched.
+    n_images : int
+    detectors : tuple of SensitiveUnit
+        The units that ranked them.
+    finds : tuple of Find
+        Highest score first.
+    notes : tuple of str
+        What was assumed, guessed or left out.
+    """
+
+    model: str
+    images: str
+    n_images: int
+    detectors: tuple[SensitiveUnit, ...]
+    finds: tuple[Find, ...]
+    notes: tuple[str, ...] = ()
+
+    def table(self, width: int = 80, ascii_only: bool = False) -> str:
+        """Return the finds as text for a terminal."""
+        return render_search(self, width=width, ascii_only=ascii_only)
+
+    def gallery(self, path: str | Path, images: Any) -> None:
+        """Draw the finds onto one contact sheet (PNG, JPEG or WebP), with names and scores.
+
+        Parameters
+        ----------
+        path : str or path
+        images : folder, Dataset, array, tensor or sequence
+            What was searched: a report holds no pictures.
+
+        Raises
+        ------
+        ImagesError
+            If a find is not among the images, or cannot be read.
+        SettingsError
+            If the suffix is none of the three.
+        """
+        draw_gallery(self, Path(path), images)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report to a JSON file."""
+        write_document(path, KIND, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchReport:
+        """Read a report that `save` wrote.
+
+        Raises
+        ------
+        ReportError
+            If the file cannot be read or holds something else.
+        """
+        with read_document(path, KIND) as data:
+            return cls(
+                str(data["model"]),
+                str(data["images"]),
+                int(data["n_images"]),
+                tuple(map(_read_unit, data["detectors"])),
+                tuple(Find(str(image), float(score)) for image, score in data["finds"]),
+                tuple(map(str, data["notes"])),
+            )
+
+
+def _read_unit(data: dict[str, Any]) -> SensitiveUnit:
+    return SensitiveUnit(
+        str(data["layer"]),
+        str(data["scenario"]),
+        int(data["index"]),
+        str(data["name"]),
+        *(float(data[name]) for name in ("auroc", "differentiability", "low", "high")),
+    )
+
+
+_FOLDERS = 5
+
+
+def render_search(
+    found: SearchReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
+) -> str:
+    """Draw the table of a search; returns lines, the last one ended."""
+    style = Style(width, ascii_only)
+    return drawn(_parts(found, style), style, color)
+
+
+def _parts(found: SearchReport, style: Style) -> Iterator[RenderableType]:
+    yield Text(f"{printable(found.model)}: images that react like marked ones", style="bold")
+    where = sorted({f"{unit.layer} under {unit.scenario}" for unit in found.detectors})
+    detectors = count(len(found.detectors), "unit")
+    yield Text(printable(f"{found.images}; by {detectors} of {', '.join(where)}"))
+    for note in found.notes:
+        yield Text(f"Note: {printable(note)}.", style="yellow")
+    rows = [
+        (str(rank), f"{find.score:.2f}", printable(find.image))
+        for rank, find in enumerate(found.finds, 1)
+    ]
+    yield Text()
+    yield Text(f"The {len(rows)} highest of {count(found.n_images, 'image')}", style="italic")
+    # A title of the table's own would be as narrow as it is.
+    yield table(style, "", ("", "score", "image"), rows, words=(2,))
+    folders = Counter(find.image.rpartition("/")[0] for find in found.finds)
+    if len(folders) > 1:
+        listed = ", ".join(
+            f"{printable(folder or '.', 32)} {number}"
+            for folder, number in folders.most_common(_FOLDERS)
+        )
+        yield Text(f"Most are in: {listed}.")
+
+
+_SIDE, _GAP, _LINE = 160, 8, 14  # pixels
+_ACROSS = 8
+_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def draw_gallery(found: SearchReport, path: Path, images: Any) -> None:
+    """Draw the finds in rows, each above its score and the end of its name."""
+    if path.suffix.lower() not in _FORMATS:
+        raise SettingsError(f"gallery: {str(path)!r} must end in one of {', '.join(_FORMATS)}")
+    baseline = open_baseline(images)
+    places = {identity: place for place, identity in enumerate(baseline.identities)}
+    across = min(_ACROSS, len(found.finds))
+    wide, high = _SIDE + _GAP, _SIDE + 2 * _LINE + _GAP
+    size = across * wide + _GAP, -(-len(found.finds) // across) * high + _GAP
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(11)
+    for index, find in enumerate(found.finds):
+        if find.image not in places:
+            raise ImagesError(
+                f"gallery: {find.image!r} is not among the {baseline.description}; pass the images "
+                "that were searched"
+            )
+        image, _ = baseline.load(places[find.image])
+        image.thumbnail((_SIDE, _SIDE))
+        left, top = _GAP + index % across * wide, _GAP + index // across * high
+        spare = _SIDE - image.width, _SIDE - image.height
+        sheet.paste(image, (left + spare[0] // 2, top + spare[1] // 2))
+        label = f"{index + 1}: {find.score:.2f}"
+        pen.text((left, top + _SIDE + 1), label, fill="black", font=font)
+        name = _fitting(printable(find.image), font)
+        pen.text((left, top + _SIDE + 1 + _LINE), name, fill="#444444", font=font)
+    sheet.save(path)
+
+
+def _fitting(name: str, font: Any) -> str:
+    """Cut a name from the left: its end tells images of a folder apart."""
+    # Glyphs are at least 2 px wide: no need to measure a name of thousands.
+    short = name[-_SIDE // 2 :]
+    while font.getlength(short) > _SIDE:
+        short = "…" + short.lstrip("…")[1:]
+    return short

@@ -1,0 +1,344 @@
+"""Sensitivity as a function of the mark: its data, its table and its figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import RenderableType
+from rich.text import Text
+
+from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
+from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
+from pytest_watermark_guard.reports.text import printable
+
+KIND = "surface"
+Floats = npt.NDArray[np.float64]
+Value = Any  # number, name, or tuple of numbers: what a Scenario takes
+Point = tuple[Value, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceReport:
+    """What a model does as the mark changes.
+
+    Grids have one axis for each varied property, in the order of `vary`.
+
+    Attributes
+    ----------
+    model : str
+    scenario : str
+    vary : mapping of str to tuple
+        The values of each varied property, one property or two.
+    reports : mapping of tuple to ProbeReport
+        By the point: one value for each property, in the order of `vary`.
+    """
+
+    model: str
+    scenario: str
+    vary: Mapping[str, tuple[Value, ...]]
+    reports: Mapping[Point, ProbeReport]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers probed, in order."""
+        return next(iter(self.reports.values())).layers
+
+    def __getitem__(self, point: Value) -> ProbeReport:
+        """Return the report at a point; with one property its value alone will do."""
+        key = (point,) if len(self.vary) == 1 and (point,) in self.reports else point
+        try:
+            return self.reports[key]
+        except (KeyError, TypeError):
+            shown = "; ".join(f"{name}: {values}" for name, values in self.vary.items())
+            raise KeyError(f"no point {point!r} on this surface; it has {shown}") from None
+
+    def differentiability(self, layer: str, unit: int | None = None) -> Floats:
+        """Return d on the grid: of one unit, or of the most differentiable unit at each point."""
+
+        def of(report: ProbeReport) -> float:
+            d = report[layer, self.scenario].differentiability
+            return float(d.max() if unit is None else d[unit])
+
+        return self._grid(of)
+
+    def counts(self, layer: str, threshold: float) -> npt.NDArray[np.int64]:
+        """Return on the grid how many units reach a threshold on d."""
+        return self._grid(lambda r: r[layer, self.scenario].count(threshold)).astype(np.int64)
+
+    def flip_rate(self) -> Floats:
+        """Return on the grid the share of images whose predicted class changes.
+
+        Raises
+        ------
+        KeyError
+            If the logits were not probed.
+        """
+        return self._grid(lambda report: report.impact[self.scenario].flip_rate)
+
+    def _grid(self, of: Any) -> Floats:
+        values = [of(self.reports[point]) for point in product(*self.vary.values())]
+        return np.array(values, np.float64).reshape([len(v) for v in self.vary.values()])
+
+    def table(
+        self, units: Sequence[tuple[str, int]] = (), width: int = 80, ascii_only: bool = False
+    ) -> str:
+        """Return the surface as text for a terminal.
+
+        Parameters
+        ----------
+        units : sequence of (layer, index), optional
+            Units to show the d of beside that of the most differentiable one.
+        width, ascii_only
+            What the terminal can show.
+        """
+        return render_surface(self, units, width=width, ascii_only=ascii_only)
+
+    def plot(self, path: str | Path, units: Sequence[tuple[str, int]] = ()) -> None:
+        """Draw curves (one property) or heat maps (two) into a PNG, PDF or SVG; needs matplotlib.
+
+        Parameters
+        ----------
+        path : str or path
+        units : sequence of (layer, index), optional
+            Units to draw, each by itself, beside the most differentiable one.
+
+        Raises
+        ------
+        SettingsError
+            If matplotlib is missing.
+        """
+        draw_surface(self, Path(path), units)
+
+    def save(self, path: str | Path) -> None:
+        """Write the surface to a JSON file."""
+        data = {
+            "model": self.model,
+            "scenario": self.scenario,
+            "vary": self.vary,
+            "reports": [
+                {"point": point, "report": json.loads(report.to_json())}
+                for point, report in self.reports.items()
+            ],
+        }
+        write_document(path, KIND, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SurfaceReport:
+        """Read a surface that `save` wrote.
+
+        Raises
+        ------
+        ReportError
+            If the file cannot be read or holds something else.
+        """
+        with read_document(path, KIND) as data:
+            scenario = str(data["scenario"])
+            vary = {str(name): _values(found) for name, found in data["vary"].items()}
+            reports = {
+                _values(entry["point"]): ProbeReport.from_json(json.dumps(entry["report"]))
+                for entry in data["reports"]
+            }
+            if not reports or set(reports) != set(product(*vary.values())):
+                raise ReportError(f"{str(path)!r} holds no surface: its points are not its grid's")
+            shapes = {tuple((s.layer, len(s.names)) for s in r) for r in reports.values()}
+            if len(shapes) > 1 or any(r.scenarios != (scenario,) for r in reports.values()):
+                raise ReportError(f"{str(path)!r} holds no surface: its points were probed unlike")
+            return cls(str(data["model"]), scenario, vary, reports)
+
+
+def told(names: Sequence[str] | Mapping[str, Any], point: Point) -> str:
+    """Say which point of a grid: ``size 30, position centre``."""
+    return ", ".join(f"{name} {shown(value)}" for name, value in zip(names, point, strict=True))
+
+
+def shown(value: Value) -> str:
+    """Write a property's value shortly."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(shown, value))})"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _values(values: Sequence[Value]) -> tuple[Value, ...]:
+    """Make a sequence that may hold lists, as JSON's do, or NumPy's numbers, into plain tuples."""
+    plain = (value.item() if isinstance(value, np.generic) else value for value in values)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in plain)
+
+
+def render_surface(
+    surface: SurfaceReport,
+    units: Sequence[tuple[str, int]] = (),
+    *,
+    width: int = 80,
+    color: bool = False,
+    ascii_only: bool = False,
+) -> str:
+    """Draw the tables of a surface; returns lines, the last one ended."""
+    style = Style(width, ascii_only)
+    return drawn(_parts(surface, units, style), style, color)
+
+
+def _parts(
+    surface: SurfaceReport, units: Sequence[tuple[str, int]], style: Style
+) -> Iterator[RenderableType]:
+    report = next(iter(surface.reports.values()))
+    varied = " and ".join(surface.vary)
+    title = f"{printable(surface.model)}: {printable(surface.scenario)} marks by {varied}"
+    yield Text(title, style="bold")
+    yield Text(printable(f"{report.baseline}; seed {report.seed}; {report.device}"))
+    for note in dict.fromkeys(note for r in surface.reports.values() for note in r.notes):
+        yield Text(f"Note: {printable(note)}.", style="yellow")
+    for layer in surface.layers:
+        yield Text()
+        yield _layer(surface, layer, [unit for of, unit in units if of == layer], style)
+    if report.impact:
+        yield Text()
+        yield _predictions(surface, style)
+
+
+def _layer(
+    surface: SurfaceReport, layer: str, units: Sequence[int], style: Style
+) -> RenderableType:
+    scores = next(iter(surface.reports.values()))[layer, surface.scenario]
+    rows = []
+    for point, report in surface.reports.items():
+        here = report[layer, surface.scenario]
+        worst = here.unit(here.ranking()[0])
+        rows.append(
+            (
+                *_cells(point),
+                *(str(here.count(tier)) for tier in TIERS),
+                *(f"{here.differentiability[unit]:.3f}" for unit in units),
+                f"{worst.differentiability:.3f}",
+                printable(worst.label, 32),
+            )
+        )
+    tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
+    chosen = (printable(scores.unit(unit).label, 24) for unit in units)
+    columns = (*surface.vary, *tiers, *chosen, "max d", "unit")
+    title = f"Units of {printable(layer)} by d, of {len(scores.names):,}"
+    return table(style, title, columns, rows, words=(len(columns) - 1,))
+
+
+def _predictions(surface: SurfaceReport, style: Style) -> RenderableType:
+    impacts = {point: r.impact[surface.scenario] for point, r in surface.reports.items()}
+    labelled = any(impact.top1_drop is not None for impact in impacts.values())
+    rows = []
+    for point, impact in impacts.items():
+        drop = "-" if impact.top1_drop is None else f"{-impact.top1_drop:+.1%}"
+        gains = "-"
+        if impact.gains_name is not None:
+            gains = f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
+        change = f"{impact.flip_rate:.1%}"
+        rows.append((*_cells(point), change, *[drop] * labelled, gains))
+    columns = (*surface.vary, "change", *["top-1"] * labelled, "class that gains most")
+    return table(style, "Predictions under the mark", columns, rows, words=(len(columns) - 1,))
+
+
+def _cells(point: tuple[object, ...]) -> list[str]:
+    return [printable(shown(value)) for value in point]
+
+
+_ACROSS = 2  # panels
+_OF_D = (0.5, 1.0)  # the scale of d; what is counted begins at 0
+
+
+def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, int]] = ()) -> None:
+    """Draw curves over one property, or heat maps over two."""
+    panels = _panels(surface, units)
+    rows = -(-len(panels) // _ACROSS)
+    figure = new_figure(4.4 * _ACROSS, 3.0 * rows + 0.4)
+    varied = " and ".join(surface.vary)
+    figure.suptitle(f"{shortened(surface.model)}: {shortened(surface.scenario)} marks by {varied}")
+    axes = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
+        axis.set_title(panel.title, fontsize=10)
+        if len(surface.vary) == 1:
+            _draw_curves(axis, surface, panel)
+        else:
+            _draw_map(figure, axis, surface, panel)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.savefig(path, dpi=150)
+
+
+class _Panel(NamedTuple):
+    title: str
+    curves: dict[str, npt.NDArray[np.float64]]  # one where two properties are varied
+    of_d: bool = False
+
+
+def _panels(surface: SurfaceReport, units: Sequence[tuple[str, int]]) -> list[_Panel]:
+    """Say what each panel shows: d, numbers of units, changed predictions."""
+    one = len(surface.vary) == 1
+    panels: list[_Panel] = []
+    for layer in surface.layers:
+        scores = next(iter(surface.reports.values()))[layer, surface.scenario]
+        d = {"largest d": surface.differentiability(layer)}
+        chosen = {
+            f"d of {shortened(scores.unit(unit).label)}": surface.differentiability(layer, unit)
+            for of, unit in units
+            if of == layer
+        }
+        counts = {f"d ≥ {tier:g}": surface.counts(layer, tier).astype(np.float64) for tier in TIERS}
+        if one:
+            panels.append(_Panel(f"{layer}: d", {**d, **chosen}, of_d=True))
+            panels.append(_Panel(f"{layer}: number of units", counts))
+        else:
+            for name, grid in (d | chosen).items():
+                panels.append(_Panel(f"{layer}: {name}", {name: grid}, of_d=True))
+            name = f"d ≥ {TIERS[0]:g}"
+            panels.append(_Panel(f"{layer}: units with {name}", {name: counts[name]}))
+    if next(iter(surface.reports.values())).impact:
+        changed = {"change": 100 * surface.flip_rate()}
+        panels.append(_Panel("predictions that change, %", changed))
+    return panels
+
+
+def _draw_curves(axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
+    ((name, values),) = surface.vary.items()
+    numeric = all(isinstance(value, Real) for value in values)
+    places = values if numeric else range(len(values))
+    tiers = not panel.of_d and len(panel.curves) == len(TIERS)
+    colors = SHADES if tiers else (None,) * len(panel.curves)
+    for (label, curve), color in zip(panel.curves.items(), colors, strict=True):
+        axis.plot(places, curve, "o-", color=color, markersize=4, label=label)
+    if panel.of_d:
+        axis.set_ylim(_OF_D[0] - 0.01, _OF_D[1] + 0.01)
+    else:
+        axis.set_ylim(bottom=0)
+    if not numeric:
+        axis.set_xticks(
+            places, [shortened(shown(value)) for value in values], fontsize=7, rotation=30
+        )
+    axis.set_xlabel(name)
+    axis.grid(alpha=0.3)
+    if len(panel.curves) > 1:
+        axis.legend(fontsize=7)
+
+
+def _draw_map(figure: Any, axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
+    (down, rows), (across, columns) = surface.vary.items()
+    (grid,) = panel.curves.values()
+    low, high = _OF_D if panel.of_d else (0.0, max(1.0, float(grid.max())))
+    image = axis.imshow(grid, cmap="Blues", aspect="auto", vmin=low, vmax=high)
+    for row, column in np.ndindex(grid.shape):
+        value = grid[row, column]
+        color = "white" if value > (low + high) / 2 else "black"
+        text = f"{value:.3f}" if panel.of_d else f"{value:.3g}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+    axis.set_xticks(range(len(columns)), [shortened(shown(v)) for v in columns], fontsize=8)
+    axis.set_yticks(range(len(rows)), [shortened(shown(v)) for v in rows], fontsize=8)
+    axis.set_xlabel(across)
+    axis.set_ylabel(down)
+    figure.colorbar(image, ax=axis)

@@ -1,0 +1,338 @@
+"""What a survey of many models found: its data, its tables and its figure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import RenderableType
+from rich.text import Text
+
+from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
+from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
+from pytest_watermark_guard.reports.text import count, printable
+from pytest_watermark_guard.settings import check_threshold
+
+KIND = "survey"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRanking:
+    """How the same classes react in several models, under one scenario.
+
+    Attributes
+    ----------
+    scenario : str
+    models : tuple of str
+        Those with these classes, M of them.
+    left_out : tuple of str
+        Models with other classes, or without logits.
+    names : tuple of str
+        Of the C classes.
+    auroc : ndarray of float64, shape [M, C]
+        A of each class in each model.
+    """
+
+    scenario: str
+    models: tuple[str, ...]
+    left_out: tuple[str, ...]
+    names: tuple[str, ...]
+    auroc: npt.NDArray[np.float64]
+
+    @property
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Mean of A over the models, shape [C]."""
+        average: npt.NDArray[np.float64] = self.auroc.mean(axis=0)
+        return average
+
+    def ranking(self) -> npt.NDArray[np.intp]:
+        """Return class indices: those that fire most on the mark first, those silenced last."""
+        return np.argsort(-self.mean, kind="stable")
+
+    def ends(self, each: int) -> npt.NDArray[np.intp]:
+        """Return the first and the last `each` classes of the ranking; all, if they are no more."""
+        order = self.ranking()
+        return order if len(order) <= 2 * each else np.concatenate([order[:each], order[-each:]])
+
+
+@dataclass(frozen=True, eq=False)
+class SurveyReport:
+    """What a survey found.
+
+    Attributes
+    ----------
+    reports : mapping of str to ProbeReport
+        By the model's name, in the order asked for.
+    failures : mapping of str to str
+        Models that could not be probed, and why.
+    """
+
+    reports: Mapping[str, ProbeReport]
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """Those of any model, in order."""
+        return tuple(dict.fromkeys(name for r in self.reports.values() for name in r.scenarios))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Those of any model, in order."""
+        return tuple(dict.fromkeys(layer for r in self.reports.values() for layer in r.layers))
+
+    def classes(self, scenario: str) -> ClassRanking:
+        """Rank the classes that most of the models have (Bykov et al., 2023, figure 2).
+
+        Parameters
+        ----------
+        scenario : str
+
+        Raises
+        ------
+        KeyError
+            If no model has logits under this scenario.
+        """
+        known = {
+            model: report["logits", scenario]
+            for model, report in self.reports.items()
+            if ("logits", scenario) in report.scores
+        }
+        if not known:
+            raise KeyError(f"no model of this survey has logits under {scenario!r}")
+        (names, _), *_ = Counter(scores.names for scores in known.values()).most_common(1)
+        models = tuple(model for model, scores in known.items() if scores.names == names)
+        return ClassRanking(
+            scenario,
+            models,
+            tuple(model for model in self.reports if model not in models),
+            names,
+            np.array([known[model].auroc for model in models]),
+        )
+
+    def counts(self, layer: str, scenario: str, threshold: float) -> dict[str, tuple[int, int]]:
+        """Return by model how many units reach a threshold on d, and of how many."""
+        return {
+            model: (report[layer, scenario].count(threshold), len(report[layer, scenario].names))
+            for model, report in self.reports.items()
+            if (layer, scenario) in report.scores
+        }
+
+    def table(self, width: int = 80, ascii_only: bool = False) -> str:
+        """Return the survey as text for a terminal: counts by model, and the classes' ranking."""
+        return render_survey(self, width=width, ascii_only=ascii_only)
+
+    def plot(self, path: str | Path, scenario: str = "chinese") -> None:
+        """Draw one scenario into a picture (PNG, PDF or SVG); needs matplotlib.
+
+        Raises
+        ------
+        SettingsError
+            If matplotlib is missing, or no model was probed under this scenario.
+        """
+        if scenario not in self.scenarios:
+            raise SettingsError(
+                f"scenario: no model was probed under {scenario!r}, only under "
+                f"{', '.join(self.scenarios) or 'none'}"
+            )
+        draw_survey(self, Path(path), scenario)
+
+    def to_html(self, path: str | Path, threshold: float = 0.95, images: Any = None) -> None:
+        """Write the survey to one HTML file that opens offline; as `ProbeReport.to_html`."""
+        from pytest_watermark_guard import write_html
+
+        check_threshold(threshold)
+        entries = [(replace(report, model=name), ()) for name, report in self.reports.items()]
+        write_html(path, entries, threshold, failures=self.failures, images=images)
+
+    def save(self, path: str | Path) -> None:
+        """Write the survey to a JSON file."""
+        data = {
+            "reports": {name: json.loads(r.to_json()) for name, r in self.reports.items()},
+            "failures": dict(self.failures),
+        }
+        write_document(path, KIND, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SurveyReport:
+        """Read a survey that `save` wrote.
+
+        Raises
+        ------
+        ReportError
+            If the file cannot be read or holds something else.
+        """
+        with read_document(path, KIND) as data:
+            reports = {
+                str(name): ProbeReport.from_json(json.dumps(report))
+                for name, report in data["reports"].items()
+            }
+            failures = {str(name): str(reason) for name, reason in data["failures"].items()}
+            return cls(reports, failures)
+
+
+def unequal_images(survey: SurveyReport) -> str | None:
+    """Say that models were probed on different numbers of images, if they were."""
+    sizes = {report.n_images for report in survey.reports.values()}
+    if len(sizes) < 2:
+        return None
+    return (
+        f"Between {min(sizes):,} and {max(sizes):,} images each: a gate ends when its verdict is "
+        "certain. Tables of all images: --wm-early-stop=0, or survey()."
+    )
+
+
+def ranked_over(ranking: ClassRanking) -> str:
+    """Say over how many models classes are ranked."""
+    return f"over {count(len(ranking.models), 'model')}"
+
+
+def ranking_caution(ranking: ClassRanking) -> str | None:
+    """Say which models a ranking leaves out, and what it assumes of the others."""
+    told = []
+    if ranking.left_out:
+        told.append(f"Without models of other classes: {printable(', '.join(ranking.left_out))}.")
+    if len(ranking.models) > 1 and ranking.names == tuple(map(str, range(len(ranking.names)))):
+        told.append("The classes have numbers and no names, and are taken to be the same.")
+    return " ".join(told) or None
+
+
+_IN_TABLE = 10  # classes at either end of the ranking
+
+
+def render_survey(
+    survey: SurveyReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
+) -> str:
+    """Draw the tables of a survey; returns lines, the last one ended."""
+    style = Style(width, ascii_only)
+    return drawn(_parts(survey, style), style, color)
+
+
+def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
+    title = f"Survey of {count(len(survey.reports), 'model')}"
+    yield Text(title if survey.reports else "Could not be probed", style="bold")
+    for model, reason in survey.failures.items():
+        told = printable(" ".join(reason.split()))
+        yield Text(f"Not probed: {printable(model)}: {told}", style="red")
+    if (caution := unequal_images(survey)) is not None:
+        yield Text(caution)
+    for layer in survey.layers:
+        yield Text()
+        yield _counts(survey, layer, style)
+    for scenario in survey.scenarios:
+        if any(("logits", scenario) in r.scores for r in survey.reports.values()):
+            yield from _classes(survey, scenario, style)
+
+
+def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
+    rows = []
+    for model, report in survey.reports.items():
+        known = {s.scenario: s for s in report if s.layer == layer}
+        cells = [
+            "/".join(str(known[name].count(tier)) for tier in TIERS) if name in known else "-"
+            for name in survey.scenarios
+        ]
+        units = {len(scores.names) for scores in known.values()}
+        worst = max((scores.differentiability.max() for scores in known.values()), default=None)
+        rows.append(
+            (
+                printable(model),
+                "-" if worst is None else str(*units),
+                *cells,
+                "-" if worst is None else f"{worst:.3f}",
+            )
+        )
+    tiers = "/".join(f"{tier:g}".lstrip("0") for tier in TIERS)
+    columns = ("model", "units", *map(printable, survey.scenarios), "max d")
+    title = f"{printable(layer)} with d >= {tiers}"
+    return table(style, title[:1].upper() + title[1:], columns, rows, words=(0,))
+
+
+def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[RenderableType]:
+    found = survey.classes(scenario)
+    shown = found.ends(_IN_TABLE)
+    rows = []
+    for index in shown:
+        column = found.auroc[:, index]
+        name = f"{found.names[index]} [{index}]"
+        rows.append(
+            (
+                printable(name, 32),
+                f"{column.mean():.3f}",
+                f"{column.min():.3f}",
+                f"{column.max():.3f}",
+            )
+        )
+    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(found)}"
+    yield Text()
+    yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
+    hidden = len(found.names) - len(shown)
+    if hidden:
+        yield Text(f"The {_IN_TABLE} highest and lowest; {hidden:,} classes between them.")
+    if (told := ranking_caution(found)) is not None:
+        yield Text(told)
+
+
+_IN_FIGURE = 12  # classes at either end of the ranking
+
+
+def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
+    """Draw the classes' ranking, a dot for each model, and each model's units by d."""
+    layers = [layer for layer in survey.layers if survey.counts(layer, scenario, TIERS[0])]
+    with_classes = "logits" in layers
+    models = max(len(survey.counts(layer, scenario, TIERS[0])) for layer in layers)
+    height = max(4.0, 0.24 * models + 2.2, 0.24 * (2 * _IN_FIGURE) + 2.2 if with_classes else 0)
+    panels = len(layers) + with_classes
+    figure = new_figure(4.6 * panels, height)
+    axes = list(np.atleast_1d(figure.subplots(1, panels)))
+    figure.suptitle(f"Reaction to {scenario} marks, {len(survey.reports)} models")
+    if with_classes:
+        _draw_classes(axes.pop(0), survey, scenario)
+    for axis, layer in zip(axes, layers, strict=True):
+        _draw_counts(axis, survey, layer, scenario)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_classes(axis: Any, survey: SurveyReport, scenario: str) -> None:
+    found = survey.classes(scenario)
+    order = found.ends(_IN_FIGURE)
+    places = np.arange(len(order))
+    for row, areas in enumerate(found.auroc):
+        label = "one model" if row == 0 else None
+        axis.plot(areas[order], places, "o", color=SHADES[1], markersize=3.5, label=label)
+    axis.plot(found.mean[order], places, "|", color="black", markersize=11, label="mean")
+    axis.axvline(0.5, color="grey", linewidth=0.8)
+    if len(order) < len(found.names):
+        axis.axhline(_IN_FIGURE - 0.5, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_yticks(places, [shortened(found.names[index], 26) for index in order], fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlabel("A (0.5: no reaction)")
+    of = "" if len(found.models) == len(survey.reports) else f" of {len(found.models)} models"
+    axis.set_title(f"Classes, highest and lowest mean A{of}", fontsize=10)
+    axis.legend(fontsize=7, loc="lower right")
+
+
+def _draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
+    tiers = [survey.counts(layer, scenario, tier) for tier in TIERS]
+    models = sorted(tiers[0], key=lambda name: [-tier[name][0] / tier[name][1] for tier in tiers])
+    places = np.arange(len(models))
+    for tier, counts, shade in zip(TIERS, tiers, SHADES, strict=True):
+        shares = [100 * counts[name][0] / counts[name][1] for name in models]
+        axis.barh(places, shares, color=shade, label=f"d ≥ {tier:g}")
+    for place, name in zip(places, models, strict=True):
+        number, units = tiers[0][name]
+        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=7)
+    axis.set_yticks(places, [shortened(name, 26) for name in models], fontsize=7)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
+    axis.set_title(layer, fontsize=10)
+    axis.legend(fontsize=7, loc="lower right")

@@ -1,0 +1,175 @@
+"""Tables for the terminal (``pytest --wm-report``), drawn by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.known_units_text import known_lines
+from pytest_watermark_guard.reports.probe import TIERS, Decision, ProbeReport, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.text import count, decision, extent, printable, unit_table
+from pytest_watermark_guard.reports.verdict import Verdict, allowed_lines
+
+WORST = 10
+
+
+def render_reports(
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
+    threshold: float,
+    *,
+    width: int = 80,
+    color: bool = False,
+    ascii_only: bool = False,
+) -> str:
+    """Draw the tables of several probes.
+
+    Parameters
+    ----------
+    entries : sequence of (ProbeReport, sequence of Verdict)
+        Each probe with the verdicts of the gates that used it.
+    threshold : float
+        For probes that no gate used: units with d at or above it are shown as sensitive.
+    width : int, default 80
+        Columns of the terminal.
+    color : bool, default False
+        Whether to use ANSI colours.
+    ascii_only : bool, default False
+        For terminals that cannot show box-drawing characters.
+
+    Returns
+    -------
+    str
+        Lines, the last one ended.
+    """
+    style = Style(width, ascii_only)
+    parts: list[RenderableType] = []
+    for report, verdicts in entries:
+        parts += [Text()] * bool(parts)
+        parts += _report(report, verdicts, threshold, style)
+    return drawn(parts, style, color)
+
+
+def _report(
+    report: ProbeReport, verdicts: Sequence[Verdict], threshold: float, style: Style
+) -> Iterator[RenderableType]:
+    yield Text(printable(report.model), style="bold")
+    yield Text(
+        printable(
+            f"{extent(report)}; seed {report.seed}; {report.device}, {report.precision}; "
+            f"{report.preprocessing}"
+        )
+    )
+    for note in report.notes:
+        yield Text(f"Note: {printable(note)}.", style="yellow")
+    yield Text()
+    yield _counts(report, style)
+    if report.impact:
+        yield _impact(report, style)
+    yield _worst(report, min((v.threshold for v in verdicts), default=threshold), style)
+    if not verdicts:
+        sensitive = report.sensitive(threshold)
+        told = _reach(sensitive, threshold)
+        yield Text(f"{told[0].upper()}{told[1:]}.", style="red" if sensitive else "green")
+    for verdict in verdicts:
+        yield from _verdict(verdict)
+    if (decided := decision(report)) is not None:
+        yield Text(decided)
+
+
+def _verdict(verdict: Verdict) -> Iterator[Text]:
+    outcome, style = ("passed", "green") if verdict.passed else ("failed", "red")
+    told = _reach(verdict.failing, verdict.threshold)
+    for word, units in (("allowed", verdict.allowed), ("known", verdict.known.passed)):
+        told += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""
+    yield Text(f"Gate {outcome}: {told}.", style=style)
+    for line in (*allowed_lines(verdict.allowed, verdict.stale), *known_lines(verdict.known)):
+        yield Text(line, style="yellow")
+
+
+def _reach(units: Sequence[SensitiveUnit], threshold: float) -> str:
+    number = _distinct(units)
+    verb = "reaches" if number <= 1 else "reach"
+    return f"{count(number, 'unit') if number else 'no unit'} {verb} d = {threshold:g}"
+
+
+def _distinct(units: Sequence[SensitiveUnit]) -> int:
+    """Count units once, however many scripts they react to."""
+    return len({(unit.layer, unit.index) for unit in units})
+
+
+def _counts(report: ProbeReport, style: Style) -> Table:
+    tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
+    early = report.early_stop
+    taken = {} if early is None else early.each
+    columns = ("layer", "script", "units", *tiers, "max d", *["images"] * bool(taken), "unit")
+    rows = []
+    for scores in report:
+        worst = scores.unit(scores.ranking()[0])
+        rows.append(
+            (
+                printable(scores.layer),
+                printable(scores.scenario),
+                str(len(scores.names)),
+                *(str(scores.count(tier)) for tier in TIERS),
+                f"{worst.differentiability:.3f}",
+                *_decided_by(taken, scores),
+                printable(worst.label),
+            )
+        )
+    return table(style, "Units by d, and the highest", columns, rows, (0, 1, len(columns) - 1))
+
+
+def _decided_by(taken: Mapping[tuple[str, str], Decision], scores: Scores) -> Iterator[str]:
+    """Give the number of images that this layer's verdict took, where it had one of its own."""
+    if taken:
+        decision = taken.get((scores.layer, scores.scenario), Decision(None, scores.n_images))
+        yield "all" if decision.verdict is None else f"{decision.n_images}"
+
+
+def _impact(report: ProbeReport, style: Style) -> Table:
+    labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
+    controlled = any(impact.control_flip_rate is not None for impact in report.impact.values())
+    columns = ["script", "change"] + ["control"] * controlled + ["class that gains most"]
+    columns += ["top-1", "marked"] if labelled else []
+    gaps = {name: impact.gains_gap for name, impact in report.impact.items()}
+    gapped = any(gap is not None for gap in gaps.values())
+    columns += ["its gap"] * gapped
+    rows = []
+    for scenario, impact in report.impact.items():
+        gains = "-"
+        if impact.gains_name is not None:
+            gains = f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
+        row = [printable(scenario), f"{impact.flip_rate:.1%}"]
+        row += [_share(impact.control_flip_rate)] * controlled + [gains]
+        if labelled:
+            row += map(_share, (impact.top1_baseline, impact.top1_marked))
+        if gapped:
+            gap = gaps[scenario]
+            row.append("-" if gap is None else f"{gap:+.1%}")
+        rows.append(row)
+    words = (0, columns.index("class that gains most"))
+    return table(style, "Predictions under the mark", columns, rows, words)
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _worst(report: ProbeReport, threshold: float, style: Style) -> Table:
+    units = sorted(
+        (scores.unit(index) for scores in report for index in scores.ranking()[:WORST]),
+        key=lambda unit: -unit.differentiability,
+    )[:WORST]
+    header, *rows = unit_table(report, units)
+    return table(
+        style,
+        "Most differentiable units",
+        header,
+        rows,
+        words=(0, 1, 2),
+        red=[unit.differentiability >= threshold for unit in units],
+    )

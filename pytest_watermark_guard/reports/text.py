@@ -1,0 +1,98 @@
+"""Words and numbers, the same in every report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_watermark_guard.reports.probe import EarlyStop, ProbeReport, SensitiveUnit
+
+
+def printable(text: str, width: int | None = None) -> str:
+    """Make text from outside safe for one line of a terminal: no control codes, no line breaks.
+
+    Longer text than `width` is cut, with an ellipsis.
+    """
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 unit``, ``1,280 units``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+UNIT_HEADER = ("layer", "unit", "script", "reaction", "A", "95 % interval", "d")
+
+
+def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
+    """Return the rows of a table of units, the header first."""
+    if not report.controls:
+        return [UNIT_HEADER, *map(unit_row, units)]
+    rows: list[tuple[str, ...]] = [(*UNIT_HEADER, "A/control")]
+    for unit in units:
+        control = report.controls.get((unit.layer, unit.scenario))
+        against = "-" if control is None else f"{control.auroc[unit.index]:.3f}"
+        rows.append((*unit_row(unit), against))
+    return rows
+
+
+def extent(report: ProbeReport) -> str:
+    """Say which images a probe used."""
+    return f"{report.n_images} of {report.baseline}" if report.stopped_early else report.baseline
+
+
+def decision(report: ProbeReport) -> str | None:
+    """Say how many images a gate's verdict took, if it was free to stop early."""
+    early = report.early_stop
+    if early is None:
+        return None
+    if len(early.each) > 1:
+        return _decisions(early)
+    taken = next((one.n_images for one in early.each.values()), report.n_images)
+    if early.verdict is None:
+        return (
+            f"Undecided at error probability {early.error:g} to the last image: decided by the "
+            f"scores of all {early.n_available}."
+        )
+    shared = " for the verdicts on all layers and scripts together" if early.each else ""
+    return (
+        f"Decided by {taken} of {early.n_available} images, at error probability "
+        f"{early.error:g}{shared}."
+    )
+
+
+def _decisions(early: EarlyStop) -> str:
+    taken = [one.n_images for one in early.each.values() if one.verdict is not None]
+    open_ = [f"{layer} under {name}" for (layer, name), one in early.each.items() if not one[0]]
+    told = []
+    if taken:
+        span = f"{min(taken)} to {max(taken)}" if min(taken) < max(taken) else f"{taken[0]}"
+        told.append(
+            f"Verdicts took {span} of {early.n_available} images, at error probability "
+            f"{early.error:g} for all of them."
+        )
+    if open_:
+        told.append(
+            f"Undecided to the last image, and so decided by the scores of all "
+            f"{early.n_available}: {printable(listed(open_))}."
+        )
+    return " ".join(told)
+
+
+def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:
+    """Describe a unit in the columns of `UNIT_HEADER`."""
+    return (
+        printable(unit.layer, width),
+        printable(unit.label, width),
+        printable(unit.scenario, width),
+        "fires on" if unit.fires else "silenced",
+        f"{unit.auroc:.3f}",
+        f"{unit.low:.3f}-{unit.high:.3f}",
+        f"{unit.differentiability:.3f}",
+    )

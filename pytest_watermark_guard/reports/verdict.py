@@ -1,0 +1,161 @@
+"""What a gate decided, and how it tells it: a message that fits on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len, set_cell_size
+
+from pytest_watermark_guard.reports.known_units import KnownFindings
+from pytest_watermark_guard.reports.known_units_text import known_lines
+from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.text import (
+    count,
+    decision,
+    extent,
+    listed,
+    printable,
+    unit_table,
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and on what grounds.
+
+    Attributes
+    ----------
+    report : ProbeReport
+    threshold : float
+        Units with d at or above it are sensitive.
+    failing : tuple of SensitiveUnit
+        Sensitive, and neither allowed nor known, worst first.
+    allow : mapping of str to str
+        The known units, with reasons, that the gate was told of.
+    allowed : tuple of (SensitiveUnit, str)
+        Sensitive and allowed, with the reason.
+    stale : tuple of str
+        Entries of `allow` that no sensitive unit needs any more.
+    known : KnownFindings
+        What the run's record of known units has to say.
+    """
+
+    report: ProbeReport
+    threshold: float
+    failing: tuple[SensitiveUnit, ...]
+    allow: Mapping[str, str] = field(default_factory=dict)
+    allowed: tuple[tuple[SensitiveUnit, str], ...] = ()
+    stale: tuple[str, ...] = ()
+    known: KnownFindings = field(default_factory=KnownFindings)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no unit is sensitive but those allowed or known."""
+        return not self.failing
+
+    def story(self) -> str:
+        """Tell the verdict in plain text that fits on a screen."""
+        return tell(self.report, self.threshold, self.failing, self.allowed, self.stale, self.known)
+
+    def sentence(self) -> str:
+        """Tell the verdict in a sentence."""
+        return sentence(self.report, self.threshold, self.failing)
+
+
+WORST = 10
+
+
+def tell(
+    report: ProbeReport,
+    threshold: float,
+    failing: Sequence[SensitiveUnit],
+    allowed: Sequence[tuple[SensitiveUnit, str]],
+    stale: Sequence[str],
+    known: KnownFindings,
+) -> str:
+    """Tell a verdict: one sentence, the worst units, the grounds, what to do."""
+    lines = [sentence(report, threshold, failing), ""]
+    if failing:
+        lines += _table(unit_table(report, failing[:WORST]))
+        if len(failing) > WORST:
+            lines.append(f"... and {len(failing) - WORST:,} more (--wm-json=FILE lists them all)")
+        lines.append("")
+    lines += allowed_lines(allowed, stale)
+    lines += known_lines(known)
+    lines += [
+        f"Probed: {printable(extent(report))}, seed {report.seed}, {printable(report.device)} in "
+        f"{printable(report.precision)}.",
+        f"Preprocessing: {printable(report.preprocessing)}.",
+        "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
+    ]
+    if report.controls:
+        lines.append("A/control: how often it scores above one with the same ink, scrambled.")
+    if told := decision(report):
+        lines.append(told)
+    lines += [f"Note: {printable(note)}." for note in report.notes]
+    if failing:
+        lines += _advice(failing)
+    return "\n".join(lines)
+
+
+def allowed_lines(
+    allowed: Sequence[tuple[SensitiveUnit, str]], stale: Sequence[str]
+) -> Iterator[str]:
+    """Tell which units were allowed and why, and which entries nothing needs any more."""
+    for unit, reason in allowed[:WORST]:
+        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
+        yield f"allowed: {printable(where)}: {printable(reason, 60)}"
+    if len(allowed) > WORST:
+        yield f"allowed: ... and {len(allowed) - WORST:,} more"
+    if stale:
+        shown = ", ".join(printable(entry, 30) for entry in stale[:WORST])
+        more = f" and {len(stale) - WORST:,} more" if len(stale) > WORST else ""
+        yield f"no longer needed in allow: {shown}{more}"
+
+
+def sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
+    """Tell a verdict in a sentence."""
+    model = printable(report.model)
+    if not failing:
+        return (
+            f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "
+            f"reaches d = {threshold:g}."
+        )
+    layers = dict.fromkeys(unit.layer for unit in failing)
+    found = listed(_found(report, layer, failing) for layer in layers)
+    scripts = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
+    verb = "reacts" if len(failing) == 1 else "react"
+    return (
+        f"{model} is watermark-sensitive: {found} {verb} to {scripts} marks (d >= {threshold:g})."
+    )
+
+
+def _found(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) -> str:
+    indices = {unit.index for unit in failing if unit.layer == layer}
+    of = next(len(scores.names) for scores in report if scores.layer == layer)
+    noun = "logit" if layer == "logits" else "feature" if layer == "features" else "unit"
+    place = "" if layer in ("logits", "features") else f" in {printable(layer)}"
+    return f"{len(indices):,} of {count(of, noun)}{place}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _advice(failing: Sequence[SensitiveUnit]) -> list[str]:
+    entry = f"{failing[0].layer}:{printable(failing[0].name)}"
+    classes = any(unit.layer == "logits" for unit in failing)
+    where = "of these classes" if classes else "that excite these units most"
+    return [
+        f"What to do: look for such marks in the training images {where},",
+        "and train again without them; or accept a known unit, with a reason:",
+        f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow;",
+        "or put all of them on record as they are: --wm-update-known",
+    ]

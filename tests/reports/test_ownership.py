@@ -1,0 +1,38 @@
+"""The table of verifications, to the letter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_watermark_guard.ownership import Null, OwnershipReport
+from pytest_watermark_guard.reports.ownership import render_ownership
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def report(**fields):
+    about = {
+        "model": "release\x1b[31m",
+        "access": "embeddings",
+        "key": "0123456789abcdef" * 4,
+        "p_value": 2.0**-10,
+        "effect": 0.25,
+        "differences": (0.25,) * 10,
+        "chosen": 0.875,
+        "decoy": 0.625,
+        "n_images": 16,
+        "images": "16 images of photos/",
+        "queries": 321,
+        "nulls": (Null("clean", 0.5, 0.001), Null("independent", 0.25, 0.002)),
+    }
+    return OwnershipReport(**{**about, **fields})
+
+
+def test_golden(update_golden):
+    labels = report(model="api", access="labels", nulls=(), differences=(0.5, -0.125) * 5)
+    for name, terminal in (("wide", {"width": 110}), ("narrow", {"width": 60, "ascii_only": True})):
+        text = render_ownership([report(), labels], **terminal)
+        path = GOLDEN / f"ownership-{name}.txt"
+        if update_golden:
+            path.write_text(text, "utf-8")
+        assert text == path.read_text("utf-8")
