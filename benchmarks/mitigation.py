@@ -23,7 +23,7 @@ from common import line, mobilenet_spec, print_machine, real_data
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.mitigation.sweep import ALPHAS
 from pytest_watermark_guard.models.linear_probe import HeadTrainer
-from pytest_watermark_guard.probing.probe import recorded
+from pytest_watermark_guard.probing.recorded import recorded
 
 VALIDATION = 0.2  # of each class
 ROUNDS = 3

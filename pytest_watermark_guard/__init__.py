@@ -24,7 +24,6 @@ _HOMES = {
     "Reaudit": "mitigation.reaudit",
     "SCENARIOS": "watermarks.scenarios",
     "Scenario": "watermarks.scenarios",
-    "ScoreHistogram": "statistics.histogram",
     "Scores": "reports.probe",
     "SearchReport": "reports.search",
     "SensitiveUnit": "reports.probe",
@@ -39,7 +38,6 @@ _HOMES = {
     "builtin_images": "images.builtin",
     "extract_features": "models.reading.activations",
     "fold_mask": "mitigation.fold",
-    "histogram_auroc": "statistics.histogram",
     "judge": "probing.gate",
     "load_model": "models.loading.loading",
     "probe": "probing.probe",
@@ -110,12 +108,6 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.reports.survey import SurveyReport as SurveyReport
     from pytest_watermark_guard.reports.verdict import Verdict as Verdict
     from pytest_watermark_guard.statistics.auroc import auroc as auroc
-    from pytest_watermark_guard.statistics.histogram import (
-        ScoreHistogram as ScoreHistogram,
-    )
-    from pytest_watermark_guard.statistics.histogram import (
-        histogram_auroc as histogram_auroc,
-    )
     from pytest_watermark_guard.watermarks.scenarios import (
         SCENARIOS as SCENARIOS,
     )

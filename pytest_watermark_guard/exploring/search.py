@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.probing.probe import recorded
+from pytest_watermark_guard.probing.recorded import recorded
 from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
 from pytest_watermark_guard.reports.search import Find, SearchReport
 from pytest_watermark_guard.watermarks.streams import UNMARKED

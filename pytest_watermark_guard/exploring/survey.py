@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
-from inspect import signature
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
 from pytest_watermark_guard.images.batches import open_for
+from pytest_watermark_guard.probing.arguments import check_arguments, setting_values
 from pytest_watermark_guard.probing.context import Run, current_run, using_run
 from pytest_watermark_guard.probing.engines.engine import Engine
 from pytest_watermark_guard.probing.engines.opening import one_for_all, open_engine
@@ -19,8 +19,10 @@ from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.probing.progress import progress_bar
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.survey import SurveyReport
-from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
+
+# Arguments of `probe` by name, beside `ProbeArguments`.
+_OWN = ("scenarios", "layers", "preprocess", "stop_at", "decide_each")
 
 
 def survey(
@@ -89,10 +91,9 @@ def _check(images: Any, arguments: Mapping[str, Any]) -> None:
     """Raise what `probe` would raise for every model alike."""
     if "name" in arguments:
         raise TypeError("survey: names of models are the keys of a mapping; pass no name=")
-    signature(probe).bind("", images, **arguments)
-    names = {field.name for field in fields(Settings)} & {*arguments}
+    check_arguments("survey", images, {n: v for n, v in arguments.items() if n not in _OWN})
     run = current_run()
-    settings = run.settings.override(images=images, **{name: arguments[name] for name in names})
+    settings = run.settings.override(images=images, **setting_values(arguments))
     scenarios = resolve_scenarios(settings.scenarios, run.scenarios)
     open_for(scenarios, settings.images, settings.max_images, settings.seed)
 

@@ -17,7 +17,7 @@ from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation import serialization
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
-from pytest_watermark_guard.probing.probe import recorded
+from pytest_watermark_guard.probing.recorded import recorded
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 

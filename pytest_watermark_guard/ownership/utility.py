@@ -15,7 +15,7 @@ from pytest_watermark_guard.models.linear_probe import HeadTrainer
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.probing.activation_buffer import Array
-from pytest_watermark_guard.probing.probe import RecordedActivations, recorded
+from pytest_watermark_guard.probing.recorded import RecordedActivations, recorded
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
 _LAYER = "features"

@@ -121,7 +121,7 @@ def _erasure(
     import torch
 
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
-    from pytest_watermark_guard.probing.probe import recorded
+    from pytest_watermark_guard.probing.recorded import recorded
     from pytest_watermark_guard.statistics.auroc import auroc
     from pytest_watermark_guard.watermarks.streams import UNMARKED
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from pytest_watermark_guard.errors import WatermarkSensitivityError
+from pytest_watermark_guard.probing.arguments import ProbeArguments, check_arguments
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.names import matches_unit
 from pytest_watermark_guard.probing.probe import probe
@@ -16,6 +16,9 @@ from pytest_watermark_guard.reports.known_units import KnownUnits
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def judge(
@@ -81,19 +84,13 @@ def judge(
 
 def assert_not_watermark_sensitive(
     model: nn.Module | str,
-    threshold: float | None = None,
-    *,
-    allow: Mapping[str, str] | None = None,
     images: Any = None,
     scenarios: Sequence[str | AnyScenario] | None = None,
     layers: Sequence[str] | None = None,
     preprocess: Any = "auto",
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
-    device: str | torch.device | None = None,
-    precision: str | None = None,
-    max_images: int | None = None,
-    seed: int | None = None,
-    **more: Any,
+    *,
+    threshold: float | None = None,
+    **arguments: Unpack[ProbeArguments],
 ) -> ProbeReport:
     """Fail if any unit of the model tells watermarked images from clean ones too well.
 
@@ -105,12 +102,13 @@ def assert_not_watermark_sensitive(
     ----------
     model : Module or str
         The model, or a model spec.
+    images, scenarios, layers, preprocess
+        As for `probe`.
     threshold : float, optional
         On d = max(A, 1 − A), in (0.5, 1]; default 0.95. A unit that reaches it fails the gate.
-    allow : mapping of str to str, optional
-        Known units and the reason why each may stay: ``{"logits:carton": "..."}``.
-    images, scenarios, layers, preprocess, class_names, device, precision, max_images, seed, **more
-        As for `probe`.
+    **arguments
+        As for `probe`, see `ProbeArguments`; among them ``allow``, the known units and the reason
+        why each may stay: ``{"logits:carton": "..."}``.
 
     Returns
     -------
@@ -125,22 +123,11 @@ def assert_not_watermark_sensitive(
         If the probe could not be made; see `probe`.
     """
     __tracebackhide__ = True
+    check_arguments("assert_not_watermark_sensitive", images, arguments)
     # Wrong settings are said before minutes of probing, not after.
-    settings = current_run().settings.override(threshold=threshold, allow=allow)
+    settings = current_run().settings.override(threshold=threshold, allow=arguments.get("allow"))
     report = probe(
-        model,
-        images=images,
-        scenarios=scenarios,
-        layers=layers,
-        preprocess=preprocess,
-        class_names=class_names,
-        device=device,
-        precision=precision,
-        max_images=max_images,
-        seed=seed,
-        stop_at=settings.threshold,
-        allow=settings.allow,
-        **more,
+        model, images, scenarios, layers, preprocess, stop_at=settings.threshold, **arguments
     )
     verdict = judge(report, settings.threshold, settings.allow)
     current_run().on_verdict(verdict)

@@ -97,22 +97,14 @@ class Recording:
             _check_finite(rows, layer, stream, identities)
         if not self.names:
             # Now, so that wrong class names are said before minutes of probing.
-            self._begin({layer: rows.shape[1] for (_, layer), rows in activations.items()})
+            widths = {layer: rows.shape[1] for (_, layer), rows in activations.items()}
+            self.names, self._naming_notes = self._naming(widths)
+            self._rows = self._prepared(widths)
         for stream in self.streams if "logits" in self.names else ():
             self._classes[stream].append(predicted(activations[stream, "logits"]))
-        self._store(activations)
-        self.labels += labels
-
-    def _begin(self, widths: Mapping[str, int]) -> None:
-        self.names, self._naming_notes = self._naming(widths)
-
-    def _store(self, activations: Activations) -> None:
-        if not self._rows:
-            self._rows = self._prepared(
-                {layer: r.shape[1] for (_, layer), r in activations.items()}
-            )
         for key, rows in activations.items():
             self._rows[key].append(rows)
+        self.labels += labels
 
     def _prepared(self, widths: Mapping[str, int]) -> dict[tuple[str, str], Rows]:
         size = 4 * self._images * len(self.streams) * sum(widths.values())

@@ -12,7 +12,7 @@ from torch import nn
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import MaskError
-from pytest_watermark_guard.probing.probe import recorded
+from pytest_watermark_guard.probing.recorded import recorded
 
 pytest.importorskip("concept_erasure", reason="an optional extra")
 

@@ -79,10 +79,6 @@ def test_nobody_pays_who_did_not_ask(photos):
     assert wm.probe(Inked(), photos, (SMALL,), preprocess=FITS, cache=False).examples is None
 
 
-def test_histograms_know_no_images(photos):
-    assert probe(Inked(), photos, histograms=True).examples is None
-
-
 def test_few_images_are_not_both_most_and_least(photos):
     for unit in probe(Inked(), photos, max_images=3).examples.units:
         assert len(unit.most) == len(unit.least) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import io
 import random
 import sys
@@ -22,7 +23,7 @@ from pytest_watermark_guard.errors import (
     ScenarioError,
     SettingsError,
 )
-from pytest_watermark_guard.probing.probe import recording
+from pytest_watermark_guard.probing import recording
 
 SIZE = 224
 N = 10
@@ -565,17 +566,21 @@ def test_images_of_several_sizes_need_a_size(net):
     wm.probe(net, images, "latin")
 
 
-def test_histograms_are_off_by_no_more_than_they_say(net, photos):
-    many = np.tile(photos, (8, 1, 1, 1)) // np.arange(1, 81, dtype=np.uint8)[:, None, None, None]
-    exact = wm.probe(net, many, ("latin", "hindi"), control=True, cache=False)
-    binned = wm.probe(net, many, ("latin", "hindi"), control=True, cache=False, histograms=True)
-    (note,) = [note for note in binned.notes if "histograms" in note]
-    bound = float(note.split("at most ")[1].split(";")[0])
-    assert bound < 0.02
-    assert binned.impact == exact.impact
-    for key, scores in (*exact.scores.items(), *exact.controls.items()):
-        found = (binned.scores if scores in exact.scores.values() else binned.controls)[key]
-        np.testing.assert_allclose(found.auroc, scores.auroc, atol=bound * 1.1)
-        assert (found.standard_error >= scores.standard_error - 1e-12).all()
-    with pytest.raises(SettingsError, match="pass early_stop=0 as well"):
-        wm.probe(net, photos, histograms=True, stop_at=0.95)
+def test_a_number_where_images_belong_is_a_threshold_in_the_wrong_place(net):
+    for function in (wm.probe, wm.assert_not_watermark_sensitive):
+        with pytest.raises(SettingsError, match=r"passed by name: threshold=0\.9"):
+            function(net, 0.9)
+
+
+def test_an_argument_that_does_not_exist_names_its_neighbour(net, photos):
+    for function in (wm.probe, wm.assert_not_watermark_sensitive):
+        with pytest.raises(TypeError, match=r"'presision'; did you mean 'precision'"):
+            function(net, photos, presision="float32")
+
+
+def test_probe_and_gate_take_the_same_arguments_in_the_same_order():
+    one, other = map(inspect.signature, (wm.probe, wm.assert_not_watermark_sensitive))
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shared = [name for name, p in one.parameters.items() if p.kind is plain]
+    assert shared == [name for name, p in other.parameters.items() if p.kind is plain]
+    assert shared == ["model", "images", "scenarios", "layers", "preprocess"]

@@ -60,7 +60,7 @@ def test_many_shares_give_the_same_bytes(engine):
     assert [share.last for share in engine.items] == [*firsts[1:], len(PHOTOS)]
 
 
-@pytest.mark.parametrize("arguments", [{"control": True}, {"histograms": True}, {"stop_at": 0.9}])
+@pytest.mark.parametrize("arguments", [{"control": True}, {"stop_at": 0.9}])
 def test_also_with(engine, arguments):
     assert probe(engine="ray", **arguments).to_json() == probe(**arguments).to_json()
 

@@ -1,0 +1,108 @@
+"""The keyword arguments that a probe and its gate share: one list, checked in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any, TypedDict
+
+import torch
+
+from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.settings import Settings
+
+
+class ProbeArguments(TypedDict, total=False):
+    """Keyword arguments of `probe` and `assert_not_watermark_sensitive`.
+
+    Attributes
+    ----------
+    class_names : sequence of str, or mapping of int to str
+        One for each logit; default: those of the weights, of the model's attribute
+        ``class_names``, or ImageNet's for 1000 logits.
+    labels : sequence or mapping of int
+        True class indices: one for each image, or by file name. Known without it where a Dataset
+        gives (image, label), or folders carry the classes' names.
+    device : str
+        Default ``"auto"``: the GPU if there is one.
+    precision : {"auto", "float32", "bfloat16"}
+        Default ``"auto"``: on long runs, the fastest way of several is found by trying, among
+        those where every unit agrees with float32 (see `models.running.execution`).
+        ``"float32"`` is plain float32, the same bits when repeated on one machine;
+        ``"bfloat16"`` is autocast.
+    max_images : int
+        Take a seeded random subset of at most so many images.
+    seed : int
+        Of draws and subset, default 17.
+    batch_size : int
+        Images in a forward pass; halved when memory runs out. Default: 64, on a CPU two for each
+        thread, and with ``precision="auto"`` what is fastest.
+    name : str
+        What reports call the model; default its spec or class.
+    progress : bool
+        Show a progress bar where standard error is a terminal and the variable ``CI`` is not set.
+        Default True.
+    control : bool
+        Probe with scrambled marks too: the same ink at the same place, and no text. The report
+        then says by `ProbeReport.controls` how far a unit tells text from ink. Default False.
+    cache : bool
+        Keep activations, and use those that an earlier probe of the same weights, images and
+        marks has kept. Default True.
+    examples : bool
+        Note in the report which images move the worst units most and least, to be shown by
+        `ProbeReport.to_html`. Default False.
+    engine : {"ray"}
+        Share the images out among the workers of a cluster: the same numbers to the last bit, in
+        one precision (``"auto"`` is float32 then). Default: all in this process.
+    allow : mapping of str to str
+        Units that the gate leaves aside, with reasons; see `judge`.
+    early_stop : float
+        Chance at which a gate's early verdict may differ from that of all images, default 0.001;
+        0 uses all images.
+    """
+
+    class_names: Sequence[str] | Mapping[int, str] | None
+    labels: Sequence[int] | Mapping[str, int] | None
+    device: str | torch.device | None
+    precision: str | None
+    max_images: int | None
+    seed: int | None
+    batch_size: int | None
+    name: str | None
+    progress: bool
+    control: bool | None
+    cache: bool | None
+    examples: bool | None
+    engine: str | None
+    allow: Mapping[str, str] | None
+    early_stop: float | None
+
+
+def check_arguments(function: str, images: object, arguments: Mapping[str, Any]) -> None:
+    """Refuse what no probe takes.
+
+    Raises
+    ------
+    TypeError
+        If there is no argument of that name; says which one is near.
+    SettingsError
+        If a number stands where images belong.
+    """
+    known = ProbeArguments.__annotations__
+    for name in arguments:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known)}"
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+    if isinstance(images, Real):
+        raise SettingsError(
+            f"{function}: images is {images!r}; a threshold is passed by name: threshold={images!r}"
+        )
+
+
+def setting_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments that are settings, by name."""
+    names = {field.name for field in fields(Settings)}
+    return {name: value for name, value in arguments.items() if name in names}
