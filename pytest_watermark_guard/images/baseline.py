@@ -13,11 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pytest_watermark_guard.caching.fingerprint import (
-    Unfingerprintable,
-    fingerprint,
-    fingerprint_files,
-)
+from pytest_watermark_guard.caching.keys import NoKeyError, digest, digest_files
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images import builtin, folder
 from pytest_watermark_guard.images.arrays import image_from_array
@@ -25,7 +21,7 @@ from pytest_watermark_guard.watermarks.draw import uniform_words
 
 
 def _unknown_content() -> str:
-    raise Unfingerprintable("images: a Dataset or sequence may give others the next time")
+    raise NoKeyError("images: a Dataset or sequence may give others the next time")
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Baseline:
     concurrent : bool
         Whether `read` may be called from several threads; a Dataset's may not.
     content : callable
-        Gives a fingerprint of all images' content; raises `Unfingerprintable` where there is none.
+        Gives a digest of all images' content; raises `NoKeyError` where there is none.
     """
 
     description: str
@@ -144,7 +140,7 @@ def _open(images: Any) -> Baseline:
             tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
             lambda position: Image.fromarray(array[position]),
             concurrent=True,
-            content=lambda: fingerprint(array),
+            content=lambda: digest(array),
         )
     if isinstance(images, str | Path):
         root = Path(images).expanduser()
@@ -156,7 +152,7 @@ def _open(images: Any) -> Baseline:
             lambda position: folder.read_image(paths[position]),
             root=root,
             concurrent=True,
-            content=lru_cache(lambda: fingerprint_files(root, names)),
+            content=lru_cache(lambda: digest_files(root, names)),
         )
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ImagesError(
@@ -181,7 +177,7 @@ def _open(images: Any) -> Baseline:
         tuple(map(str, range(count))),
         lambda position: _read_item(images, position),
         concurrent=in_memory,
-        content=(lambda: fingerprint(images)) if in_memory else _unknown_content,
+        content=(lambda: digest(images)) if in_memory else _unknown_content,
     )
 
 

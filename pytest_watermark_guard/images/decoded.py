@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from pytest_watermark_guard.caching.fingerprint import fingerprint
+from pytest_watermark_guard.caching.keys import digest
 from pytest_watermark_guard.caching.store import NewArray, Store, cache_bytes
 from pytest_watermark_guard.images.baseline import Baseline
 from pytest_watermark_guard.version import __version__
@@ -33,8 +33,8 @@ class DecodedImages:
 
     Raises
     ------
-    Unfingerprintable
-        If the baseline's content has no fingerprint.
+    NoKeyError
+        If the baseline's content has no digest.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class DecodedImages:
         self._rows = {name: row for row, name in enumerate(names)}
         self._store = store
         versions = __version__, PIL.__version__
-        self._key = fingerprint((baseline.content(), names, geometry, versions))
+        self._key = digest(baseline.content(), names, geometry, versions)
         self._shape = (len(names), *geometry[0], 3)
         self._new: NewArray | None = None
         self._seen: set[int] = set()

@@ -7,8 +7,9 @@ from contextlib import closing
 from functools import partial
 
 from pytest_watermark_guard.probing import running
-from pytest_watermark_guard.probing.activation_cache import CachedActivations
+from pytest_watermark_guard.probing.caches.activations import CachedActivations
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
+from pytest_watermark_guard.probing.first_answers import CHANGED, FirstAnswers
 from pytest_watermark_guard.probing.prepare import ProbeContext
 from pytest_watermark_guard.probing.recording import Activations, Recording
 from pytest_watermark_guard.probing.running import Compute, ImageShard
@@ -22,6 +23,7 @@ def fill(
     recording: Recording,
     gate: EarlyGate | None = None,
     compute: Compute | None = None,
+    answers: FirstAnswers | None = None,
 ) -> str:
     """Fill a recording, and return how the model was run, in words.
 
@@ -35,18 +37,35 @@ def fill(
         May end the run early.
     compute : Compute, optional
         Runs the model; default: in this process.
+    answers : FirstAnswers, optional
+        Of this context, if some are known already.
     """
-    batches, cache = context.batches, context.cache
-    cached = cache.load(batches.streams, context.execution.layers) if cache else None
-    if cached is not None and cached.partial and cached.run:
-        cached = None  # what is missing would be computed in another way than the rest
-    filling = _Filling(context, recording, gate, cached)
+    answers = answers or FirstAnswers(context)
+    cached, outdated = _cached(context, answers)
+    if outdated:
+        recording.cache_notes = (CHANGED,)
+    filling = _Filling(context, recording, gate, answers, cached, outdated)
     plan, decided = ("", False) if cached is None else (cached.plan, filling.replay(cached))
-    if not decided and len(recording) < len(batches.baseline):
-        plan = filling.compute(compute or partial(running.compute, cache=cache))
+    if not decided and len(recording) < len(context.batches.baseline):
+        plans = None if context.cache is None else context.cache.plans
+        plan = filling.compute(compute or partial(running.compute, plans=plans))
     if gate is not None and gate.used:  # 0 where the gate has nothing to test
         recording.truncate(gate.used)
     return plan
+
+
+def _cached(context: ProbeContext, answers: FirstAnswers) -> tuple[CachedActivations | None, bool]:
+    """Return what is cached and still is the model's answer, and whether something is not."""
+    if context.cache is None:
+        return None, False
+    cached = context.cache.activations.load(context.batches.streams, context.execution.layers)
+    if cached is None or not cached.answers:
+        return None, False
+    if cached.partial and cached.run:
+        return None, False  # what is missing would be computed in another way than the rest
+    if answers.are(cached.answers):
+        return cached, False
+    return None, True
 
 
 class _Filling:
@@ -57,12 +76,16 @@ class _Filling:
         context: ProbeContext,
         recording: Recording,
         gate: EarlyGate | None,
+        answers: FirstAnswers,
         cached: CachedActivations | None,
+        outdated: bool,
     ) -> None:
         self._context = context
         self._recording = recording
         self._gate = gate
+        self._answers = answers
         self._cached = cached
+        self._outdated = outdated
         self._scenarios = [scenario.name for scenario in context.batches.scenarios]
 
     def replay(self, cached: CachedActivations) -> bool:
@@ -91,6 +114,8 @@ class _Filling:
         # Whether a lower precision was found: of some images at least, what ran is not float32.
         lower = tuning and cached is not None and bool(cached.run)
         plan = "" if cached is None else cached.plan
+        # Now: an interruption must not leave activations that cannot be checked.
+        answers = {} if context.cache is None else self._answers.of(todo)
         try:
             with closing(compute(context.module, batches, context.execution, shard)) as chunks:
                 for chunk in chunks:
@@ -109,7 +134,14 @@ class _Filling:
                         break
         finally:  # also what was done before an interruption
             if context.cache is not None and len(recording):
-                recording.run = context.cache.save(recording, context.execution.layers, plan, lower)
+                recording.run = context.cache.activations.save(
+                    recording,
+                    context.execution.layers,
+                    plan,
+                    answers,
+                    lower=lower,
+                    replace=self._outdated,
+                )
         return plan
 
     def _take(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pytest_watermark_guard.caching.fingerprint import Unfingerprintable, fingerprint
+from pytest_watermark_guard.caching.keys import NoKeyError, digest
+from pytest_watermark_guard.probing.caches.results import ProbeMeasurement
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
 from pytest_watermark_guard.probing.examples import find_examples
 from pytest_watermark_guard.probing.filling import fill
+from pytest_watermark_guard.probing.first_answers import CHANGED, FirstAnswers
 from pytest_watermark_guard.probing.prepare import ProbeContext
 from pytest_watermark_guard.probing.recording import Recording
-from pytest_watermark_guard.probing.result_cache import ProbeMeasurement, keep_result, load_result
 from pytest_watermark_guard.probing.running import Compute
 from pytest_watermark_guard.probing.scoring import impacts, score
 
@@ -30,32 +31,51 @@ def measured(
     """
     cache = context.cache
     asked = None if cache is None else _asked(context, gate, examples)
+    answers = FirstAnswers(context)
+    notes: tuple[str, ...] = ()
     if cache is not None and asked is not None:
-        cached = load_result(cache, asked)
+        cached = cache.results.load(asked)
         if cached is not None:
-            return cached
-    measurement, small = _measure(context, gate, compute, examples)
+            measurement, before = cached
+            if answers.are(before):
+                return measurement
+            notes = (CHANGED,)
+    measurement, small, more = _measure(context, gate, compute, examples, answers)
     if gate is not None:
         confirmed = gate.confirmed_by(measurement.scores)
         if not confirmed:  # only all images can tell
-            measurement, small = _measure(context, None, compute, examples)
+            measurement, small, more = _measure(context, None, compute, examples, answers)
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))
     # Of a small probe the activations are kept, which answer other questions too.
     if cache is not None and asked is not None and not small:
-        keep_result(cache, asked, measurement)
-    return measurement
+        cache.results.save(asked, measurement, answers.of(context.batches.streams))
+    return measurement._replace(notes=tuple(dict.fromkeys((*measurement.notes, *notes, *more))))
 
 
 def _measure(
-    context: ProbeContext, gate: EarlyGate | None, compute: Compute | None, examples: bool
-) -> tuple[ProbeMeasurement, bool]:
-    """Run the model and score its answers; tell too whether its activations can be kept."""
+    context: ProbeContext,
+    gate: EarlyGate | None,
+    compute: Compute | None,
+    examples: bool,
+    answers: FirstAnswers,
+) -> tuple[ProbeMeasurement, bool, tuple[str, ...]]:
+    """Run the model and score its activations.
+
+    Returns
+    -------
+    measurement : ProbeMeasurement
+    small : bool
+        Whether its activations are few enough to be kept.
+    notes : tuple of str
+        About the cache.
+    """
     batches = context.batches
     images = batches.baseline.identities
     scenarios = [scenario.name for scenario in batches.scenarios]
     with Recording(batches.streams, len(images), context.naming) as recording:
-        plan = fill(context, recording, gate, compute)
-        scores, controls = score(recording, scenarios, context.cache)
+        plan = fill(context, recording, gate, compute, answers)
+        cache = None if context.cache is None else context.cache.scores
+        scores, controls = score(recording, scenarios, cache)
         measurement = ProbeMeasurement(
             n_images=len(recording),
             scores=scores,
@@ -69,7 +89,7 @@ def _measure(
             ),
             early_stop=None,
         )
-        return measurement, recording.keepable
+        return measurement, recording.keepable, recording.cache_notes
 
 
 def _asked(context: ProbeContext, gate: EarlyGate | None, examples: bool) -> str | None:
@@ -80,8 +100,8 @@ def _asked(context: ProbeContext, gate: EarlyGate | None, examples: bool) -> str
     terms = None if gate is None else gate.terms
     names = context.naming.keywords
     try:
-        return fingerprint(
-            (context.batches.streams, context.execution.layers, names, labels, folder, terms)
+        return digest(
+            context.batches.streams, context.execution.layers, names, labels, folder, terms
         )
-    except Unfingerprintable:
+    except NoKeyError:
         return None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pytest_watermark_guard.caching.fingerprint import Unfingerprintable
+from pytest_watermark_guard.caching.keys import NoKeyError
 from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
 from pytest_watermark_guard.images.batches import ProbingBatches, check_batch_size, open_for
 from pytest_watermark_guard.images.decoded import DecodedImages
@@ -22,7 +22,8 @@ from pytest_watermark_guard.models.loading.introspection import (
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
 from pytest_watermark_guard.models.running.execution import Plan
 from pytest_watermark_guard.models.state import input_dtype, runnable_on
-from pytest_watermark_guard.probing.activation_cache import ActivationCache
+from pytest_watermark_guard.probing.caches.keys import cache_keys
+from pytest_watermark_guard.probing.caches.probe_cache import ProbeCache, open_cache
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.names import unit_names
 from pytest_watermark_guard.probing.running import ONE_AT_A_TIME, ExecutionConfig
@@ -77,7 +78,7 @@ class ProbeContext(NamedTuple):
     execution : ExecutionConfig
     naming : callable
         See `recording.Naming`.
-    cache : ActivationCache or None
+    cache : ProbeCache or None
     notes : tuple of str
         What was assumed, or could not be had.
     images : Any
@@ -89,7 +90,7 @@ class ProbeContext(NamedTuple):
     batches: ProbingBatches
     execution: ExecutionConfig
     naming: partial[Any]
-    cache: ActivationCache | None
+    cache: ProbeCache | None
     notes: tuple[str, ...]
     images: Any
 
@@ -155,7 +156,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
 
 def _with_caches(
     batches: ProbingBatches, module: nn.Module, precision: str, batch_size: int | None
-) -> tuple[ProbingBatches, ActivationCache | None, tuple[str, ...]]:
+) -> tuple[ProbingBatches, ProbeCache | None, tuple[str, ...]]:
     """Open the caches of pixels and activations, or note why no keys for them can be given."""
     store = Store(cache_folder() / "cache", cache_bytes())
     size = batches.preprocessing.size
@@ -165,8 +166,9 @@ def _with_caches(
             geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
             decoded = DecodedImages(store, batches.baseline, geometry)
             batches = replace(batches, decoded=decoded)
-        return batches, ActivationCache(store, module, batches, precision, batch_size), ()
-    except Unfingerprintable as reason:
+        keys = cache_keys(module, batches, precision, batch_size)
+        return batches, open_cache(store, keys), ()
+    except NoKeyError as reason:
         # What cannot be told apart from its like must not be mixed up with it.
         first, *_ = str(reason).splitlines() or [""]
         return batches, None, (f"not cached: {first}",)

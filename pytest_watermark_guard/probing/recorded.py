@@ -96,5 +96,5 @@ def recorded(
             baseline.identities,
             model=name or context.loaded.name,
             baseline=baseline.description,
-            notes=(*context.notes, *recording.notes),
+            notes=(*context.notes, *recording.notes, *recording.cache_notes),
         )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import NonFiniteActivationsError
-from pytest_watermark_guard.probing.activation_buffer import Array, Rows
+from pytest_watermark_guard.probing.activation_buffer import ActivationBuffer, Array
 from pytest_watermark_guard.statistics.auroc import Floats, PairedAuroc, paired_auroc
 from pytest_watermark_guard.watermarks.streams import described
 
@@ -46,7 +46,9 @@ class Recording:
     labels : list of (int or None)
         One for each image so far.
     run : str
-        Which run the activations are kept as, see `caching.activations`.
+        Which run the activations are kept as, see `caches.activations`.
+    cache_notes : tuple of str
+        Why something cached was not used.
     """
 
     def __init__(self, streams: Sequence[str], images: int, naming: Naming) -> None:
@@ -55,12 +57,13 @@ class Recording:
         self.model_notes: tuple[str, ...] = ()
         self.weights = ""
         self.run = ""
+        self.cache_notes: tuple[str, ...] = ()
         self._naming_notes: tuple[str, ...] = ()
         self.labels: list[int | None] = []
         self._images = images
         self._naming = naming
         self._classes: dict[str, list[npt.NDArray[np.intp]]] = {s: [] for s in self.streams}
-        self._rows: dict[tuple[str, str], Rows] = {}
+        self._rows: dict[tuple[str, str], ActivationBuffer] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Recording:
@@ -74,7 +77,7 @@ class Recording:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: tuple[str, str]) -> Rows:
+    def __getitem__(self, key: tuple[str, str]) -> ActivationBuffer:
         """Return the rows of one (stream, layer)."""
         return self._rows[key]
 
@@ -106,12 +109,14 @@ class Recording:
             self._rows[key].append(rows)
         self.labels += labels
 
-    def _prepared(self, widths: Mapping[str, int]) -> dict[tuple[str, str], Rows]:
+    def _prepared(self, widths: Mapping[str, int]) -> dict[tuple[str, str], ActivationBuffer]:
         size = 4 * self._images * len(self.streams) * sum(widths.values())
         folder = None
         if size > _SPILL:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="wm-rows-"))
-        return {(stream, layer): Rows(folder) for stream in self.streams for layer in widths}
+        return {
+            (stream, layer): ActivationBuffer(folder) for stream in self.streams for layer in widths
+        }
 
     def classes(self, stream: str) -> npt.NDArray[np.intp]:
         """Return the class predicted for each image of a stream, where there are logits."""

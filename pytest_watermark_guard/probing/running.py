@@ -19,7 +19,7 @@ from pytest_watermark_guard.models.running.execution import Executor, Plan
 from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.probing.activation_buffer import Array
-from pytest_watermark_guard.probing.activation_cache import ActivationCache
+from pytest_watermark_guard.probing.caches.plans import PlanCache
 from pytest_watermark_guard.probing.progress import progress_bar
 
 # Two probes of one model would switch its mode under each other's feet.
@@ -100,9 +100,9 @@ def compute(
     batches: ProbingBatches,
     execution: ExecutionConfig,
     shard: ImageShard,
-    cache: ActivationCache | None = None,
+    plans: PlanCache | None = None,
 ) -> Generator[ActivationChunk, None, None]:
-    """Run a model in this process; see `Compute`. The fastest plan is kept in a `cache`."""
+    """Run a model in this process; see `Compute`. The fastest plan is kept in `plans`."""
     images = len(batches.baseline)
     todo = shard.streams
     with ExitStack() as stack:
@@ -124,15 +124,15 @@ def compute(
                 # What is cached was float32: see `filling.fill`.
                 only_float32=len(todo) < len(batches.streams),
                 sizes=execution.sizes,
-                remembered=cache.plan() if cache else None,
+                remembered=None if plans is None else plans.load(),
             )
         )
-        if cache is not None:
+        if plans is not None:
             # Also when the gate closes the generator early.
-            stack.callback(lambda: cache.remember(executor.plan) if executor.tuned else None)
+            stack.callback(lambda: plans.save(executor.plan) if executor.tuned else None)
         advance = stack.enter_context(progress_bar(images, execution.progress))
         advance(shard.first)
-        if batches.decoded is not None and not shard.first:
+        if batches.decoded is not None and (shard.first, shard.last) == (0, images):
             stack.enter_context(batches.decoded.collecting())
         part = batches.part(shard.first, shard.last, todo)
         inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)

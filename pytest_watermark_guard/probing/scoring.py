@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import ImagesError
-from pytest_watermark_guard.probing.activation_cache import ActivationCache
+from pytest_watermark_guard.probing.caches.scores import ScoreCache
 from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.reports.class_counts import ClassCounts
 from pytest_watermark_guard.reports.probe import Impact, Scores
@@ -18,7 +18,7 @@ AllScores = dict[tuple[str, str], Scores]
 
 
 def score(
-    recording: Recording, scenarios: Sequence[str], cache: ActivationCache | None = None
+    recording: Recording, scenarios: Sequence[str], cache: ScoreCache | None = None
 ) -> tuple[AllScores, AllScores]:
     """Score every layer under every scenario, or take the scores from where they are kept.
 
@@ -35,12 +35,12 @@ def score(
     for layer in recording.names:
         against = [(UNMARKED, name) for name in scenarios]
         against += [(control_of(name), name) for name in controlled]
-        found = cache.scores(layer, against, len(recording), recording.run) if cache else {}
+        found = cache.load(recording, layer, against) if cache else {}
         missing = [pair for pair in against if pair not in found]
         if missing:
             new = recording.compare(layer, missing)
             if cache is not None and recording.keepable:
-                cache.keep_scores(layer, new, len(recording), recording.run)
+                cache.save(recording, layer, new)
             found = {**found, **new}
         for low, name in against:
             area, error = found[low, name]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_watermark_guard.probing.activation_buffer import Rows
+from pytest_watermark_guard.probing.activation_buffer import ActivationBuffer
 
 
 @given(
@@ -19,7 +19,7 @@ from pytest_watermark_guard.probing.activation_buffer import Rows
 def test_what_goes_in_as_rows_comes_out_as_columns(
     splits, units, keep, bounds, dtype, spilled, tmp_path_factory
 ):
-    rows = Rows(tmp_path_factory.getbasetemp() if spilled else None)
+    rows = ActivationBuffer(tmp_path_factory.getbasetemp() if spilled else None)
     total = sum(splits)
     everything = np.arange(total * units).reshape(total, units).astype(dtype)
     for part in np.split(everything, np.cumsum(splits)[:-1]):
@@ -35,7 +35,7 @@ def test_what_goes_in_as_rows_comes_out_as_columns(
 
 
 def test_reading_between_writing(tmp_path):
-    rows = Rows(tmp_path)
+    rows = ActivationBuffer(tmp_path)
     rows.append(np.ones((2, 3), np.float32))
     assert rows.columns().sum() == 6
     rows.append(np.ones((1, 3), np.float32))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard.probing.early_stopping import EarlyGate
 from pytest_watermark_guard.errors import SettingsError, WatermarkSensitivityError
 
 N = 400
@@ -116,7 +117,7 @@ def test_with_every_unit_allowed_there_is_nothing_to_test():
 
 
 def test_an_early_verdict_that_the_scores_contradict_takes_all_images(monkeypatch):
-    monkeypatch.setattr(wm.probing.EarlyGate, "confirmed_by", lambda *_: False)
+    monkeypatch.setattr(EarlyGate, "confirmed_by", lambda *_: False)
     report = check(Units())
     assert (report.n_images, report.early_stop.verdict) == (N, None)
 

@@ -277,9 +277,9 @@ def test_what_is_spilled_to_disk_gives_the_same_report(photos, monkeypatch):
 
     kept = probed()
     spilled = []
-    open_rows = recording.Rows
+    open_rows = recording.ActivationBuffer
     monkeypatch.setattr(
-        recording, "Rows", lambda folder: spilled.append(folder) or open_rows(folder)
+        recording, "ActivationBuffer", lambda folder: spilled.append(folder) or open_rows(folder)
     )
     monkeypatch.setattr(recording, "_SPILL", 1)
     assert probed() == kept

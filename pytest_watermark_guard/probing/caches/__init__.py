@@ -1,0 +1,1 @@
+"""What earlier probes left: activations, scores, results, and the fastest way to run a model."""

@@ -1,0 +1,196 @@
+"""Activations that an earlier probe computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.probing.recording import Recording
+
+
+@dataclass(frozen=True)
+class CachedActivations:
+    """What is known from earlier.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        Those that the model has, of those asked for.
+    notes : tuple of str
+        What was guessed or left out when they were found.
+    plan : str
+        How the model was run.
+    weights : str
+        Identity of the model below its head.
+    run : str
+        Which run they come from, see `ActivationCache`; empty if it makes no difference.
+    arrays : mapping of (stream, layer) to ndarray, shape [k, units]
+        The first k images, in the probe's order; k may differ, and be 0.
+    answers : mapping of (stream, layer) to ndarray
+        What the model answered to the first images, see `first_answers`, where k > 0.
+    """
+
+    layers: tuple[str, ...]
+    notes: tuple[str, ...]
+    plan: str
+    weights: str
+    run: str
+    arrays: Mapping[tuple[str, str], Array]
+    answers: Mapping[tuple[str, str], Array]
+
+    def length(self, stream: str) -> int:
+        """Return for how many images all layers of a stream are known."""
+        return min(len(self.arrays[stream, layer]) for layer in self.layers)
+
+    @property
+    def complete(self) -> int:
+        """For how many images everything is known."""
+        return min(self.length(stream) for stream, _ in self.arrays)
+
+    @property
+    def partial(self) -> bool:
+        """Whether more is known of some streams than of others."""
+        return len({self.length(stream) for stream, _ in self.arrays}) > 1
+
+    def part(self, streams: Sequence[str], first: int, last: int) -> dict[tuple[str, str], Array]:
+        """Return some images' activations."""
+        return {
+            (s, layer): self.arrays[s, layer][first:last] for s in streams for layer in self.layers
+        }
+
+
+class ActivationCache:
+    """Keeps one probe's activations.
+
+    Scores compare streams, whose activations must have been computed alike. Those in float32
+    throughout are, whichever run they come from. A run that found bfloat16 to agree may have
+    computed some images in it and others not: its activations are kept under a name of its own,
+    and used together or not at all. So are those of ``precision="float32"``, which must be the
+    same to the last bit: there, another set of streams makes other batches.
+
+    Parameters
+    ----------
+    store : Store
+    keys : CacheKeys
+    """
+
+    def __init__(self, store: Store, keys: CacheKeys) -> None:
+        self._store = store
+        self._keys = keys
+
+    def load(self, streams: Sequence[str], layers: Sequence[str]) -> CachedActivations | None:
+        """Return what is known of these layers, or None if nothing is."""
+        loaded = [
+            self._load(key, streams)
+            for key in (self._facts_key(layers), self._facts_key(layers, streams))
+        ]
+        known = [cached for cached in loaded if cached is not None]
+        return max(known, key=lambda cached: cached.complete, default=None)
+
+    def _load(self, key: str, streams: Sequence[str]) -> CachedActivations | None:
+        text = self._store.get("layers", key)
+        if text is None:
+            return None
+        facts: dict[str, Any] = json.loads(text)
+        arrays, answers = {}, {}
+        for stream in streams:
+            for layer in facts["layers"]:
+                place = stream, layer, facts["run"]
+                array, answer = self._array(*place), self._array(*place, "answers")
+                if array is None or answer is None:
+                    arrays[stream, layer] = np.empty((0, 0), np.float32)
+                else:
+                    arrays[stream, layer] = array
+                    answers[stream, layer] = answer
+        return CachedActivations(
+            layers=tuple(facts["layers"]),
+            notes=tuple(facts["notes"]),
+            plan=facts["plan"],
+            weights=facts["weights"],
+            run=facts["run"],
+            arrays=arrays,
+            answers=answers,
+        )
+
+    def save(
+        self,
+        recording: Recording,
+        layers: Sequence[str],
+        plan: str,
+        answers: Mapping[tuple[str, str], Array],
+        *,
+        lower: bool,
+        replace: bool,
+    ) -> str:
+        """Keep a recording, if it can be, as far as it goes beyond what is kept already.
+
+        Parameters
+        ----------
+        recording : Recording
+        layers : sequence of str
+            As asked for.
+        plan : str
+            How the model was run.
+        answers : mapping of (stream, layer) to ndarray
+            What the model answers to the first images, for all streams that were computed.
+        lower : bool
+            Whether a faster precision was found, and some of it may have been computed so.
+        replace : bool
+            Whether what is kept already is not the model's answer any more.
+
+        Returns
+        -------
+        str
+            Which run it comes from.
+        """
+        run = uuid4().hex if lower else self._keys.exact
+        if not recording.keepable:
+            return run
+        facts = {
+            "layers": [*recording.names],
+            "notes": recording.model_notes,
+            "plan": plan,
+            "weights": recording.weights,
+            "run": run,
+        }
+        for stream in recording.streams:
+            for layer in recording.names:
+                known = None if replace else self._array(stream, layer, run)
+                if known is None or len(known) < len(recording):
+                    key = self._array_key(stream, layer, run)
+                    self._store.put_array("activations", key, recording[stream, layer].columns())
+                    if (stream, layer) in answers:
+                        key = self._array_key(stream, layer, run, "answers")
+                        self._store.put_array("activations", key, answers[stream, layer])
+        # Last: it says that the others are there.
+        for some in _parts(layers, facts):
+            key = self._facts_key(some, recording.streams if lower else ())
+            of_these = facts if some == tuple(layers) else {**facts, "layers": some}
+            self._store.put("layers", key, json.dumps(of_these).encode())
+        return run
+
+    def _array(self, *place: str) -> Array | None:
+        return self._store.get_array("activations", self._array_key(*place))
+
+    def _array_key(self, stream: str, layer: str, run: str, *more: str) -> str:
+        return self._keys.key(self._keys.streams[stream], layer, run, *more)
+
+    def _facts_key(self, layers: Sequence[str], streams: Sequence[str] = ()) -> str:
+        drawn = (self._keys.streams[stream] for stream in streams)
+        return self._keys.key(self._keys.exact, json.dumps([*layers]), *drawn)
+
+
+def _parts(layers: Sequence[str], facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Give the layers, and those by themselves of which as much is known."""
+    yield tuple(layers)
+    # Notes may be on any of them.
+    if len(layers) > 1 and not facts["notes"] and set(facts["layers"]) == set(layers):
+        yield from ((layer,) for layer in layers)

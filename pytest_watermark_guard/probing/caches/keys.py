@@ -1,0 +1,120 @@
+"""What a probe's cached data depend on, as keys."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL
+import torch
+from torch import nn
+
+from pytest_watermark_guard.caching.keys import digest, digest_files
+from pytest_watermark_guard.images.batches import ProbingBatches
+from pytest_watermark_guard.images.folder import paired_path
+from pytest_watermark_guard.version import __version__
+from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder
+from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.text import font_path
+
+_FORMAT = "activations/4"  # raise the number when the same key would mean other numbers
+
+
+@dataclass(frozen=True)
+class CacheKeys:
+    """Digests that keys are made of.
+
+    Attributes
+    ----------
+    base : str
+        Model, preprocessing, images, precision, and the libraries that compute.
+    streams : mapping of str to str
+        How the images of each stream are marked.
+    exact : str
+        With ``precision="float32"`` all that the last bits depend on, so that activations are
+        used again only where they are the same to the last bit; else empty.
+    plan : str
+        Key of the fastest way to run the model on this machine.
+    """
+
+    base: str
+    streams: Mapping[str, str]
+    exact: str
+    plan: str
+
+    def key(self, *rest: str) -> str:
+        """Return the key of something that depends on `rest` as well."""
+        return digest(self.base, rest)
+
+
+def cache_keys(
+    module: nn.Module, batches: ProbingBatches, precision: str, batch_size: int | None
+) -> CacheKeys:
+    """Make the keys of a probe.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    batches : ProbingBatches
+    precision, batch_size
+        As asked for: what is found to be the fastest may differ from run to run.
+
+    Raises
+    ------
+    NoKeyError
+        If the images or the model's tensors have no digest.
+    """
+    model = digest(module)
+    seed, baseline = batches.seed, batches.baseline
+    device, threads = _device_name(batches.device), torch.get_num_threads()
+    versions = __version__, torch.__version__, PIL.__version__
+    streams = {UNMARKED: digest("unmarked")}
+    for scenario in batches.scenarios:
+        drawn = _scenario_digest(scenario, seed, baseline.identities)
+        streams[scenario.name] = drawn
+        streams[control_of(scenario.name)] = digest(drawn, "control")
+    return CacheKeys(
+        base=digest(
+            _FORMAT,
+            model,
+            versions,
+            (batches.device.type, device, precision, batches.dtype, _float32_settings()),
+            batches.preprocessing,
+            (baseline.content(), baseline.identities),
+        ),
+        streams=streams,
+        exact=digest(batches.streams, batch_size, threads) if precision == "float32" else "",
+        plan=digest(
+            _FORMAT,
+            model,
+            versions,
+            (batches.device.type, device, platform.machine(), threads),
+            (precision, batches.preprocessing.size, batch_size),
+        ),
+    )
+
+
+def _scenario_digest(scenario: AnyScenario, seed: int, identities: Sequence[str]) -> str:
+    if isinstance(scenario, PairedFolder):
+        folder = Path(scenario.folder).expanduser()
+        copies = [os.path.relpath(paired_path(folder, name), folder) for name in identities]
+        return digest_files(folder, copies)
+    font = font_path(scenario)
+    return digest(scenario, seed, digest_files(font.parent, [font.name]))
+
+
+def _float32_settings() -> object:
+    """Return what float32 may mean on this machine: the old way to ask fails after the new."""
+    owners = [torch.backends.cuda, torch.backends.mkldnn, torch.backends.cudnn]
+    parts = [getattr(owner, name, None) for owner in owners for name in ("matmul", "conv")]
+    settings = [getattr(part, "fp32_precision", None) for part in parts]
+    return settings if any(settings) else torch.get_float32_matmul_precision()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()

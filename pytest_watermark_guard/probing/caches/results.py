@@ -1,0 +1,98 @@
+"""What probes measured whose activations are too many to be kept, or were never kept at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.reports.examples import Examples
+from pytest_watermark_guard.reports.probe import EarlyStop, Impact, ProbeReport, Scores
+
+
+class ProbeMeasurement(NamedTuple):
+    """What a probe measured; the rest of its report says what it was asked for."""
+
+    n_images: int
+    scores: Mapping[tuple[str, str], Scores]
+    controls: Mapping[tuple[str, str], Scores]
+    impact: Mapping[str, Impact]
+    notes: tuple[str, ...]
+    plan: str
+    weights: str
+    examples: Examples | None
+    early_stop: EarlyStop | None
+
+
+class ResultCache:
+    """Keeps measurements, each with the model's answers to the first images.
+
+    Parameters
+    ----------
+    store : Store
+    keys : CacheKeys
+    """
+
+    def __init__(self, store: Store, keys: CacheKeys) -> None:
+        self._store = store
+        self._keys = keys
+
+    def load(self, asked: str) -> tuple[ProbeMeasurement, Mapping[tuple[str, str], Array]] | None:
+        """Return what was measured when the same was asked for, or None."""
+        key = self._key(asked)
+        text = self._store.get("results", key)
+        if text is None:
+            return None
+        data = json.loads(text)
+        answers: dict[tuple[str, str], Array] = {}
+        for stream, layer in data["answers"]:
+            rows = self._store.get_array("answers", self._keys.key(key, stream, layer))
+            if rows is None:  # removed to make room
+                return None
+            answers[stream, layer] = rows
+        report = ProbeReport.from_json(json.dumps(data["report"]))
+        measurement = ProbeMeasurement(
+            n_images=report.n_images,
+            scores=dict(report.scores),
+            controls=dict(report.controls),
+            impact=report.impact,
+            notes=report.notes,
+            plan=report.precision,
+            weights=report.weights,
+            examples=report.examples,
+            early_stop=report.early_stop,
+        )
+        return measurement, answers
+
+    def save(
+        self,
+        asked: str,
+        measurement: ProbeMeasurement,
+        answers: Mapping[tuple[str, str], Array],
+    ) -> None:
+        """Keep a measurement, as a report without a name."""
+        report = ProbeReport(
+            model="",
+            baseline="",
+            n_images=measurement.n_images,
+            seed=0,
+            scores=measurement.scores,
+            impact=measurement.impact,
+            precision=measurement.plan,
+            notes=measurement.notes,
+            controls=measurement.controls,
+            weights=measurement.weights,
+            examples=measurement.examples,
+            early_stop=measurement.early_stop,
+        )
+        key = self._key(asked)
+        for (stream, layer), rows in answers.items():
+            self._store.put_array("answers", self._keys.key(key, stream, layer), rows)
+        data = {"report": json.loads(report.to_json()), "answers": [*answers]}
+        self._store.put("results", key, json.dumps(data).encode())
+
+    def _key(self, asked: str) -> str:
+        return self._keys.key("result", self._keys.exact, *self._keys.streams.values(), asked)

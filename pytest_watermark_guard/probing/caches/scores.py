@@ -1,0 +1,53 @@
+"""Scores of activations that are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pytest_watermark_guard.caching.keys import digest
+from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.probing.recording import Recording
+from pytest_watermark_guard.statistics.auroc import Floats
+
+_ROWS = 2  # of each stream, which go into the key
+Pair = tuple[str, str]
+PairScores = Mapping[Pair, tuple[Floats, Floats]]
+"""AUROC and its standard error by pair of streams, each float64 [units]."""
+
+
+class ScoreCache:
+    """Keeps AUROC and standard errors by layer and pair of streams.
+
+    Parameters
+    ----------
+    store : Store
+    keys : CacheKeys
+    """
+
+    def __init__(self, store: Store, keys: CacheKeys) -> None:
+        self._store = store
+        self._keys = keys
+
+    def load(self, recording: Recording, layer: str, pairs: Sequence[Pair]) -> PairScores:
+        """Return the scores of those pairs that are kept."""
+        scores = {}
+        for pair in pairs:
+            key = self._key(recording, layer, pair)
+            array = self._store.get_array("scores", key, mmap=False)
+            if array is not None:
+                scores[pair] = array[0], array[1]
+        return scores
+
+    def save(self, recording: Recording, layer: str, scores: PairScores) -> None:
+        """Keep what `load` returns."""
+        for pair, both in scores.items():
+            self._store.put_array("scores", self._key(recording, layer, pair), np.stack(both))
+
+    def _key(self, recording: Recording, layer: str, pair: Pair) -> str:
+        # With the first rows: activations under the same name may have been computed anew.
+        first = digest([recording[stream, layer].head(_ROWS) for stream in pair])
+        drawn = (self._keys.streams[stream] for stream in pair)
+        return self._keys.key(*drawn, layer, str(len(recording)), recording.run, first)

@@ -1,0 +1,84 @@
+"""What a model answers to the first images: before anything cached is used, it answers them again.
+
+Keys do not read code: a changed ``forward``, hook, library or closure shows by what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pytest_watermark_guard.probing import running
+from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.prepare import ProbeContext
+from pytest_watermark_guard.probing.running import ImageShard
+
+Answers = Mapping[tuple[str, str], Array]
+"""By stream and layer, shape [k, units], of the first k images."""
+
+CHANGED = (
+    "what was cached for these weights and images is not used: the model answers the first images "
+    "otherwise than when it was computed (its code, its hooks or a library changed, or it draws at "
+    "random)"
+)
+_IMAGES = 2
+# How far a number may be from the one before: as a share of its own size, plus a share of its
+# layer's root mean square. More than the order of a sum makes, far less than what moves a score.
+_FLOAT32 = 1e-3, 1e-4
+_LOWER = 3e-2, 1e-2
+
+
+class FirstAnswers:
+    """A model's activations of the first images, computed when they are asked for.
+
+    Every stream is a forward pass of its own, in the precision that was asked for and not in the
+    fastest one: the same input each time, whatever else is probed.
+
+    Parameters
+    ----------
+    context : ProbeContext
+    """
+
+    def __init__(self, context: ProbeContext) -> None:
+        self._context = context
+        self._known: dict[tuple[str, str], Array] = {}
+
+    def of(self, streams: Iterable[str]) -> Answers:
+        """Return the answers to the first images of some streams."""
+        wanted = {*streams}
+        missing = wanted - {stream for stream, _ in self._known}
+        if missing:
+            self._compute(tuple(s for s in self._context.batches.streams if s in missing))
+        return {key: rows for key, rows in self._known.items() if key[0] in wanted}
+
+    def _compute(self, streams: tuple[str, ...]) -> None:
+        context = self._context
+        images = min(_IMAGES, len(context.batches.baseline))
+        plan = replace(context.execution.plan, batch_size=images)
+        execution = replace(context.execution, plan=plan, tuning=False, sizes=False, progress=False)
+        shard = ImageShard(0, images, streams)
+        with closing(running.compute(context.module, context.batches, execution, shard)) as chunks:
+            for chunk in chunks:
+                for key, rows in chunk.activations.items():
+                    before = self._known.get(key)
+                    self._known[key] = rows if before is None else np.concatenate([before, rows])
+
+    def are(self, before: Answers) -> bool:
+        """Tell whether the model still answers as it did, to within rounding."""
+        now = self.of(stream for stream, _ in before)
+        context = self._context
+        whole = context.execution.plan.precision == "float32"
+        float32 = whole and context.batches.dtype in (torch.float32, torch.float64)
+        share, layer_share = _FLOAT32 if float32 else _LOWER
+        for key, old in before.items():
+            if key not in now or now[key].shape != old.shape:
+                return False
+            scale = np.sqrt(np.square(old.astype(np.float64)).mean())
+            # NaN compares false with everything: it must not pass for agreement.
+            if not (np.abs(now[key] - old) <= share * np.abs(old) + layer_share * scale).all():
+                return False
+        return True
