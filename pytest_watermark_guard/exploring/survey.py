@@ -21,8 +21,8 @@ from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.survey import SurveyReport
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
-# Arguments of `probe` by name, beside `ProbeArguments`.
-_OWN = ("scenarios", "layers", "preprocess", "stop_at", "decide_each")
+# What `probe` takes beside `ProbeArguments`.
+_MORE_ARGUMENTS = ("scenarios", "layers", "preprocess", "stop_at", "decide_each")
 
 
 def survey(
@@ -77,13 +77,13 @@ def survey(
         outcomes = {name: _outcome(common, (name, model)) for name, model in named.items()}
     else:
         outcomes = {}
-        for name, found in probed_elsewhere(chosen, named, images, arguments, progress):
-            if isinstance(found, ProbeReport):
-                current_run().on_report(found)
-            outcomes[name] = found
+        for name, outcome in probed_by_engine(chosen, named, images, arguments, progress):
+            if isinstance(outcome, ProbeReport):
+                current_run().on_report(outcome)
+            outcomes[name] = outcome
     return SurveyReport(
-        {name: found for name, found in outcomes.items() if isinstance(found, ProbeReport)},
-        {name: found for name, found in outcomes.items() if isinstance(found, str)},
+        {name: report for name, report in outcomes.items() if isinstance(report, ProbeReport)},
+        {name: reason for name, reason in outcomes.items() if isinstance(reason, str)},
     )
 
 
@@ -91,7 +91,9 @@ def _check(images: Any, arguments: Mapping[str, Any]) -> None:
     """Raise what `probe` would raise for every model alike."""
     if "name" in arguments:
         raise TypeError("survey: names of models are the keys of a mapping; pass no name=")
-    check_arguments("survey", images, {n: v for n, v in arguments.items() if n not in _OWN})
+    check_arguments(
+        "survey", images, {n: v for n, v in arguments.items() if n not in _MORE_ARGUMENTS}
+    )
     run = current_run()
     settings = run.settings.override(images=images, **setting_values(arguments))
     scenarios = resolve_scenarios(settings.scenarios, run.scenarios)
@@ -118,7 +120,7 @@ def _outcome(common: _Common, item: tuple[str, str | nn.Module]) -> ProbeReport 
         return f"{type(error).__name__}: {error}"
 
 
-def probed_elsewhere(
+def probed_by_engine(
     engine: str,
     models: Mapping[str, str | nn.Module],
     images: Any,
@@ -138,7 +140,8 @@ def probed_elsewhere(
     ------
     name : str
     outcome : ProbeReport or str
-        Of the models in their order; why not where one could not be probed. The run is not told.
+        Of the models in their order; why not where one could not be probed. `Run.on_report` is not
+        called.
 
     Raises
     ------
@@ -150,19 +153,19 @@ def probed_elsewhere(
         precision=arguments.get("precision"), device=arguments.get("device")
     )
     precision, notes = one_for_all(settings.precision)
-    there = Run(
+    workers_run = Run(
         replace(run.settings, engine=None), run.scenarios, examples=run.examples, known=run.known
     )
-    common = _Common(images, {**arguments, "precision": precision, "progress": False}, there)
+    common = _Common(images, {**arguments, "precision": precision, "progress": False}, workers_run)
     workers: Engine = open_engine(engine, settings.device)
     with progress_bar(len(models), progress) as advance:
         results = workers.map(_outcome, common, [*models.items()], done=advance)
         with closing(results):
-            for model, found in zip(models, results, strict=True):
-                if isinstance(found, ProbeReport):
-                    yield model, replace(found, notes=(*notes, *found.notes))
+            for model, outcome in zip(models, results, strict=True):
+                if isinstance(outcome, ProbeReport):
+                    yield model, replace(outcome, notes=(*notes, *outcome.notes))
                 else:
-                    yield model, str(found)
+                    yield model, str(outcome)
 
 
 def _named(

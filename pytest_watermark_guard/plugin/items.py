@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.reports.probe import ProbeReport
     from pytest_watermark_guard.reports.verdict import Verdict
 
-# What an engine's workers found, by the model's spec.
-_ELSEWHERE = pytest.StashKey["dict[str, ProbeReport | str]"]()
+# Reports by an engine's workers, or why there is none, by the model's spec.
+_ENGINE_OUTCOMES = pytest.StashKey["dict[str, ProbeReport | str]"]()
 
 
 def check_spec(spec: str, config: pytest.Config) -> None:
@@ -44,7 +44,7 @@ def collect_gates(session: pytest.Session, specs: Sequence[str]) -> list[pytest.
 class ModelGate(pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
-    _teller: GateItem | None = None
+    _reporting_item: GateItem | None = None
 
     def collect(self) -> Iterator[pytest.Item]:
         """Give one item for each layer and scenario of the run's settings."""
@@ -56,14 +56,14 @@ class ModelGate(pytest.Collector):
                 )
 
     def verdict(self, item: GateItem) -> Verdict:
-        """Probe the model, the first time, and judge it; why it cannot be is told by one item."""
+        """Probe the model, the first time, and judge it; one item alone says why it cannot be."""
         outcome = self._outcome
         if not isinstance(outcome, Exception):
             return outcome
-        self._teller = self._teller or item
-        if item is not self._teller:
+        self._reporting_item = self._reporting_item or item
+        if item is not self._reporting_item:
             name = type(outcome).__name__
-            pytest.fail(f"not probed ({name}), see {self._teller.name}", pytrace=False)
+            pytest.fail(f"not probed ({name}), see {self._reporting_item.name}", pytrace=False)
         if isinstance(outcome, WatermarkGuardError):
             # The message says it all; a traceback through us helps nobody.
             pytest.fail(str(outcome), pytrace=False)
@@ -89,17 +89,17 @@ class ModelGate(pytest.Collector):
 
         run = current_run()
         # Every item is a verdict.
-        how: dict[str, Any] = {"stop_at": run.settings.threshold, "decide_each": True}
-        found = self._elsewhere(run, how)
-        if found is None:
-            return probe(self._model(), name=self.name, **how)
-        if isinstance(found, str):
-            raise WatermarkGuardError(found)
-        run.on_report(found)
-        return found
+        arguments: dict[str, Any] = {"stop_at": run.settings.threshold, "decide_each": True}
+        outcome = self._by_engine(run, arguments)
+        if outcome is None:
+            return probe(self._model(), name=self.name, **arguments)
+        if isinstance(outcome, str):
+            raise WatermarkGuardError(outcome)
+        run.on_report(outcome)
+        return outcome
 
-    def _elsewhere(self, run: Run, how: Mapping[str, Any]) -> ProbeReport | str | None:
-        """Return what an engine's worker found; the first gate has all models probed at once.
+    def _by_engine(self, run: Run, arguments: Mapping[str, Any]) -> ProbeReport | str | None:
+        """Return an engine's report, or why there is none; the first gate has all models probed.
 
         A single model is not sent away as a whole: its images are shared out. Neither is any from
         a worker of xdist, which does not know what the others do.
@@ -109,8 +109,8 @@ class ModelGate(pytest.Collector):
         gates = dict.fromkeys(item.gate for item in items)
         if engine is None or len(gates) == 1 or hasattr(self.config, "workerinput"):
             return None
-        if _ELSEWHERE not in self.session.stash:
-            from pytest_watermark_guard.exploring.survey import probed_elsewhere
+        if _ENGINE_OUTCOMES not in self.session.stash:
+            from pytest_watermark_guard.exploring.survey import probed_by_engine
 
             models = {}
             for gate in gates:
@@ -118,11 +118,11 @@ class ModelGate(pytest.Collector):
                 with suppress(Exception, pytest.skip.Exception, pytest.fail.Exception):
                     models[gate.name] = gate._model()
             try:
-                found = dict(probed_elsewhere(engine, models, None, how, progress=True))
+                outcomes = dict(probed_by_engine(engine, models, None, arguments, progress=True))
             except EngineError as error:
-                found = dict.fromkeys(models, str(error))
-            self.session.stash[_ELSEWHERE] = found
-        return self.session.stash[_ELSEWHERE].get(self.name)
+                outcomes = dict.fromkeys(models, str(error))
+            self.session.stash[_ENGINE_OUTCOMES] = outcomes
+        return self.session.stash[_ENGINE_OUTCOMES].get(self.name)
 
     def _model(self) -> str | nn.Module:
         loaded = self.config.hook.pytest_wm_load_model(spec=self.name, config=self.config)
@@ -136,7 +136,7 @@ class GateItem(pytest.Item):
         super().__init__(**kwargs)
         self._layer = layer
         self._scenario = scenario
-        self.share: Verdict | None = None
+        self.part: Verdict | None = None
         # With `--dist loadgroup` xdist keeps a model's items, and so its probe, in one worker.
         assert isinstance(self.parent, ModelGate)
         if self.config.pluginmanager.hasplugin("xdist"):
@@ -144,7 +144,7 @@ class GateItem(pytest.Item):
 
     @property
     def probe_key(self) -> str:
-        """What this item's probe is told by, whichever worker makes it."""
+        """Identifies this item's probe, whichever worker makes it."""
         return self.gate.name
 
     def setup(self) -> None:
@@ -152,23 +152,23 @@ class GateItem(pytest.Item):
         self.gate.verdict(self)
 
     def runtest(self) -> None:
-        """Judge this item's share of the report."""
+        """Judge this item's part of the report."""
         verdict = self.gate.verdict(self)
         key = self._layer, self._scenario
         if key not in verdict.report.scores:
             pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
-        whole = verdict.report
-        early = whole.early_stop and whole.early_stop.of(*key)
-        share = replace(
+        report = verdict.report
+        early = report.early_stop and report.early_stop.of(*key)
+        part = replace(
             verdict,
-            report=replace(whole, scores={key: whole.scores[key]}, early_stop=early),
+            report=replace(report, scores={key: report.scores[key]}, early_stop=early),
             failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
             allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
             known=verdict.known.of(*key),
         )
-        self.share = share
-        if not share.passed:
-            pytest.fail(share.story(), pytrace=False)
+        self.part = part
+        if not part.passed:
+            pytest.fail(part.story(), pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""

@@ -21,13 +21,15 @@ def add_properties(
     item: pytest.Item, test_report: pytest.TestReport, pending: Sequence[Probed]
 ) -> None:
     """Add to a test's properties what was probed in the phase that the report is about."""
-    told = item.user_properties
+    properties = item.user_properties
     if test_report.when == "setup":  # of a rerun, maybe
-        told[:] = [entry for entry in told if not str(entry[0]).startswith(f"{PREFIX}.")]
+        properties[:] = [
+            entry for entry in properties if not str(entry[0]).startswith(f"{PREFIX}.")
+        ]
     for report, verdict in _probed(item, test_report, pending):
-        before = sum(name.startswith(PREFIX) and name.endswith(".model") for name, _ in told)
-        told += _properties(f"{PREFIX}.{before + 1}" if before else PREFIX, report, verdict)
-    test_report.user_properties = list(told)
+        before = sum(name.startswith(PREFIX) and name.endswith(".model") for name, _ in properties)
+        properties += _properties(f"{PREFIX}.{before + 1}" if before else PREFIX, report, verdict)
+    test_report.user_properties = list(properties)
 
 
 def _probed(
@@ -35,8 +37,8 @@ def _probed(
 ) -> Iterator[tuple[ProbeReport, Verdict | None]]:
     if isinstance(item, GateItem):
         # All items of a model share its probe: each tells its own part.
-        if item.share is not None and test_report.when == "call":
-            yield item.share.report, item.share
+        if item.part is not None and test_report.when == "call":
+            yield item.part.report, item.part
         return
     from pytest_watermark_guard.reports.probe import ProbeReport
 

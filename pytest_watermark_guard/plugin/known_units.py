@@ -31,32 +31,32 @@ class KnownSummary:
         self._summary = summary
         self._known = known
         self._path = path
-        self._told: list[str] = []
+        self._lines: list[str] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Sum up what gates made of the known units; write them where that was asked for."""
-        verdicts = [verdict for _, found in self._summary.entries for verdict in found]
+        verdicts = [verdict for _, judged in self._summary.entries for verdict in judged]
         if verdicts:
-            self._told = self._summed_up(verdicts)
+            self._lines = self._summed_up(verdicts)
         if not self._known.updating:
             return
         if not verdicts:
-            self._told = [f"no gate was made, so {self._known.file} is as it was"]
+            self._lines = [f"no gate was made, so {self._known.file} is as it was"]
             return
         from pytest_watermark_guard.plugin.known_units_file import updated_units, write_known
 
         units = updated_units(self._known.units, verdicts)
         try:
             write_known(self._path, units)
-            self._told.append(f"wrote {self._known.file}: {len(units):,} known; review the change")
+            self._lines.append(f"wrote {self._known.file}: {len(units):,} known; review the change")
         except OSError as error:
-            self._told.append(f"could not write {self._known.file}: {error.strerror}")
+            self._lines.append(f"could not write {self._known.file}: {error.strerror}")
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print it, report or no report: nothing is let pass in silence."""
-        for line in self._told:
+        for line in self._lines:
             terminalreporter.write_line(f"watermark guard: {line}")
 
     def _summed_up(self, verdicts: list[Verdict]) -> list[str]:

@@ -258,7 +258,7 @@ def _verdict(item: pytest.Item, error: BaseException) -> Verdict | None:
     """Return the verdict of the gate that failed a test, if one did."""
     if isinstance(error, WatermarkSensitivityError):
         return cast("Verdict | None", error.verdict)
-    return item.share if isinstance(item, GateItem) else None
+    return item.part if isinstance(item, GateItem) else None
 
 
 @pytest.hookimpl(trylast=True)

@@ -109,8 +109,8 @@ class EarlyGate:
             else Decision(None, self._images)
             for keys, gate in self._gates.items()
         }
-        found = {decision.verdict for decision in decisions.values()}
-        # One that is sensitive makes the whole so, whatever the others are.
-        verdict = "sensitive" if "sensitive" in found else None if None in found else "clean"
-        each = {keys[0]: one for keys, one in decisions.items()} if self._each else {}
+        verdicts = {decision.verdict for decision in decisions.values()}
+        # One sensitive layer makes the model sensitive, whatever the others are.
+        verdict = "sensitive" if "sensitive" in verdicts else None if None in verdicts else "clean"
+        each = {keys[0]: decision for keys, decision in decisions.items()} if self._each else {}
         return EarlyStop(self._threshold, self._error, verdict, self._images, each)

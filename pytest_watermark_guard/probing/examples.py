@@ -1,8 +1,4 @@
-"""Which images move a unit most and least under a mark: found in a probe, as plain data.
-
-A report holds no pixels. It names the images and says how they were marked, so that whoever has
-them can draw them again (see `reporting.html.examples`).
-"""
+"""Finding the images that move a unit most and least under a mark."""
 
 from __future__ import annotations
 
@@ -57,9 +53,9 @@ def find_examples(
 def _worst(scores: Mapping[tuple[str, str], Scores]) -> Iterator[tuple[Scores, int]]:
     """Give each layer's most differentiable units, each under the scenario that it tells best."""
     ranked = sorted(
-        (-float(found.differentiability[index]), key, int(index))
-        for key, found in scores.items()
-        for index in found.ranking()[:UNITS]
+        (-float(of_key.differentiability[index]), key, int(index))
+        for key, of_key in scores.items()
+        for index in of_key.ranking()[:UNITS]
     )
     taken: dict[str, set[int]] = {}
     for _, (layer, scenario), index in ranked:
@@ -78,7 +74,7 @@ def _of_unit(
     )
     direction = 1 if scores.auroc[index] >= 0.5 else -1
     order = np.argsort(-direction * (after - before), kind="stable")
-    shown = min(IMAGES, len(order) // 2)  # none is both
+    shown = min(IMAGES, len(order) // 2)  # no image is among both
     most, least = (
         tuple(Shift(identities[i], float(before[i]), float(after[i])) for i in chosen)
         for chosen in (order[:shown], order[::-1][:shown])

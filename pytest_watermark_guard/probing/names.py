@@ -48,9 +48,9 @@ def unit_names(
         given = [given[index] for index in sorted(given)]
     if given is not None:
         if isinstance(given, str) or len(given) != count:
-            found = repr(given) if isinstance(given, str) else len(given)
+            got = repr(given) if isinstance(given, str) else len(given)
             raise SettingsError(
-                f"class_names must hold one name for each of the {count} logits, got {found}"
+                f"class_names must hold one name for each of the {count} logits, got {got}"
             )
         names["logits"] = tuple(map(str, given))
         return names, ()

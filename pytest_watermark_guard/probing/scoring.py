@@ -20,7 +20,7 @@ AllScores = dict[tuple[str, str], Scores]
 def score(
     recording: Recording, scenarios: Sequence[str], cache: ScoreCache | None = None
 ) -> tuple[AllScores, AllScores]:
-    """Score every layer under every scenario, or take the scores from where they are kept.
+    """Score every layer under every scenario, or take the scores from the cache.
 
     Returns
     -------
@@ -33,17 +33,17 @@ def score(
     scores: AllScores = {}
     controls: AllScores = {}
     for layer in recording.names:
-        against = [(UNMARKED, name) for name in scenarios]
-        against += [(control_of(name), name) for name in controlled]
-        found = cache.load(recording, layer, against) if cache else {}
-        missing = [pair for pair in against if pair not in found]
+        pairs = [(UNMARKED, name) for name in scenarios]
+        pairs += [(control_of(name), name) for name in controlled]
+        scored = dict(cache.load(recording, layer, pairs)) if cache else {}
+        missing = [pair for pair in pairs if pair not in scored]
         if missing:
             new = recording.compare(layer, missing)
             if cache is not None and recording.keepable:
                 cache.save(recording, layer, new)
-            found = {**found, **new}
-        for low, name in against:
-            area, error = found[low, name]
+            scored |= new
+        for low, name in pairs:
+            area, error = scored[low, name]
             (scores if low == UNMARKED else controls)[layer, name] = Scores(
                 layer, name, area, error, len(recording), recording.names[layer]
             )

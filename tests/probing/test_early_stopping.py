@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.probing.early_stopping import EarlyGate
 from pytest_watermark_guard.errors import SettingsError, WatermarkSensitivityError
+from pytest_watermark_guard.probing.early_stopping import EarlyGate
 
 N = 400
 PHOTOS = np.random.default_rng(0).integers(0, 120, (N, 32, 32, 3), dtype=np.uint8)

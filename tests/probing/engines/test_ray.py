@@ -224,8 +224,8 @@ def test_several_models_of_the_command_line_are_probed_at_once(pytester, monkeyp
         sent.extend(models)
         return probed(engine, models, *arguments, **more)
 
-    probed = survey_module.probed_elsewhere
-    monkeypatch.setattr(survey_module, "probed_elsewhere", spied)
+    probed = survey_module.probed_by_engine
+    monkeypatch.setattr(survey_module, "probed_by_engine", spied)
     result = pytester.runpytest(*options, "--wm-engine=ray", plugins=[hook()])
     assert sorted(sent) == sorted(specs)
     for one in (alone, result):
