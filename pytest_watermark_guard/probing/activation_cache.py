@@ -24,7 +24,7 @@ from pytest_watermark_guard.caching.fingerprint import (
 from pytest_watermark_guard.caching.store import Store
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.folder import paired_path
-from pytest_watermark_guard.models.running.execution import Plan
+from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.statistics.auroc import Floats

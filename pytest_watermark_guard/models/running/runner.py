@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.plan import Plan
 
 Activations = dict[str, npt.NDArray[np.floating]]
 
@@ -67,7 +72,7 @@ class Runner:
             chunk = chunk.to(torch.bfloat16)
         with computing_in(self._precision, chunk.device):
             units = self._recorder(chunk)
-        return {layer: _as_array(u) for layer, u in units.items()}
+        return {layer: _as_array(tensor) for layer, tensor in units.items()}
 
 
 def _as_array(units: torch.Tensor) -> npt.NDArray[np.floating]:
@@ -77,10 +82,70 @@ def _as_array(units: torch.Tensor) -> npt.NDArray[np.floating]:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # Not every device has a type of its own for it.
-    told = str(error)
+    # Not every device has an error type of its own for it.
+    message = str(error)
     return (
         isinstance(error, torch.cuda.OutOfMemoryError)
-        or "can't allocate memory" in told
-        or "out of memory" in told
+        or "can't allocate memory" in message
+        or "out of memory" in message
     )
+
+
+class TimedRunner:
+    """Runs a model, or a copy of it, by one plan, and measures how long that takes.
+
+    Parameters
+    ----------
+    recorder : ActivationRecorder
+        The model and its layers.
+    plan : Plan
+    clock : callable
+        Returns the time in seconds.
+    is_copy : bool, default False
+        Whether the recorder is that of a copy: it is entered here, and left by `close`.
+
+    Attributes
+    ----------
+    seconds : float
+        Per input, in the last call.
+    """
+
+    def __init__(
+        self,
+        recorder: ActivationRecorder,
+        plan: Plan,
+        clock: Callable[[], float],
+        is_copy: bool = False,
+    ) -> None:
+        self.recorder = recorder
+        self.clock = clock
+        self.plan = plan
+        self.is_copy = is_copy
+        self.seconds = 0.0
+        self._stack = ExitStack()
+        if is_copy:
+            self._stack.enter_context(recorder)
+
+    @property
+    def plan(self) -> Plan:
+        """How the model is run; its batch size is halved when memory runs out."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._plan = plan
+        self._runner = Runner(self.recorder, plan.batch_size, plan.precision)
+
+    def __call__(self, inputs: torch.Tensor) -> Activations:
+        """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer."""
+        inputs = inputs.contiguous(memory_format=self._plan.memory_format)
+        start = self.clock()
+        activations = self._runner(inputs)
+        self.seconds = (self.clock() - start) / len(inputs)
+        if self._runner.batch_size != self._plan.batch_size:  # memory ran out
+            self._plan = replace(self._plan, batch_size=self._runner.batch_size)
+        return activations
+
+    def close(self) -> None:
+        """Leave the recorder of a copy."""
+        self._stack.close()
