@@ -1,7 +1,7 @@
 """Which images move a unit most and least under a mark: found in a probe, as plain data.
 
 A report holds no pixels. It names the images and says how they were marked, so that whoever has
-them can draw them again (see `reporting.html.examples`).
+them can draw them again (see `reports.html.examples`).
 """
 
 from __future__ import annotations

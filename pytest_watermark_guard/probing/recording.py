@@ -46,7 +46,7 @@ class Recording:
     labels : list of (int or None)
         One for each image so far.
     run : str
-        Which run the activations are kept as, see `caching.activations`.
+        Which run the activations are kept as, see `probing.activation_cache`.
     """
 
     def __init__(self, streams: Sequence[str], images: int, naming: Naming) -> None:

@@ -19,10 +19,8 @@ _DEFAULT_POLICY = TuningPolicy()
 class Executor:
     """Runs a model over all batches; use it as a context manager.
 
-    With `tuning`, the first batches are run in several ways: all at once of memory format, folded
-    batch norm, fused activations and, where the hardware has it, bfloat16; where that is not
-    clearly the fastest, with some of them left out; then by other batch sizes; last, and only
-    where the work left repays it, by `torch.compile`. See `Tuner`.
+    With `tuning`, the first batches are run in several ways, and the rest in the fastest of those
+    that agree with plain float32: see `Tuner`.
 
     Parameters
     ----------
