@@ -10,7 +10,7 @@ import torch
 
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.plan import Plan
-from pytest_watermark_guard.models.running.runner import Activations, TimedRunner
+from pytest_watermark_guard.models.running.runner import Activations, Runner
 from pytest_watermark_guard.models.running.tuning import Tuner, TuningPolicy
 
 _DEFAULT_POLICY = TuningPolicy()
@@ -70,7 +70,7 @@ class Executor:
         self._start = plan
         self._clock = clock
         self._rows_left = rows
-        self._current = TimedRunner(recorder, plan, clock)
+        self._current = Runner(recorder, plan, clock)
         self._tuner: Tuner | None = None
         if tuning:
             self._tuner = Tuner(
@@ -120,5 +120,5 @@ class Executor:
         if self._tuner is not None:
             self._tuner.close()
             self._tuner = None
-        self._current = TimedRunner(self._recorder, self._start, self._clock)
+        self._current = Runner(self._recorder, self._start, self._clock)
         return self._current(inputs)

@@ -11,7 +11,7 @@ import torch
 from pytest_watermark_guard.models.running.folding import fold_batch_norms
 from pytest_watermark_guard.models.running.fusing import fuse_convolutions
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
-from pytest_watermark_guard.models.running.runner import Activations, TimedRunner
+from pytest_watermark_guard.models.running.runner import Activations, Runner
 
 AGREEMENT = 0.2
 """How far a unit's activations may be from plain float32, in its own standard deviations.
@@ -66,7 +66,7 @@ class Tuner:
 
     Parameters
     ----------
-    first : TimedRunner
+    first : Runner
         How the model is run to begin with.
     policy : TuningPolicy
     sizes : bool
@@ -88,7 +88,7 @@ class Tuner:
 
     def __init__(
         self,
-        first: TimedRunner,
+        first: Runner,
         policy: TuningPolicy,
         *,
         sizes: bool,
@@ -117,7 +117,7 @@ class Tuner:
         self._seconds = self._first.seconds  # of the best, per input
         return activations
 
-    def propose(self, rows_left: int) -> TimedRunner:
+    def propose(self, rows_left: int) -> Runner:
         """Return what to run the next batch with, once the batch before has been run.
 
         Parameters
@@ -137,7 +137,7 @@ class Tuner:
         self._search.close()
         self._best.close()
 
-    def _proposals(self, remembered: Plan | None) -> Generator[TimedRunner, None, None]:
+    def _proposals(self, remembered: Plan | None) -> Generator[Runner, None, None]:
         known = None if remembered is None else self._remembered(remembered)
         if remembered is not None and known is not None:
             self._best, self._seconds = known, known.seconds
@@ -156,7 +156,7 @@ class Tuner:
         # What is best without bfloat16 is not to be taken for the best of all.
         self.tuned = not self._only_float32
 
-    def _remembered(self, plan: Plan) -> TimedRunner | None:
+    def _remembered(self, plan: Plan) -> Runner | None:
         """Return the model run by what was the fastest before, if that may be used and agrees."""
         if self._only_float32 and plan.precision != "float32":
             return None
@@ -164,7 +164,7 @@ class Tuner:
         plan = replace(plan, batch_size=size, compiled=None)
         return self._best if plan in self._tried else self._candidate(plan)
 
-    def _try_plans(self) -> Generator[TimedRunner, None, None]:
+    def _try_plans(self) -> Generator[Runner, None, None]:
         """Try one plan after the other until one is clearly faster than the first pass."""
         first_pass = self._seconds
         measured_again = False
@@ -184,11 +184,11 @@ class Tuner:
         if not measured_again:
             yield from self._measure_again()
 
-    def _measure_again(self) -> Generator[TimedRunner, None, None]:
+    def _measure_again(self) -> Generator[Runner, None, None]:
         yield self._best
         self._seconds = self._best.seconds
 
-    def _take_if_faster(self, candidate: TimedRunner) -> bool:
+    def _take_if_faster(self, candidate: Runner) -> bool:
         faster = candidate.seconds < self._policy.gain * self._seconds
         if faster:
             self._best.close()
@@ -197,7 +197,7 @@ class Tuner:
             candidate.close()
         return faster
 
-    def _try_batch_sizes(self) -> Generator[TimedRunner, None, None]:
+    def _try_batch_sizes(self) -> Generator[Runner, None, None]:
         """Raise the batch size as long as that helps; where it does not, lower it."""
         best, largest = self._best, _LARGEST_BATCH.get(self._inputs.device.type, 1024)
         first_size = best.plan.batch_size
@@ -217,7 +217,7 @@ class Tuner:
     def _repays_compiling(self) -> bool:
         return self._seconds * self._rows_left * _SAVED > self._policy.compiling
 
-    def _try_compiling(self) -> Generator[TimedRunner, None, None]:
+    def _try_compiling(self) -> Generator[Runner, None, None]:
         plan = self._best.plan
         size = _even_share(self._rows_at_once, plan.batch_size)
         candidate = self._candidate(replace(plan, batch_size=size, fused=False, compiled=True))
@@ -227,7 +227,7 @@ class Tuner:
                 return
         self._best.plan = replace(plan, compiled=False)
 
-    def _candidate(self, plan: Plan) -> TimedRunner | None:
+    def _candidate(self, plan: Plan) -> Runner | None:
         """Return a copy of the model run by another plan, or None where it fails or disagrees.
 
         A part of the plan that the model has no use for is left out, such as folding without any
@@ -254,7 +254,7 @@ class Tuner:
             self._tried.add(plan)
             if plan.compiled:
                 recorder.compile(plan.batch_size)
-            candidate = TimedRunner(recorder, plan, self._first.clock, is_copy=True)
+            candidate = Runner(recorder, plan, self._first.clock, is_copy=True)
             for _ in range(_WARM_UPS if plan.compiled else 1):
                 activations = candidate(self._inputs.clone())  # the model may work in place
             agrees = disagreement(self._expected, activations) <= self._policy.agreement
