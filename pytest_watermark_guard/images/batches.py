@@ -122,7 +122,7 @@ class ProbingBatches:
     def jobs(self) -> Generator[Callable[[], PixelBatch], None, None]:
         """Give the batches of `pixels`, each to be put together by a call, in any thread.
 
-        Its images are read from when it is given.
+        Reading of its images starts when it is given.
         """
         with self.reading() as read:
             for positions in self.positions():
@@ -158,7 +158,7 @@ class ProbingBatches:
         Returns
         -------
         Tensor, shape [2, 3, H, W]
-            The first image, and one from the middle with a mark, lest they be the same photo.
+            The first image, and one from the middle with a mark: they differ in any case.
         """
         two = self.baseline.take((0, len(self.baseline) // 2))
         (batch,) = replace(self, baseline=two, batch_size=2)
@@ -167,9 +167,9 @@ class ProbingBatches:
 
     def positions(self) -> Iterator[range]:
         """Give each batch's positions in the baseline."""
-        whole = range(len(self.baseline))
-        for start in whole[:: self.batch_size]:
-            yield whole[start : start + self.batch_size]
+        all_positions = range(len(self.baseline))
+        for start in all_positions[:: self.batch_size]:
+            yield all_positions[start : start + self.batch_size]
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[int, Callable[[DecodedImage], T]], Future[T]]]:
@@ -182,7 +182,7 @@ class ProbingBatches:
             submit = pool.submit if self.baseline.concurrent else _done
             try:
                 yield lambda position, use: submit(lambda: use(reader(position)))
-            except BaseException:  # whoever has all batches may not have used the last one yet
+            except BaseException:  # without an error, reads of the last batch may still be wanted
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -190,18 +190,20 @@ class ProbingBatches:
         """Stack [H, W, 3] images into one uint8 tensor [B, 3, H, W] on the device."""
         shapes = {p.shape: r.identity for p, r in zip(pixels, read, strict=True)}
         if len(shapes) > 1:
-            (one, first), (other, second) = list(shapes.items())[:2]
+            first, second = (
+                f"{name!r}: {width}x{height} px"
+                for (height, width, _), name in list(shapes.items())[:2]
+            )
             raise ImagesError(
-                f"images differ in size ({first!r}: {one[1]}x{one[0]} px, {second!r}: "
-                f"{other[1]}x{other[0]} px) and preprocess leaves sizes as they are; pass images "
-                "of one size, or a preprocess with a size"
+                f"images differ in size ({first}, {second}) and preprocess leaves sizes as they "
+                "are; pass images of one size, or a preprocess with a size"
             )
         stacked = torch.from_numpy(np.stack(pixels))
         if self.device.type == "cuda":
-            # From pinned memory the copy does not keep this thread waiting.
+            # From pinned memory, this thread does not wait for the copy.
             stacked = stacked.pin_memory().to(self.device, non_blocking=True)
             return stacked.permute(0, 3, 1, 2).contiguous()
-        # As decoded, channels last: whoever needs the other format pays for it.
+        # Still channels last, as decoded: it is converted only where that is needed.
         return stacked.to(self.device).permute(0, 3, 1, 2)
 
 
@@ -238,7 +240,7 @@ class _Reader:
     def __init__(self, batches: ProbingBatches) -> None:
         self._batches = batches
         self._renderers: dict[tuple[str, int, int], Renderer] = {}
-        # Fonts must not be used by two threads at once, and renderers learn: one for all threads.
+        # Two threads must not use one font at once, and renderers keep what they have rendered.
         self._lock = threading.Lock()
 
     def __call__(self, position: int) -> DecodedImage:

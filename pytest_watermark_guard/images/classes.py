@@ -34,7 +34,7 @@ def open_labelled(
     -------
     Baseline
     tuple of str or None
-        Names of the classes, where subfolders told.
+        Names of the classes; None unless subfolders are classes.
 
     Raises
     ------
@@ -56,8 +56,8 @@ def open_labelled(
     if unknown:
         raise ImagesError(f"{which}: class {unknown[0]!r} is not among the training images'")
     index = {name: position for position, name in enumerate(names)}
-    found = {name: index[f] for name, f in zip(baseline.identities, folders, strict=True)}
-    return open_baseline(baseline, found), names
+    by_name = {name: index[f] for name, f in zip(baseline.identities, folders, strict=True)}
+    return open_baseline(baseline, by_name), names
 
 
 def known_labels(

@@ -29,7 +29,7 @@ def image_paths(root: Path) -> list[Path]:
     paths = []
     seen = set()
     for parent, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
-        # A link to a folder above would lead round for ever.
+        # A link to a parent folder would be followed for ever.
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue

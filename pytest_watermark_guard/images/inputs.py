@@ -58,13 +58,10 @@ def model_inputs(
     """
     preprocessing = batches.preprocessing
     overlapped = batches.device.type in _OVERLAPPED
-    given = batches, streams, memory_format
-    if overlapped or not _scaled_by_readers(batches):
-        jobs = _from_pixels(*given)
-    else:
-        jobs = _from_readers(*given)
-    with closing(jobs):
-        # What users wrote is called in their own thread.
+    by_readers = not overlapped and _scaled_by_readers(batches)
+    prepare = _from_readers if by_readers else _from_pixels
+    with closing(prepare(batches, streams, memory_format)) as jobs:
+        # A user's function is called in the user's thread.
         if overlapped and preprocessing.normalize is None:
             yield from one_ahead(jobs, batches.device)
         else:
@@ -97,7 +94,7 @@ def _from_pixels(
     streams: Sequence[str],
     memory_format: Callable[[], torch.memory_format],
 ) -> Generator[Callable[[], ModelInput], None, None]:
-    """Whole batches at a time, on the device."""
+    """Give jobs that prepare whole batches at a time, on the device."""
     preprocessing, dtype = batches.preprocessing, batches.dtype
     buffers = _Buffers(batches.device)
 
@@ -105,14 +102,14 @@ def _from_pixels(
         batch = put_together()
         pixels = [batch.by_mark[stream] for stream in streams]
         if preprocessing.normalize is not None or dtype is not torch.float32:
-            # What others wrote may rely on the usual memory format.
-            whole = [p.contiguous() for p in pixels]
-            values = torch.cat([preprocessing.to_input(p, dtype) for p in whole])
+            # A user's function may rely on the usual memory format.
+            parts = [preprocessing.to_input(p.contiguous(), dtype) for p in pixels]
+            values = torch.cat(parts)
         else:
             shape = (len(pixels) * len(pixels[0]), *pixels[0].shape[1:])
             values = buffers.next(shape, memory_format())
-            for part, room in zip(pixels, torch.split(values, len(pixels[0])), strict=True):
-                preprocessing.to_input(part, out=room)
+            for part, out in zip(pixels, torch.split(values, len(pixels[0])), strict=True):
+                preprocessing.to_input(part, out=out)
         return ModelInput(batch.identities, batch.labels, values)
 
     with closing(batches.jobs()) as jobs:
@@ -125,7 +122,7 @@ def _from_readers(
     streams: Sequence[str],
     memory_format: Callable[[], torch.memory_format],
 ) -> Generator[Callable[[], ModelInput], None, None]:
-    """Image by image, each by the thread that reads it, while it is in the processor's cache."""
+    """Give jobs whose images are each prepared by the thread that has just read them."""
     size = batches.preprocessing.size
     assert size is not None
     buffers = _Buffers(batches.device)
@@ -136,15 +133,15 @@ def _from_readers(
             values = buffers.next(shape, memory_format())
             rows = values.permute(0, 2, 3, 1).numpy()
             by_stream = rows.reshape(len(streams), len(positions), *size, 3)
-            told = [
+            futures = [
                 read(position, partial(fill, by_stream[:, place]))
                 for place, position in enumerate(positions)
             ]
-            yield partial(_filled, told, values)
+            yield partial(_filled, futures, values)
 
 
-def _filled(told: Sequence[Future[tuple[str, int | None]]], values: torch.Tensor) -> ModelInput:
-    identities, labels = zip(*(future.result() for future in told), strict=True)
+def _filled(futures: Sequence[Future[tuple[str, int | None]]], values: torch.Tensor) -> ModelInput:
+    identities, labels = zip(*(future.result() for future in futures), strict=True)
     return ModelInput(identities, labels, values)
 
 
@@ -158,27 +155,27 @@ class _Filler:
 
     def __call__(self, out: Floats, read: DecodedImage) -> tuple[str, int | None]:
         """Write to `out`, float32 [streams, H, W, 3]; returns the image's name and label."""
-        rooms = dict(zip(self._streams, out, strict=True))
-        plain = rooms.get(UNMARKED)
-        if plain is not None:
-            self._scale(read.pixels, plain)
+        outputs = dict(zip(self._streams, out, strict=True))
+        unmarked = outputs.get(UNMARKED)
+        if unmarked is not None:
+            self._scale(read.pixels, unmarked)
         for index, scenario in enumerate(self._scenarios):
             if isinstance(scenario, PairedFolder):
-                if scenario.name in rooms:
-                    self._scale(read.marks[index], rooms[scenario.name])
+                if scenario.name in outputs:
+                    self._scale(read.marks[index], outputs[scenario.name])
                 continue
             marks = {scenario.name: read.marks[index]}
             if index in read.controls:
                 marks[control_of(scenario.name)] = read.controls[index]
             color = parse_color(scenario)
             for stream, mark in marks.items():
-                if stream not in rooms:
+                if stream not in outputs:
                     continue
-                room = rooms[stream]
-                if plain is None:
-                    self._scale(read.pixels, room)
+                marked = outputs[stream]
+                if unmarked is None:
+                    self._scale(read.pixels, marked)
                 else:
-                    room[:] = plain
+                    marked[:] = unmarked
                 under = read.pixels[mark.window]
-                self._scale(blended(under, mark.alpha, color), room[mark.window])
+                self._scale(blended(under, mark.alpha, color), marked[mark.window])
         return read.identity, read.label

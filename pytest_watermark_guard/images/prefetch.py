@@ -1,4 +1,4 @@
-"""The next piece of work is done while the one before is used."""
+"""Preparing the next result while the current one is used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def in_turn(jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
-    """Give the results of jobs in their order; the next job has been asked for by then.
+    """Give the results of jobs in their order; the next job is asked for before each is given.
 
-    What it needs is on its way while a result is used, and not while the next one is made of it:
-    on a CPU both would only get into each other's way.
+    Its images are read while a result is used. It is not run before its turn: on a CPU that would
+    only slow down the model.
     """
     coming = iter(jobs)
     job = next(coming, None)
@@ -34,7 +34,7 @@ def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generato
     jobs : iterable of callable
         Asked for in the caller's thread, three at most before the first result is given.
     device : torch.device
-        On a GPU, what they do is queued in the caller's stream: it needs no other order, and what
+        On a GPU, the jobs use the caller's stream: no synchronisation is needed, and memory that
         they free may be used again at once.
 
     Raises
@@ -45,7 +45,7 @@ def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generato
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def done(job: Callable[[], T]) -> T:
-        with torch.cuda.stream(stream):  # of None: as it is
+        with torch.cuda.stream(stream):  # None changes nothing
             return job()
 
     with ThreadPoolExecutor(1, thread_name_prefix="wm-prepare") as pool:

@@ -16,7 +16,7 @@ class Intervention(Protocol):
     width : int
         Number of feature units.
     weights : str
-        Identity of the backbone that it was made for, see `mitigation.identity`; may be empty.
+        Identity of the backbone that it was made for, see `models.identity`; may be empty.
     description : str
         What is taken out, and on what evidence.
     """

@@ -51,7 +51,7 @@ class SweepReport:
         Numbers of images.
     classes : tuple of str
     penalty : float
-        Of the heads, see `mitigation.heads`.
+        Of the heads, see `models.linear_probe`.
     ranking : tuple of int
         Feature units, most differentiable first.
     weights : str

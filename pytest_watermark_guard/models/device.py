@@ -60,7 +60,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _exact_float32(device: torch.device) -> Iterator[None]:
-    # All are read before any is written: an old one sets the new ones too.
+    # Read all before writing any: writing an old switch sets the new ones too.
     before = [(switch, value) for switch in _switches(device) for value in switch.values()]
     try:
         for switch, _ in before:
@@ -72,14 +72,14 @@ def _exact_float32(device: torch.device) -> Iterator[None]:
 
 
 class _Switch(NamedTuple):
-    """Something that says what float32 means."""
+    """A setting of torch that says what float32 means."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
     exact: object
 
     def values(self) -> Iterator[Any]:
-        """Give its value; none if it is an old one, where the new ones say what it cannot."""
+        """Give the value; nothing for an old switch that cannot express what the new ones say."""
         with suppress(RuntimeError):
             yield self.read()
 
@@ -90,14 +90,14 @@ def _switches(device: torch.device) -> Iterator[_Switch]:
     onednn: Any = torch.backends.mkldnn
     by_name = hasattr(cuda, "fp32_precision")  # since torch 2.9
     if device.type == "cuda":
-        # Timing would choose other algorithms, and so other last bits, from run to run.
+        # cuDNN's benchmark chooses algorithms by time: the last bits would vary from run to run.
         yield _attribute(cudnn, "benchmark", False)
-        # Old and new must agree, or a model that reads the old ones is refused by torch.
+        # Old and new must agree, or torch raises when a model reads the old ones.
         yield _Switch(
             torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
         )
         yield _attribute(cudnn, "allow_tf32", False)
-        # The first of the old ones sets oneDNN's too.
+        # The old switch of matmul sets oneDNN's too.
         for backend in (cuda, cudnn.conv, cudnn.rnn, onednn.matmul) if by_name else ():
             yield _attribute(backend, "fp32_precision", "ieee")
     elif device.type == "cpu" and by_name:

@@ -31,7 +31,7 @@ PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 """What the penalty is chosen from, of features with a mean variance of 1."""
 
 _HELD_OUT = 0.2  # of the images of each class choose the penalty
-_CURVATURE = 0.01  # of the log loss, about: c above; it changes how fast, not where to
+_CURVATURE = 0.01  # c above, roughly that of the log loss; it changes the speed, not the optimum
 _TOLERANCE = 1e-4  # of the gradient; a tenth of it changes no accuracy by more than one image
 _ITERATIONS = 500
 _MEMORY = 20  # steps that L-BFGS learns the curvature from
@@ -96,16 +96,16 @@ class HeadTrainer:
         inputs, labels = self._inputs[fitted], self._labels[fitted]
         gram = _gram(inputs)
         solution = torch.zeros(self._inputs.shape[1] + 1, self._classes)
-        found = []
+        tried = []
         for penalty in PENALTIES:  # from strong to weak, each from the one before
             problem = _Problem(inputs, labels, penalty, gram)
             solution = problem.weights(problem.solve(problem.start(solution)))
             logits = torch.addmm(solution[-1], self._inputs[rest], solution[:-1])
             losses = functional.cross_entropy(logits, self._labels[rest], reduction="none")
             error = float(losses.std(correction=0)) / max(len(losses), 1) ** 0.5
-            found.append((float(losses.mean()), error, penalty, solution))
-        least, error, penalty, solution = min(found, key=lambda item: item[0])
-        within = ((p, s) for loss, _, p, s in found if loss <= least + error)
+            tried.append((float(losses.mean()), error, penalty, solution))
+        least, error, penalty, solution = min(tried, key=lambda item: item[0])
+        within = ((p, s) for loss, _, p, s in tried if loss <= least + error)
         return next(within, (penalty, solution))
 
     def nested(self, order: Sequence[int], counts: Sequence[int]) -> Iterator[LinearHead]:
@@ -118,7 +118,7 @@ class HeadTrainer:
         counts : sequence of int
             How many each takes, ascending.
         """
-        least_first = np.array(order[::-1])  # so that what is left of a mask is the first columns
+        least_first = np.array(order[::-1])  # so that the units that stay are the first columns
         rows = torch.from_numpy(np.append(least_first, len(least_first)))
         inputs = self._inputs[:, rows[:-1]]
         problem = _Problem(inputs, self._labels, self.penalty, _gram(inputs))
@@ -208,7 +208,6 @@ def _stratified(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        held_out[members[: max(1, round(_HELD_OUT * len(members))) if len(members) > 1 else 0]] = (
-            True
-        )
+        count = max(1, round(_HELD_OUT * len(members))) if len(members) > 1 else 0
+        held_out[members[:count]] = True
     return held_out

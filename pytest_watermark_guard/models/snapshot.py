@@ -29,8 +29,8 @@ def restored(model: nn.Module) -> Iterator[None]:
     model : torch.nn.Module
     """
     modules = [_ModuleState(module) for module in model.modules()]
-    found = {id(tensor): tensor for state in modules for tensor in state.tensors()}
-    tensors = [_TensorState(tensor) for tensor in found.values()]
+    by_id = {id(tensor): tensor for state in modules for tensor in state.tensors()}
+    tensors = [_TensorState(tensor) for tensor in by_id.values()]
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ class _ModuleState:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._class = type(module)  # parametrizing a module changes it
+        self._class = type(module)  # it changes when a module is parametrized
         self._attributes = dict(vars(module))
         self._contents = [
             (value, value.copy())
@@ -66,7 +66,7 @@ class _ModuleState:
         attributes.clear()
         attributes.update(self._attributes)
         for container, contents in self._contents:
-            # The very same object: handles that remove hooks hold on to it.
+            # The object itself is refilled: handles that remove hooks refer to it.
             if isinstance(container, list):
                 container[:] = contents
             else:
@@ -89,15 +89,17 @@ class _TensorState:
     def restore(self) -> Tensor:
         tensor = self._tensor
         if not _same_storage(tensor, self._storage):
-            tensor.data = self._storage  # `model.half()` and the like put another one in
-        _write(tensor, self._values)
+            tensor.data = self._storage  # `model.half()` and the like replace it
+        # Writing bumps the version counter, which a pending backward checks.
+        if not torch.equal(tensor.detach(), self._values):
+            overwrite(tensor, self._values)
         if tensor.is_leaf:
             if tensor.requires_grad != self._requires_grad:
                 tensor.requires_grad_(self._requires_grad)
             tensor.grad = None if self._grad is None else self._grad.restore()
         for name, hooks in self._hooks.items():
             now = getattr(tensor, name, None)
-            if now is not None:  # autograd keeps the very object, and forgets none it has seen
+            if now is not None:  # autograd goes on using this object: it is refilled
                 now.clear()
                 now.update(hooks)
         return tensor
@@ -111,10 +113,3 @@ def _same_storage(one: Tensor, other: Tensor) -> bool:
         and one.stride() == other.stride()
         and one.data_ptr() == other.data_ptr()
     )
-
-
-def _write(tensor: Tensor, values: Tensor) -> None:
-    # Writing bumps the version counter, which a pending backward checks.
-    if torch.equal(tensor.detach(), values):
-        return
-    overwrite(tensor, values)

@@ -31,7 +31,7 @@ def preserved(module: nn.Module) -> Iterator[None]:
     """
     training = [(m, m.training) for m in module.modules() if getattr(m, "training", None)]
     buffers = [(b, _version(b), b.detach().clone()) for b in module.buffers()]
-    # TorchScript keeps its buffers elsewhere, and code cannot rebind them.
+    # TorchScript keeps its buffers elsewhere, and Python code cannot rebind them.
     plain = [m for m in module.modules() if isinstance(m._buffers, dict)]
     registered = [(m, dict(m._buffers)) for m in plain]
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
@@ -43,7 +43,7 @@ def preserved(module: nn.Module) -> Iterator[None]:
                 submodule.training = False
             # Not inference_mode: a model that caches a tensor in forward (position tables,
             # attention masks) would keep an inference tensor, and its next training step fails.
-            # A model that was made in the caller's may need it, to write to its own buffers.
+            # A model made in the caller's inference mode may need it to write to its own buffers.
             mode = contextlib.nullcontext() if inference else torch.inference_mode(False)
             with mode, torch.no_grad():
                 yield
@@ -51,7 +51,7 @@ def preserved(module: nn.Module) -> Iterator[None]:
             for submodule, flag in training:
                 submodule.training = flag
             for submodule, own in registered:
-                # `self.steps = self.steps + 1` puts another tensor in a buffer's place.
+                # `self.steps = self.steps + 1` registers another tensor as the buffer.
                 submodule._buffers.clear()
                 submodule._buffers.update(own)
             for buffer, version, saved in buffers:
@@ -159,11 +159,11 @@ def runnable_on(module: nn.Module, device: torch.device | str) -> nn.Module:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        found = sorted({str(tensor.device) for tensor in tensors})
+        devices = sorted({str(tensor.device) for tensor in tensors})
         raise SettingsError(
-            f"the model is on {', '.join(found)} and could not be copied to {device} "
+            f"the model is on {', '.join(devices)} and could not be copied to {device} "
             f"({type(error).__name__}: {error}): move it there yourself, "
-            f"or pass device={found[0]!r}"
+            f"or pass device={devices[0]!r}"
         ) from error
 
 

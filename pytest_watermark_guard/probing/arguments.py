@@ -29,7 +29,7 @@ class ProbeArguments(TypedDict, total=False):
         Default ``"auto"``: the GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}
         Default ``"auto"``: on long runs, the fastest way of several is found by trying, among
-        those where every unit agrees with float32 (see `models.running.execution`).
+        those where every unit agrees with float32 (see `models.running.tuning`).
         ``"float32"`` is plain float32, the same bits when repeated on one machine;
         ``"bfloat16"`` is autocast.
     max_images : int

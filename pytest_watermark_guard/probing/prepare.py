@@ -20,7 +20,7 @@ from pytest_watermark_guard.models.loading.introspection import (
     resolve_preprocessing,
 )
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
-from pytest_watermark_guard.models.running.execution import Plan
+from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.state import input_dtype, runnable_on
 from pytest_watermark_guard.probing.caches.keys import cache_keys
 from pytest_watermark_guard.probing.caches.probe_cache import ProbeCache, open_cache

@@ -15,8 +15,9 @@ from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.inputs import model_inputs
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
-from pytest_watermark_guard.models.running.execution import Executor, Plan
+from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.memory import kept_memory
+from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.plans import PlanCache

@@ -30,11 +30,11 @@ def folder(tmp_path):
 
 def given_by(batches, streams, memory_format):
     """All inputs' names, labels and values; copied, for their memory is used again."""
-    given = [
-        (told.identities, told.labels, told.values.clone())
-        for told in model_inputs(batches, streams, lambda: memory_format)
+    copies = [
+        (entry.identities, entry.labels, entry.values.clone())
+        for entry in model_inputs(batches, streams, lambda: memory_format)
     ]
-    identities, labels, values = zip(*given, strict=True)
+    identities, labels, values = zip(*copies, strict=True)
     return identities, labels, values
 
 
@@ -53,8 +53,8 @@ def test_readers_and_whole_batches_agree(folder, tmp_path_factory, memory_format
     wm.write_marked_folder(folder, copies, "chinese")
     scenarios = ("latin", wm.PairedFolder("copies", copies), "hindi")
     preprocessing = wm.Preprocessing(size=SIZE)
-    how = {"preprocess": preprocessing, "batch_size": 4, "device": "cpu"}
-    batches = replace(wm.probing_batches(folder, scenarios, **how), controls=True)
+    options = {"preprocess": preprocessing, "batch_size": 4, "device": "cpu"}
+    batches = replace(wm.probing_batches(folder, scenarios, **options), controls=True)
     assert module._scaled_by_readers(batches)  # or the same would be compared with itself
     read = given_by(batches, streams, memory_format)
     assert all(v.is_contiguous(memory_format=memory_format) for v in read[2])

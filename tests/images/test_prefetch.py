@@ -37,16 +37,16 @@ def test_results_come_in_order_from_another_thread():
 
 
 def test_the_next_job_is_asked_for_once_the_result_is_there():
-    told = []
+    events = []
 
     def jobs():
         for index in range(3):
-            told.append(f"asked {index}")
-            yield partial(told.append, f"done {index}")
+            events.append(f"asked {index}")
+            yield partial(events.append, f"done {index}")
 
     for _ in in_turn(jobs()):
-        told.append("used")
-    assert told == [
+        events.append("used")
+    assert events == [
         *("asked 0", "done 0", "asked 1", "used", "done 1"),
         *("asked 2", "used", "done 2", "used"),
     ]

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.models.running import execution
+from pytest_watermark_guard.errors import WatermarkSensitivityError
+from pytest_watermark_guard.models.running.execution import Executor
+from pytest_watermark_guard.models.running.plan import Plan, faster_plans
+from pytest_watermark_guard.models.running.tuning import TuningPolicy
+from pytest_watermark_guard.probing import running
 
 if not torch.cuda.is_available():
-    pytest.skip("torch finds no CUDA GPU", allow_module_level=True)
+    pytest.skip("these tests need a CUDA GPU, and torch finds none", allow_module_level=True)
 
 SIDE = 64
+RNG = np.random.default_rng(0)
+# More than a GPU takes at once, of many colours.
+PHOTOS = (
+    RNG.integers(0, 128, (1000, 1, 1, 3)) + RNG.integers(0, 128, (1000, SIDE, SIDE, 3))
+).astype(np.uint8)
 PREPROCESSING = wm.Preprocessing(size=(SIDE, SIDE), resize=SIDE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -60,18 +71,38 @@ def test_float32_is_plain_whatever_is_set():
         setattr(backend, name, before)
 
 
-@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
-def test_faster_ways_agree(precision, monkeypatch):
-    monkeypatch.setattr(execution, "_WORTH_TUNING", 0.0)
+def test_bfloat16_agrees():
     exact = probe(net(), precision="float32")
-    assert largest_difference(exact, probe(net(), precision=precision)) <= 0.01
+    lower = probe(net(), precision="bfloat16")
+    assert lower.device.startswith("cuda")
+    assert lower.precision == "bfloat16"
+    assert largest_difference(exact, lower) <= 0.01
+
+
+@pytest.mark.parametrize("plan", faster_plans(Plan(64), torch.device("cuda")), ids=str)
+def test_every_way_that_is_tried_on_a_gpu_agrees(plan, monkeypatch):
+    exact = probe(net(), precision="float32")
+    # It is taken if it agrees, whether it is any faster or not.
+    policy = TuningPolicy(lambda *_: [plan], worth_tuning=0.0, gain=np.inf)
+    monkeypatch.setattr(running, "Executor", partial(Executor, policy=policy))
+    report = probe(net(), batch_size=plan.batch_size)
+    assert report.device.startswith("cuda")
+    assert report.precision == str(plan)
+    assert largest_difference(exact, report) <= 0.01
 
 
 def test_a_gate_stops_early_on_a_gpu():
-    report = probe(net(), stop_at=0.999)
+    report = probe(net(), images=PHOTOS, stop_at=0.9)
     assert report.device.startswith("cuda")
-    assert report.n_images <= 256
-    wm.assert_not_watermark_sensitive(net(), threshold=1, preprocess=PREPROCESSING, cache=False)
+    assert report.stopped_early
+    assert report.n_images < len(PHOTOS)
+    assert report.early_stop.verdict == "clean"
+    gate = partial(
+        wm.assert_not_watermark_sensitive, images=PHOTOS, preprocess=PREPROCESSING, cache=False
+    )
+    gate(net(), threshold=0.9)
+    with pytest.raises(WatermarkSensitivityError):
+        gate(net(), threshold=0.501)
 
 
 def test_ownership_on_a_gpu():

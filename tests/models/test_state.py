@@ -95,7 +95,8 @@ def test_what_a_model_caches_can_be_trained_on() -> None:
 def test_runnable_on() -> None:
     model = nn.Linear(2, 2)
     assert runnable_on(model, "cpu") is model
-    assert runnable_on(nn.Flatten(), "meta") is not None
+    without_tensors = nn.Flatten()
+    assert runnable_on(without_tensors, "meta") is without_tensors
     moved = runnable_on(model, "meta")
     assert moved.weight.device.type == "meta"
     assert model.weight.device.type == "cpu"
@@ -133,6 +134,7 @@ def test_eager_runs_compiled_modules_without_the_compiler() -> None:
             expected = model(torch.ones(1, 2))
         assert compiled == []
         torch.testing.assert_close(model(torch.ones(1, 2)), expected)
+    assert len(compiled) == 2  # afterwards both are compiled again
     assert len(compiled) == 2
 
 

@@ -87,11 +87,11 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[name]
     if not isinstance(content, Mapping) or not content:
         raise ModelSpecError(f"{path} holds a {type(content).__name__}, not a state dict")
-    other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if other:
+    not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if not_tensors:
         raise ModelSpecError(
-            f"{path} is not a state dict: {_listed(other)} "
-            f"{'is not a tensor' if len(other) == 1 else 'are not tensors'}"
+            f"{path} is not a state dict: {_listed(not_tensors)} "
+            f"{'is not a tensor' if len(not_tensors) == 1 else 'are not tensors'}"
         )
     return {str(key): value for key, value in content.items()}
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from pytest_watermark_guard.errors import PreprocessingError
-from pytest_watermark_guard.models.loading.preprocessing import Preprocessing, channels
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing, channels, sides_of
 from pytest_watermark_guard.models.loading.presets import (
     from_compose,
     from_hf_processor,
@@ -35,9 +35,9 @@ def preprocessing_of(module: nn.Module) -> Preprocessing | None:
         transformers model, or one of torchvision's classes.
     """
     module = unwrapped(module)
-    told = getattr(module, "preprocessing", None)
-    if isinstance(told, Preprocessing):
-        return told
+    own = getattr(module, "preprocessing", None)
+    if isinstance(own, Preprocessing):
+        return own
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(module, name, None)
         if isinstance(config, Mapping) and config.get("mean") is not None:
@@ -60,9 +60,9 @@ def class_names_of(module: nn.Module) -> tuple[str, ...] | None:
         configuration names its labels.
     """
     module = unwrapped(module)
-    told = getattr(module, "class_names", None)
-    if isinstance(told, Sequence) and all(isinstance(name, str) for name in told):
-        return tuple(told)
+    names = getattr(module, "class_names", None)
+    if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
+        return tuple(names)
     labels = getattr(getattr(module, "config", None), "id2label", None)
     if not isinstance(labels, Mapping):
         return None
@@ -179,7 +179,7 @@ def resolve_preprocessing(
     if is_compose(preprocess):
         return from_compose(preprocess)
     if callable(preprocess):
-        size = _sides(getattr(preprocess, "size", 224))
+        size = sides_of(getattr(preprocess, "size", 224))
         name = getattr(preprocess, "__name__", type(preprocess).__name__)
         return Preprocessing.imagenet(size, source=f"your {name}", normalize=preprocess)
     raise PreprocessingError(f"preprocess={preprocess!r} is not understood: it may be {_ACCEPTED}")
@@ -197,10 +197,10 @@ def _from_mapping(fields: Mapping[str, Any]) -> Preprocessing:
         for name in ("mean", "std"):
             if name in values:
                 values[name] = channels(values[name])
-        size = None if values.get("size") is None else _sides(values["size"])
+        size = None if values.get("size") is None else sides_of(values["size"])
         resize = values.get("resize", size)
         if resize is not None and not isinstance(resize, int):
-            resize = _sides(resize)
+            resize = sides_of(resize)
     except (TypeError, ValueError) as error:
         raise PreprocessingError(
             f"preprocess={dict(fields)!r} is not understood: {error}"
@@ -208,9 +208,3 @@ def _from_mapping(fields: Mapping[str, Any]) -> Preprocessing:
     if "resize" not in values and size is not None and size[0] == size[1]:
         resize = size[0]  # keep the aspect ratio
     return Preprocessing(**{**values, "size": size, "resize": resize})
-
-
-def _sides(value: Any) -> tuple[int, int]:
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    height, width = sides * 2 if len(sides) == 1 else sides
-    return int(height), int(width)

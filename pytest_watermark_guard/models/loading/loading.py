@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,15 +32,10 @@ from pytest_watermark_guard.models.loading.presets import (
 )
 from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec, parse_spec
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
-
-
 _RANDOM_SEED = 0
 _RANDOM_NOTE = "random weights: the spec asks for @random, so the scores say nothing about training"
-# torchvision renames these when it loads its own older DenseNet files; local copies need it too.
+# torchvision renames these keys of older DenseNet files when it downloads them; this does so for
+# local copies.
 _OLD_DENSENET_KEY = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
 
 
@@ -174,7 +169,7 @@ def _build_torchvision(name: str, num_classes: int, state: dict[str, Any]) -> nn
 
 
 def _load_timm(spec: ModelSpec) -> LoadedModel:
-    timm = _library(spec, "timm", "timm")
+    timm = _library(spec, "timm")
     pretrained = spec.tag != RANDOM and spec.weights is None
     architecture = spec.name.partition(".")[0]
     if "/" not in spec.name and architecture not in timm.list_models():
@@ -209,21 +204,21 @@ def _timm_class_names(module: Any) -> tuple[str, ...] | None:
 
 
 def _load_hf(spec: ModelSpec) -> LoadedModel:
-    transformers = _library(spec, "transformers", "transformers")
-    source = str(Path(spec.name).expanduser()) if Path(spec.name).expanduser().is_dir() else None
-    where = source or spec.name
+    transformers = _library(spec, "transformers")
+    directory = Path(spec.name).expanduser()
+    source = str(directory) if directory.is_dir() else spec.name
     options: dict[str, Any] = {"trust_remote_code": False}
     notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
     auto = transformers.AutoModelForImageClassification
     with _downloading(spec):
         if spec.tag == RANDOM or spec.weights:
             sizes = {} if spec.num_classes is None else {"num_labels": spec.num_classes}
-            config = transformers.AutoConfig.from_pretrained(where, **options, **sizes)
+            config = transformers.AutoConfig.from_pretrained(source, **options, **sizes)
             with _seeded():
                 module = auto.from_config(config, trust_remote_code=False)
         else:
             module, info = auto.from_pretrained(
-                where, use_safetensors=True, output_loading_info=True, **options
+                source, use_safetensors=True, output_loading_info=True, **options
             )
             untrained = [*info["missing_keys"], *info["mismatched_keys"]]
             if untrained:
@@ -236,7 +231,7 @@ def _load_hf(spec: ModelSpec) -> LoadedModel:
         load_checkpoint(module, spec.weights)
     preprocessing = None
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(where, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **options)
     except Exception as error:  # hub, file and configuration errors are of many types
         notes.append(f"no image processor could be loaded for {spec.name}: {first_line(error)}")
     else:
@@ -249,7 +244,7 @@ def _load_factory(spec: ModelSpec) -> LoadedModel:
     module_name, _, attributes = spec.name.partition(":")
     with _current_directory_importable():
         try:
-            found: Any = importlib.import_module(module_name)
+            target: Any = importlib.import_module(module_name)
         except Exception as error:
             raise ModelSpecError(
                 f"model spec {spec.text!r}: importing {module_name} failed with "
@@ -257,32 +252,32 @@ def _load_factory(spec: ModelSpec) -> LoadedModel:
             ) from error
         for attribute in attributes.split("."):
             try:
-                found = getattr(found, attribute)
+                target = getattr(target, attribute)
             except AttributeError as error:
                 raise _unknown(
-                    spec, f"{module_name} has no attribute", attribute, dir(found)
+                    spec, f"{module_name} has no attribute", attribute, dir(target)
                 ) from error
-        if not isinstance(found, nn.Module):
-            if not callable(found):
+        if not isinstance(target, nn.Module):
+            if not callable(target):
                 raise ModelSpecError(
-                    f"model spec {spec.text!r}: {attributes} is a {type(found).__name__}, neither "
+                    f"model spec {spec.text!r}: {attributes} is a {type(target).__name__}, neither "
                     "a torch.nn.Module nor a function that returns one"
                 )
             try:
-                found = found()
+                target = target()
             except Exception as error:
                 raise ModelSpecError(
                     f"model spec {spec.text!r}: {attributes}() raised "
                     f"{type(error).__name__}: {first_line(error)}"
                 ) from error
-    if not isinstance(found, nn.Module):
+    if not isinstance(target, nn.Module):
         raise ModelSpecError(
-            f"model spec {spec.text!r}: {attributes}() returned a {type(found).__name__}, "
+            f"model spec {spec.text!r}: {attributes}() returned a {type(target).__name__}, "
             "not a torch.nn.Module"
         )
     if spec.weights:
-        load_checkpoint(found, spec.weights)
-    return LoadedModel(spec.text, found)
+        load_checkpoint(target, spec.weights)
+    return LoadedModel(spec.text, target)
 
 
 @contextlib.contextmanager
@@ -312,7 +307,8 @@ def _load_exported(spec: ModelSpec) -> LoadedModel:
     return LoadedModel(spec.text, module, preprocessing)
 
 
-def _library(spec: ModelSpec, name: str, extra: str) -> Any:
+def _library(spec: ModelSpec, name: str) -> Any:
+    """Import a library; the extra that installs it has its name."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -320,7 +316,7 @@ def _library(spec: ModelSpec, name: str, extra: str) -> Any:
             raise
         raise ModelSpecError(
             f"model spec {spec.text!r} needs {name}, which is not installed: "
-            f"pip install pytest-watermark-guard[{extra}]"
+            f"pip install pytest-watermark-guard[{name}]"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""From a picture of any size to a model's input, in two steps with the watermark between them.
+"""From an image of any size to a model's input, in two steps with the watermark between them.
 
 `Preprocessing.fit` does the geometry, so that the text is drawn at the model's own resolution and
 nothing of it is cropped away; `Preprocessing.to_input` scales the values.
@@ -113,9 +113,9 @@ class Preprocessing:
             height, width = self.resize
         else:
             short, long = sorted(image.size)
-            other = int(self.resize * long / short)
+            longer = int(self.resize * long / short)
             portrait = image.width <= image.height
-            height, width = (other, self.resize) if portrait else (self.resize, other)
+            height, width = (longer, self.resize) if portrait else (self.resize, longer)
         if (width, height) == image.size:
             return image
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
@@ -166,7 +166,7 @@ class Preprocessing:
     def scale_image(self, pixels: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
         """Do what `to_input` does without `normalize`, to one image or a part of it, in NumPy.
 
-        For threads that work beside the model's own: tensor operations would start more of them.
+        For threads that read images: tensor operations would start further threads in each.
 
         Parameters
         ----------
@@ -239,3 +239,10 @@ def channels(value: Any) -> tuple[float, ...]:
     """Return one float per channel from a number, a sequence, an array or a tensor."""
     numbers = np.asarray(value, dtype=np.float64).reshape(-1).tolist()
     return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+
+
+def sides_of(value: Any) -> tuple[int, int]:
+    """Return height and width from a number, or from a sequence of one or two."""
+    sides = (value,) if isinstance(value, int) else tuple(value)
+    height, width = sides * 2 if len(sides) == 1 else sides
+    return int(height), int(width)

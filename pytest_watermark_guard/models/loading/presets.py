@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_watermark_guard.errors import PreprocessingError
-from pytest_watermark_guard.models.loading.preprocessing import Preprocessing, channels
+from pytest_watermark_guard.models.loading.preprocessing import Preprocessing, channels, sides_of
 
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _CONVERSIONS = (
@@ -28,7 +28,7 @@ def is_torchvision_preset(preset: Any) -> bool:
 def from_torchvision_preset(preset: Any, source: str) -> Preprocessing:
     """Read the preset of torchvision's classification weights."""
     return Preprocessing(
-        size=_pair(preset.crop_size),
+        size=sides_of(preset.crop_size),
         resize=_side_or_pair(preset.resize_size),
         mean=channels(preset.mean),
         std=channels(preset.std),
@@ -125,7 +125,7 @@ def from_compose(compose: Any) -> Preprocessing:
                 result, resize=resize, interpolation=_interpolation(step.interpolation)
             )
         elif name == "CenterCrop":
-            result = dataclasses.replace(result, size=_pair(step.size))
+            result = dataclasses.replace(result, size=sides_of(step.size))
         elif name == "Normalize":
             scale = 1.0 if scaled else 255.0
             result = dataclasses.replace(
@@ -165,11 +165,6 @@ def _entry(size: Any, key: str) -> Any:
     return size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    sides = (size,) if isinstance(size, int) else tuple(size)
-    return int(sides[0]), int(sides[-1])
-
-
 def _side_or_pair(size: Any) -> int | tuple[int, int]:
-    sides = (size,) if isinstance(size, int) else tuple(size)
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    height, width = sides_of(size)
+    return height if isinstance(size, int) or len(size) == 1 else (height, width)

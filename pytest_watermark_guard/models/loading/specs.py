@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pytest_watermark_guard.errors import ModelSpecError
-
-if TYPE_CHECKING:
-    pass
 
 GRAMMAR = (
     "torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, package.module:factory or path/to/file.pt2; "

@@ -1,4 +1,4 @@
-"""One forward pass, and out come the layers' activations as units."""
+"""Recording layers' activations as units, in one forward pass."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ _EXAMPLES = 2
 
 class _Reader(Protocol):
     headless: bool
+    notes: tuple[str, ...]
 
     @property
     def batch_size(self) -> int | None: ...
@@ -94,7 +95,7 @@ class ActivationRecorder:
                 "batch first: a probe leaves a model as it was"
             )
         with preserved(self._module), eager(self._module):
-            self._reader, notes = _reader_of(self._module, wanted, example[:_EXAMPLES])
+            self._reader = _reader_of(self._module, wanted, example[:_EXAMPLES])
         if self._reader.headless and "logits" in wanted:
             if "features" not in wanted:
                 raise LayerError(
@@ -102,10 +103,9 @@ class ActivationRecorder:
                     'a backbone\'s: ask for layers=("features",)'
                 )
             wanted = tuple(layer for layer in wanted if layer != "logits")
-        if self._reader.headless and "features" in wanted:
-            notes = (_NO_HEAD, *notes)
+        assumed = (_NO_HEAD,) if self._reader.headless and "features" in wanted else ()
         self.layers = wanted
-        self.notes = tuple(notes)
+        self.notes = (*assumed, *self._reader.notes)
         self.batch_size = self._reader.batch_size
         self._active: contextlib.ExitStack | None = None
 
@@ -226,21 +226,19 @@ def extract_features(model: nn.Module, x: Tensor) -> Tensor:
         return recorder(x)["features"]
 
 
-def _reader_of(
-    module: nn.Module, layers: tuple[str, ...], example: Tensor
-) -> tuple[_Reader, tuple[str, ...]]:
+def _reader_of(module: nn.Module, layers: tuple[str, ...], example: Tensor) -> _Reader:
     if isinstance(module, torch.jit.ScriptModule):
-        return _ScriptReader(module, layers, example), ()
+        return _ScriptReader(module, layers, example)
     if is_exported(module):
-        return ExportedReader(module, layers, example), ()  # type: ignore[arg-type]
-    reader = _HookReader(module, layers, example)
-    return reader, reader.notes
+        return ExportedReader(module, layers, example)  # type: ignore[arg-type]
+    return _HookReader(module, layers, example)
 
 
 class _ScriptReader:
     """TorchScript has no Python hooks: only what the model returns can be read."""
 
     batch_size = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
         self._module = module
@@ -299,7 +297,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
 
     def copied(self) -> _HookReader:
         hooked = bool(self._handles)
-        self.__exit__()  # or the copy's hooks would write into this reader
+        self.__exit__()  # a copied hook would write into this reader
         try:
             twin = copy.copy(self)
             twin._run = twin.module = copy.deepcopy(self.module)
@@ -311,10 +309,10 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
 
     def compile(self, batch_size: int) -> None:
         on_gpu = any(p.is_cuda for p in self.module.parameters())
-        how: dict[str, Any] = {"options": {"freezing": True}}  # weights laid out for the CPU
+        options: dict[str, Any] = {"options": {"freezing": True}}  # weights laid out for the CPU
         if on_gpu:
-            how = {"mode": "reduce-overhead"}  # CUDA graphs
-        self._run = torch.compile(self.module, dynamic=False, **how)
+            options = {"mode": "reduce-overhead"}  # CUDA graphs
+        self._run = torch.compile(self.module, dynamic=False, **options)
         self.batch_size = batch_size
 
     def __enter__(self) -> _HookReader:
@@ -345,7 +343,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         ]
 
         def keep(_module: nn.Module, args: Any, rest: Any) -> None:
-            # `rest` is the keyword arguments of a pre-hook, and the output of the other.
+            # `rest` holds a pre-hook's keyword arguments, or a forward hook's output.
             index = self._counts[name, of_input] = self._counts.get((name, of_input), -1) + 1
             value = _first_tensor(args, rest) if of_input else rest
             for tap in taps:
@@ -376,7 +374,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
             self._kept.clear()
 
     def _filled(self, x: Tensor) -> Tensor:
-        """Fill a batch up to the size for which the model was compiled; others compile anew."""
+        """Fill a batch up to the size that the model was compiled for: another compiles anew."""
         if self.batch_size is None:
             return x
         if x.is_cuda:

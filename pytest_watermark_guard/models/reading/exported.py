@@ -74,6 +74,8 @@ class ExportedReader:
         Input batch.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, module: fx.GraphModule, layers: Sequence[str], example: Tensor) -> None:
         self._module = module
         self._shape = _input_shape(module)
@@ -116,7 +118,7 @@ class ExportedReader:
         return interpreter.run(x), interpreter.kept
 
     def _check(self, x: Tensor) -> None:
-        """Torch's own message about a wrong size is a page long."""
+        """Refuse a wrong size in few words; torch's own message is a page long."""
         wanted = self._shape or [None] * x.ndim
         if len(wanted) != x.ndim or any(
             want not in (None, have) for want, have in zip(wanted[1:], x.shape[1:], strict=True)
@@ -153,13 +155,15 @@ def _heads(module: fx.GraphModule) -> tuple[fx.Node, ...]:
     for node in output.all_input_nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.ndim == 2:
-            found = list(_projections(node, pooled=False))
-            return () if None in found else tuple(dict.fromkeys(n for n in found if n is not None))
+            inputs = list(_projections(node, pooled=False))
+            return (
+                () if None in inputs else tuple(dict.fromkeys(n for n in inputs if n is not None))
+            )
     return ()
 
 
 def _projections(node: fx.Node, pooled: bool) -> Iterator[fx.Node | None]:
-    """Walk from the logits to the projections behind them; None for a path that meets none."""
+    """Walk from the logits back to the projections; gives their inputs, None for a path without."""
     name = _operator(node)
     if name in _PROJECTIONS:
         source = node.args[_PROJECTIONS[name]]

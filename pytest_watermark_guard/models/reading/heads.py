@@ -68,18 +68,18 @@ def find_head(module: nn.Module, example: Tensor, trace: Trace) -> Head | None:
         for call in reversed(trace.calls)
         if call.tap.module and call.units is not None and call.units.shape == logits.shape
     ]
-    found = (
+    calls = (
         _named_head(candidates, named, logits)
         or _same_head(candidates, logits)
         or _averaged_heads(candidates, logits)
     )
-    if found is None and not _ends_with_identity(module, trace):
-        found = _transformed_head(candidates, logits, trace, module)
-        if found is None:
+    if calls is None and not _ends_with_identity(module, trace):
+        calls = _transformed_head(candidates, logits, trace, module)
+        if calls is None:
             return _guessed_head(module, example, candidates, named, logits)
-    if found is None:
+    if calls is None:
         return None
-    return Head(tuple(call.input_tap() for call in found))
+    return Head(tuple(call.input_tap() for call in calls))
 
 
 def _named_head(
@@ -97,13 +97,13 @@ def _named_head(
 
 
 def _same_head(candidates: Sequence[Call], logits: Tensor) -> list[Call] | None:
-    """Find the last layer whose output is the logits; a module inside it rather than it."""
-    found: Call | None = None
+    """Find the last layer whose output is the logits; the innermost where modules are nested."""
+    head: Call | None = None
     for call in candidates:
-        inside = found is None or call.tap.module.startswith(f"{found.tap.module}.")
-        if inside and not call.rectified and _close(call.units, logits):
-            found = call
-    return None if found is None else [found]
+        inside = head is None or call.tap.module.startswith(f"{head.tap.module}.")
+        if inside and not call.rectified and _close(_units(call), logits):
+            head = call
+    return None if head is None else [head]
 
 
 def _averaged_heads(candidates: Sequence[Call], logits: Tensor) -> list[Call] | None:
@@ -218,13 +218,12 @@ def _units(call: Call) -> Tensor:
     return call.units
 
 
-def _close(one: Tensor | None, logits: Tensor) -> bool:
+def _close(units: Tensor, logits: Tensor) -> bool:
     """Compare relative to the largest logit: layers of half precision round on the way."""
-    assert one is not None
     finite = logits[logits.isfinite()]
     tolerance = 1e-4 * float(finite.abs().max()) if len(finite) else 0.0
-    # NaN is for the probe to report, with the unit and the image that it came from.
-    return torch.allclose(one, logits, rtol=0.0, atol=tolerance, equal_nan=True)
+    # The probe itself reports NaN, with the unit and the image that it came from.
+    return torch.allclose(units, logits, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
 def _proportional(units: Tensor, logits: Tensor) -> bool:

@@ -99,8 +99,10 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
             index = counts[name] = counts.get(name, -1) + 1
             shape = output.shape if isinstance(output, Tensor) else None
             taken = args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()
-            last = _convention(submodule, taken) or False
-            call = Call(Tap(name, index), describe(output), shape, input_channels_last=last)
+            channels_last = _convention(submodule, taken) or False
+            call = Call(
+                Tap(name, index), describe(output), shape, input_channels_last=channels_last
+            )
             if shape is not None and (_has_weight_matrix(submodule) or name in named):
                 trace.calls.extend(_readings(call, submodule, output))
             else:
@@ -211,7 +213,7 @@ def map_convention(
 ) -> tuple[bool, str | None]:
     """Tell whether a module's 4-D output is channels-last, with a note where that is assumed.
 
-    Asked are the module, the shape, and the last layer in it that knows.
+    The module decides, else the shape, else the last layer inside it for which that is known.
     """
     if len(shape) != 4:
         return False, None

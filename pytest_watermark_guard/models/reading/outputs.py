@@ -13,34 +13,6 @@ from pytest_watermark_guard.errors import LayerError
 _BACKBONE_FIELDS = ("pooler_output", "last_hidden_state")
 
 
-def logits_of(output: Any) -> Tensor:
-    """Return the logits in whatever a classifier returned.
-
-    Parameters
-    ----------
-    output : Tensor, sequence, mapping or object with a ``logits`` attribute
-        A named field ``logits`` wins; else the first tensor of shape [B, C].
-
-    Returns
-    -------
-    Tensor
-        Shape [B, C].
-
-    Raises
-    ------
-    LayerError
-        When there is no [B, C] tensor, or the output is that of a backbone.
-    """
-    tensor, is_backbone = main_tensor(output)
-    if is_backbone:
-        raise LayerError(
-            f"the model returned {describe(output)}, which is the output of a backbone and not "
-            'logits of shape [B, C]: ask for layers=("features",), or wrap the model so that '
-            "forward returns the logits"
-        )
-    return tensor
-
-
 def main_tensor(output: Any) -> tuple[Tensor, bool]:
     """Return the tensor that a model's output is about, and whether it marks a backbone.
 

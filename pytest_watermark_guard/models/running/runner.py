@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.plan import Plan
 
 Activations = dict[str, npt.NDArray[np.floating]]
 
 
 class Runner:
-    """Runs forward passes and brings the activations back as arrays.
+    """Runs a model, or a copy of it, by one plan, and measures how long that takes.
 
     Parameters
     ----------
     recorder : ActivationRecorder
         The model and its layers.
-    batch_size : int
-        Images in a forward pass, to begin with.
-    precision : {"float32", "bfloat16", "bfloat16 weights"}
-        ``bfloat16`` is autocast; for weights in bfloat16 the input is converted.
+    plan : Plan
+        How to run it, beside what was done to a copy; its batch size is halved each time the
+        device runs out of memory.
+    clock : callable
+        Returns the time in seconds.
+    is_copy : bool, default False
+        Whether the recorder is that of a copy: it is entered here, and left by `close`.
 
     Attributes
     ----------
-    batch_size : int
-        Halved each time the device runs out of memory, and kept.
+    seconds : float
+        Per input, in the last call.
     """
 
-    def __init__(self, recorder: ActivationRecorder, batch_size: int, precision: str) -> None:
-        self._recorder = recorder
-        self._precision = precision
-        self.batch_size = recorder.batch_size or batch_size
+    def __init__(
+        self,
+        recorder: ActivationRecorder,
+        plan: Plan,
+        clock: Callable[[], float],
+        is_copy: bool = False,
+    ) -> None:
+        self.recorder = recorder
+        self.plan = plan
+        self.clock = clock
+        self.is_copy = is_copy
+        self.seconds = 0.0
+        self._stack = ExitStack()
+        if is_copy:
+            self._stack.enter_context(recorder)
+
+    def close(self) -> None:
+        """Leave the recorder of a copy."""
+        self._stack.close()
 
     def __call__(self, inputs: torch.Tensor) -> Activations:
         """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer.
@@ -43,31 +66,35 @@ class Runner:
         torch.OutOfMemoryError
             If not even one image fits.
         """
+        inputs = inputs.contiguous(memory_format=self.plan.memory_format)
+        start = self.clock()
         parts: list[Activations] = []
         done = 0
         while done < len(inputs):
-            size = self.batch_size
+            size = self.plan.batch_size
             try:
                 parts.append(self._forward(inputs[done : done + size]))
             except RuntimeError as error:
                 # A fixed batch size is part of an exported program: it cannot be halved.
-                if size == 1 or self._recorder.batch_size or not _out_of_memory(error):
+                if size == 1 or self.recorder.batch_size or not _out_of_memory(error):
                     raise
             else:
                 done += size
                 continue
             # Outside the handler, where the traceback no longer holds the failed batch's tensors.
-            self.batch_size = max(1, size // 2)
+            self.plan = replace(self.plan, batch_size=size // 2)
             if inputs.is_cuda:
                 torch.cuda.empty_cache()
-        return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
+        activations = {layer: np.concatenate([p[layer] for p in parts]) for layer in parts[0]}
+        self.seconds = (self.clock() - start) / len(inputs)
+        return activations
 
     def _forward(self, chunk: torch.Tensor) -> Activations:
-        if self._precision == "bfloat16 weights":
+        if self.plan.precision == "bfloat16 weights":
             chunk = chunk.to(torch.bfloat16)
-        with computing_in(self._precision, chunk.device):
-            units = self._recorder(chunk)
-        return {layer: _as_array(u) for layer, u in units.items()}
+        with computing_in(self.plan.precision, chunk.device):
+            units = self.recorder(chunk)
+        return {layer: _as_array(tensor) for layer, tensor in units.items()}
 
 
 def _as_array(units: torch.Tensor) -> npt.NDArray[np.floating]:
@@ -77,10 +104,10 @@ def _as_array(units: torch.Tensor) -> npt.NDArray[np.floating]:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # Not every device has a type of its own for it.
-    told = str(error)
+    # Not every device has an error type of its own for it.
+    message = str(error)
     return (
         isinstance(error, torch.cuda.OutOfMemoryError)
-        or "can't allocate memory" in told
-        or "out of memory" in told
+        or "can't allocate memory" in message
+        or "out of memory" in message
     )

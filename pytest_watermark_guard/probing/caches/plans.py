@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pytest_watermark_guard.caching.store import Store
-from pytest_watermark_guard.models.running.execution import Plan
+from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
 
 

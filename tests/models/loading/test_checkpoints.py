@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import ModelSpecError
 from pytest_watermark_guard.models.loading.checkpoints import (
@@ -27,6 +28,12 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
+def assert_holds(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    held = module.state_dict()
+    for key, value in state.items():
+        torch.testing.assert_close(held[key], value, rtol=0, atol=0)
+
+
 def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
 
@@ -42,15 +49,15 @@ def test_reads_what_was_saved(tmp_path: Path, suffix: str, prefix: str) -> None:
     else:
         torch.save(state, path)
     load_checkpoint(target, path)
-    for key, value in source.state_dict().items():
-        torch.testing.assert_close(target.state_dict()[key], value, rtol=0, atol=0)
+    assert_holds(target, source.state_dict())
 
 
 @pytest.mark.parametrize("container", ["state_dict", "model_state_dict", "model"])
 def test_unwraps_training_checkpoints(tmp_path: Path, container: str) -> None:
     state = small().state_dict()
     torch.save({container: state, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
-    assert read_state_dict(tmp_path / "w.pth").keys() == state.keys()
+    read = read_state_dict(tmp_path / "w.pth")
+    torch.testing.assert_close(read, {**state}, rtol=0, atol=0)
 
 
 def test_pickled_code_does_not_run(tmp_path: Path) -> None:
@@ -94,8 +101,7 @@ def test_lists_what_does_not_fit(tmp_path: Path) -> None:
     assert "and 3 more" in message
     assert "1 of another shape (0.bias [9] instead of [4])" in message
     assert "num_classes" not in message
-    for key, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    assert_holds(model, before)
 
 
 def test_suggests_the_number_of_classes(tmp_path: Path) -> None:
@@ -109,7 +115,9 @@ def test_old_checkpoints_lack_the_counter_of_batch_norm(tmp_path: Path) -> None:
     state = small().state_dict()
     del state["1.num_batches_tracked"]
     save_file(state, tmp_path / "w.safetensors")
-    load_checkpoint(small(), tmp_path / "w.safetensors")
+    model = small()
+    load_checkpoint(model, tmp_path / "w.safetensors")
+    assert_holds(model, state)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

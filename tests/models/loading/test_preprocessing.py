@@ -105,7 +105,11 @@ def test_an_image_of_the_input_size_is_untouched() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_other_colour_modes_become_rgb(mode: str) -> None:
-    assert Preprocessing.imagenet((32, 48)).fit(picture(60, 50, mode)).shape == (32, 48, 3)
+    image = picture(60, 50, mode)
+    preprocessing = Preprocessing.imagenet((32, 48))
+    fitted = preprocessing.fit(image)
+    assert fitted.shape == (32, 48, 3)
+    np.testing.assert_array_equal(fitted, preprocessing.fit(image.convert("RGB")))
 
 
 def test_none_leaves_size_and_range() -> None:

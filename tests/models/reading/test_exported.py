@@ -170,12 +170,12 @@ def refuse(spec: str, trace: Path, said: str) -> None:
     assert not trace.exists()
 
 
-def edit(member: str, how: Callable[[Any], None]) -> Callable[[str, bytes], bytes]:
+def edit(member: str, damage: Callable[[Any], None]) -> Callable[[str, bytes], bytes]:
     def change(name: str, content: bytes) -> bytes:
         if name != member:
             return content
         tree = json.loads(content)
-        how(tree)
+        damage(tree)
         return json.dumps(tree).encode()
 
     return change
@@ -212,10 +212,10 @@ def test_an_evil_legacy_pickle(saved: Path, tmp_path: Path, kind: str) -> None:
 def test_an_evil_pickled_weight(saved: Path, tmp_path: Path) -> None:
     trace = tmp_path / "ran"
 
-    def how(tree: Any) -> None:
+    def damage(tree: Any) -> None:
         next(iter(tree["config"].values()))["use_pickle"] = True
 
-    change = edit("data/weights/model_weights_config.json", how)
+    change = edit("data/weights/model_weights_config.json", damage)
     spec = rewrite(
         saved,
         tmp_path / "evil.pt2",
@@ -233,7 +233,7 @@ def test_an_evil_object_among_the_constants(
 ) -> None:
     trace = tmp_path / "ran"
 
-    def how(tree: Any) -> None:
+    def damage(tree: Any) -> None:
         tree["config"]["c"] = {
             "path_name": path_name, "is_param": False, "use_pickle": flag, "tensor_meta": None,
         }  # fmt: skip
@@ -241,7 +241,7 @@ def test_an_evil_object_among_the_constants(
     spec = rewrite(
         saved,
         tmp_path / "evil.pt2",
-        edit("data/constants/model_constants_config.json", how),
+        edit("data/constants/model_constants_config.json", damage),
         **{f"data__constants__{path_name}": pickle.dumps(Evil(trace))},
     )
     refuse(spec, trace, f"refused: .*asks to unpickle {path_name}")
@@ -294,7 +294,7 @@ def evil_tree(tree: Any, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("damage", "said"),
     [
         (evil_expression, "a size that is not arithmetic"),
         (evil_name, "a name that is not one"),
@@ -304,15 +304,15 @@ def evil_tree(tree: Any, code: str) -> None:
     ],
 )
 def test_evil_graphs(
-    saved: Path, tmp_path: Path, how: Callable[[Any, str], None], said: str
+    saved: Path, tmp_path: Path, damage: Callable[[Any, str], None], said: str
 ) -> None:
     trace = tmp_path / "ran"
     code = f"__import__('os').mkdir({str(trace)!r})"
     spec = rewrite(
-        saved, tmp_path / "evil.pt2", edit("models/model.json", lambda tree: how(tree, code))
+        saved, tmp_path / "evil.pt2", edit("models/model.json", lambda tree: damage(tree, code))
     )
     refuse(spec, trace, said)
-    if how is evil_expression:
+    if damage is evil_expression:
         with pytest.raises(Exception):  # noqa: B017, PT011 - after the harm is done, any will do
             torch.export.load(spec)
         assert trace.exists(), "torch alone must be harmed by it, or the test shows nothing"

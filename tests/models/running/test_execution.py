@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from pytest_watermark_guard.probing.activation_cache import ActivationCache
 from scipy import stats
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.models.running import execution
-from pytest_watermark_guard.probing.activation_cache import ActivationCache
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.execution import Executor
+from pytest_watermark_guard.models.running.plan import Plan, faster_plans
+from pytest_watermark_guard.models.running.tuning import AGREEMENT, TuningPolicy, disagreement
+from pytest_watermark_guard.probing import running
 from pytest_watermark_guard.statistics.auroc import paired_auroc
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
+INPUTS = torch.rand(900, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+ROWS_AT_ONCE = 60
 SMALL = wm.Preprocessing(size=(32, 32))
+START = Plan(4)
+# The same plans on every machine, however little there is to do.
+EAGER = TuningPolicy(plans=partial(faster_plans, bfloat16=False), worth_tuning=0.0)
 
 
 class Layouts(nn.Module):
@@ -56,17 +67,6 @@ class Slow(Layouts):
 
 
 @pytest.fixture(autouse=True)
-def eager_to_try(monkeypatch):
-    monkeypatch.setattr(execution, "_WORTH_TUNING", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def without_bfloat16(monkeypatch):
-    """Try the same ways on every machine, but where a test asks for more."""
-    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: False)
-
-
-@pytest.fixture
 def clock(monkeypatch):
     """Time passes while the model sleeps and not otherwise, however busy the machine."""
     now = [0.0]
@@ -75,7 +75,42 @@ def clock(monkeypatch):
         now[0] += seconds
 
     monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(execution, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return lambda: now[0]
+
+
+@pytest.fixture
+def execute(clock):
+    """Run a model over all inputs; returns the activations by layer and the executor."""
+
+    def run(model, policy=EAGER, start=START, **options):
+        options = {"tuning": True, "sizes": True, "policy": policy, "clock": clock, **options}
+        recorder = ActivationRecorder(model, ("logits", "features"), INPUTS[:2])
+        with recorder, Executor(recorder, start, len(INPUTS), **options) as executor:
+            parts = [executor(batch) for batch in INPUTS.split(ROWS_AT_ONCE)]
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}, executor
+
+    return run
+
+
+@pytest.fixture
+def probing_with(clock, monkeypatch):
+    """Have probes run models by another policy; returns the list of batches that they run.
+
+    Each entry is the number of rows, and the plan after the batch.
+    """
+    batches = []
+
+    class Noting(Executor):
+        def __call__(self, inputs):
+            activations = super().__call__(inputs)
+            batches.append((len(inputs), self.plan))
+            return activations
+
+    def use(policy=EAGER):
+        monkeypatch.setattr(running, "Executor", partial(Noting, policy=policy, clock=clock))
+        return batches
+
+    return use
 
 
 def probe(model, **arguments):
@@ -83,11 +118,16 @@ def probe(model, **arguments):
     return wm.probe(model, PHOTOS, ("latin", "arabic_numerals"), **arguments)
 
 
-def plain(model):
-    return probe(model, precision="float32")
+def plain(model, **arguments):
+    return probe(model, precision="float32", **arguments)
 
 
-def test_the_faster_way_is_taken_and_gives_the_same_scores(clock):
+def never(*_):
+    pytest.fail("another plan was tried")
+
+
+def test_the_faster_way_is_taken_and_gives_the_same_scores(probing_with):
+    probing_with(EAGER)
     torch.manual_seed(0)
     model = Layouts()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -114,62 +154,88 @@ def test_the_faster_way_is_taken_and_gives_the_same_scores(clock):
     ],
     ids=["slower", "disagrees", "fails"],
 )
-def test_ways_that_are_no_good_are_not_taken(model, clock):
-    report = probe(model)
-    assert "channels last" not in report.precision
-    expected = plain(model)
-    np.testing.assert_allclose(
-        report["logits", "latin"].auroc, expected["logits", "latin"].auroc, atol=2e-3
-    )
+def test_ways_that_are_no_good_are_not_taken(model, execute):
+    tried = []
+
+    def only_channels_last(start, device):
+        tried.append(Plan(start.batch_size, channels_last=True))
+        return tried
+
+    activations, executor = execute(model, TuningPolicy(only_channels_last, worth_tuning=0.0))
+    assert tried
+    assert not executor.plan.channels_last
+    expected, _ = execute(model, tuning=False)
+    assert disagreement(expected, activations) < 1e-3
+
+
+def test_how_far_activations_may_be_apart_is_the_policys(execute):
+    torch.manual_seed(0)
+    model = Layouts(noise=0.1)
+    for agreement, taken in ((1e-6, False), (1e6, True)):
+        policy = TuningPolicy(EAGER.plans, agreement=agreement, worth_tuning=0.0)
+        assert execute(model, policy)[1].plan.channels_last == taken
 
 
 def test_float32_is_the_same_to_the_bit():
     torch.manual_seed(0)
     model = Layouts()
-    one, other = plain(model), plain(model)
-    assert one.to_json() == other.to_json()
+    first, second = plain(model), plain(model)
+    assert first.to_json() == second.to_json()
 
 
-def test_a_model_that_cannot_be_copied_runs_as_it_is():
+def test_a_model_that_cannot_be_copied_runs_as_it_is(execute):
+    copied = []
+
     class Single(Layouts):
         def __deepcopy__(self, memo):
+            copied.append(self)
             raise RuntimeError("there is one of me")
 
-    assert probe(Single()).precision == "float32"
+    _, executor = execute(Single(), sizes=False)
+    assert copied
+    assert executor.plan == START
 
 
-def test_short_runs_are_not_worth_trying(monkeypatch):
-    monkeypatch.setattr(execution, "_WORTH_TUNING", 1e9)
-    assert probe(Layouts()).precision == "float32"
+def test_short_runs_are_not_worth_trying(execute):
+    work = 0.001 * len(INPUTS)  # seconds
+    for worth_tuning, tried in ((1.1 * work, False), (0.5 * work, True)):
+        policy = TuningPolicy(EAGER.plans, worth_tuning=worth_tuning)
+        assert (execute(Layouts(), policy)[1].plan != START) == tried
 
 
 def test_what_counts_as_agreement_hardly_moves_a_score():
     z = np.linspace(-6, 6, 10_001)
-    moved = stats.norm.cdf(z) - stats.norm.cdf(z / np.sqrt(1 + execution.AGREEMENT**2))
+    moved = stats.norm.cdf(z) - stats.norm.cdf(z / np.sqrt(1 + AGREEMENT**2))
     assert 0.004 < np.abs(moved).max() < 0.005
     rng = np.random.default_rng(0)
     exact = rng.normal(size=(2, 1000, 500)) + np.array([0, 1.2])[:, None, None]
-    rough = exact + execution.AGREEMENT * rng.normal(size=exact.shape)
+    rough = exact + AGREEMENT * rng.normal(size=exact.shape)
     off = np.abs(paired_auroc(*exact).auroc - paired_auroc(*rough).auroc)
     assert 0.005 < np.quantile(off, 0.99) < 0.01
 
 
-def test_the_fastest_way_is_remembered(clock, monkeypatch, tmp_path):
+def test_the_fastest_way_is_remembered(probing_with, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
     torch.manual_seed(0)
     model = Layouts()
+    probing_with(EAGER)
     first = probe(model, cache=True)
-    monkeypatch.setattr(execution.Executor, "_variants", lambda *_: pytest.fail("tried again"))
+    probing_with(TuningPolicy(never, worth_tuning=0.0))
     # Another subset is not known yet, the model is.
     second = probe(model, cache=True, max_images=250)
     assert second.precision == first.precision
     assert "channels last" in second.precision
 
 
-def test_a_remembered_way_that_is_no_good_any_more_is_replaced(clock, monkeypatch, tmp_path):
+def test_a_plan_is_plain_data_and_back():
+    plan = Plan(16, "bfloat16", folded=True, compiled=False)
+    assert Plan(**json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_remembered_way_that_is_no_good_any_more_is_replaced(probing_with, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
-    wrong = execution.Plan(4, channels_last=True)
-    monkeypatch.setattr(ActivationCache, "plan", lambda _: wrong)
+    probing_with(EAGER)
+    monkeypatch.setattr(ActivationCache, "plan", lambda _: Plan(4, channels_last=True))
     kept = []
     monkeypatch.setattr(ActivationCache, "remember", lambda _, plan: kept.append(plan))
     report = probe(Layouts(slow_on=None, picky=True), cache=True)
@@ -178,18 +244,21 @@ def test_a_remembered_way_that_is_no_good_any_more_is_replaced(clock, monkeypatc
     assert not kept[0].channels_last
 
 
-def test_what_is_best_without_bfloat16_is_not_remembered(clock, monkeypatch, tmp_path):
+def test_what_is_best_without_bfloat16_is_not_remembered(probing_with, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
+    probing_with(EAGER)
     model = Layouts()
     wm.probe(model, PHOTOS, ("hindi",), preprocess=SMALL, seed=5)
-    fast = execution.Plan(4, "bfloat16", channels_last=True)
+    fast = Plan(4, "bfloat16", channels_last=True)
     monkeypatch.setattr(ActivationCache, "plan", lambda _: fast)
     monkeypatch.setattr(ActivationCache, "remember", lambda *_: pytest.fail("remembered"))
     # The photos without a mark are known in float32: so must be what is compared with them.
-    assert "channels last" in probe(model, cache=True).precision
+    precision = probe(model, cache=True).precision
+    assert "channels last" in precision
+    assert "bfloat16" not in precision
 
 
-def test_units_that_only_see_marks_must_agree_as_well(clock):
+def test_units_that_only_see_marks_must_agree_as_well(probing_with):
     class Ink(Layouts):
         def forward(self, x):
             last = x.is_contiguous(memory_format=torch.channels_last)
@@ -197,6 +266,7 @@ def test_units_that_only_see_marks_must_agree_as_well(clock):
             noise = ink * last * torch.randn_like(ink)
             return super().forward(x) + noise[:, None] * torch.tensor([0.0, 0.0, 1e4])
 
+    probing_with(EAGER)
     dark = PHOTOS // 2
     blank = wm.Preprocessing(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
     report = wm.probe(Ink(), dark, ("latin",), preprocess=blank, cache=False)
@@ -210,11 +280,14 @@ class Casting(Layouts):
         return super().forward(x.float())
 
 
+WITH_BFLOAT16 = TuningPolicy(partial(faster_plans, bfloat16=True), worth_tuning=0.0)
+
+
 @pytest.mark.parametrize("folds", [True, False])
 @pytest.mark.parametrize("kind", [Layouts, Casting])
-def test_bfloat16_where_the_hardware_has_it(clock, monkeypatch, kind, folds):
+def test_bfloat16_where_the_hardware_has_it(probing_with, kind, folds):
     """On hardware without it the speed is beside the point: it must be tried, and agree."""
-    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
+    probing_with(WITH_BFLOAT16)
     torch.manual_seed(0)
     model = kind()
     if not folds:
@@ -229,34 +302,36 @@ def test_bfloat16_where_the_hardware_has_it(clock, monkeypatch, kind, folds):
     )
 
 
-def test_a_report_says_when_some_images_were_run_in_bfloat16(clock, monkeypatch):
+def test_a_report_says_when_some_images_were_run_in_bfloat16(probing_with):
     class Slower(Layouts):
         def forward(self, x):
             if self.stem.weight.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu"):
                 time.sleep(0.01 * len(x))
             return super().forward(x)
 
-    monkeypatch.setattr(execution, "_has_bfloat16", lambda device: True)
+    probing_with(WITH_BFLOAT16)
     torch.manual_seed(0)
     precision = probe(Slower()).precision
     assert precision.startswith("float32, batch norm folded, channels last")
     assert precision.endswith(", some images in bfloat16")
 
 
-def test_what_is_clearly_the_fastest_ends_the_search(clock, monkeypatch):
-    tried = []
-    candidate = execution.Executor._candidate
+@pytest.mark.parametrize(
+    ("model", "tried"),
+    [(Layouts(), 1), (Slow(lambda rows: rows), 4)],
+    ids=["the first is clearly faster", "none is"],
+)
+def test_what_is_clearly_the_fastest_ends_the_search(model, tried, execute):
+    asked = []
 
-    def noted(self, plan):
-        tried.append(plan)
-        return candidate(self, plan)
+    def plans(start, device):
+        for plan in EAGER.plans(start, device):
+            asked.append(plan)
+            yield plan
 
-    monkeypatch.setattr(execution.Executor, "_candidate", noted)
-    probe(Layouts())
-    assert len(tried) == 1
-    tried.clear()
-    probe(Slow(lambda rows: rows))
-    assert len(tried) == 4
+    execute(model, TuningPolicy(plans, worth_tuning=0.0))
+    assert asked == EAGER.plans(START, torch.device("cpu"))[:tried]
+    assert len(asked) == tried
 
 
 @pytest.mark.parametrize(
@@ -267,115 +342,153 @@ def test_what_is_clearly_the_fastest_ends_the_search(clock, monkeypatch):
         (lambda rows: rows, 4),
     ],
 )
-def test_the_batch_size_is_found_too(clock, monkeypatch, seconds, chosen):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    kept = []
-    monkeypatch.setattr(execution.Executor, "__exit__", lambda self, *_: kept.append(self.plan))
-    probe(Slow(seconds))
-    assert kept[0].batch_size == chosen
+def test_the_batch_size_is_found_too(execute, seconds, chosen):
+    _, executor = execute(Slow(seconds))
+    assert executor.tuned
+    assert executor.plan.batch_size == chosen
 
 
-@pytest.fixture
-def compiling(monkeypatch, tmp_path):
-    """Compile whatever the work left, and count it as the fastest."""
+def test_a_batch_size_that_was_asked_for_stays(execute):
+    _, executor = execute(Slow(lambda rows: 1 + 0.1 * rows), sizes=False)
+    assert executor.tuned
+    assert executor.plan.batch_size == 4
+
+
+def test_leaving_in_the_middle_of_the_search_leaves_no_copy_behind(clock):
+    class FasterChannelsLast(Layouts):
+        def forward(self, x):
+            time.sleep(0.001 * len(x))  # half of the time
+            return super().forward(x)
+
+    def plans(start, device):
+        return Plan(4, channels_last=True), Plan(4, folded=True)
+
+    policy = TuningPolicy(plans, worth_tuning=0.0)
+    options = {"tuning": True, "sizes": True, "policy": policy, "clock": clock}
+    recorder = ActivationRecorder(FasterChannelsLast(), ("logits",), INPUTS[:2])
+    with recorder, Executor(recorder, START, len(INPUTS), **options) as executor:
+        for batch in INPUTS.split(ROWS_AT_ONCE)[:3]:
+            executor(batch)
+        assert executor.plan == Plan(4, folded=True)  # and the copy before is the fastest so far
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    del executor
+    gc.collect()  # a copy that was still entered would now put the random state back
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+COMPILING = TuningPolicy(lambda *_: (), worth_tuning=0.0, compiling=0.0)
+NOT_COMPILING = TuningPolicy(lambda *_: (), worth_tuning=0.0, compiling=1e9)
+
+
+class SlowInPython(Layouts):
+    """Takes its time unless it is compiled."""
+
+    def __init__(self):
+        super().__init__(slow_on=None)
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling():
+            time.sleep(0.001 * len(x))
+        return super().forward(x)
+
+
+def test_a_compiled_model_gives_the_same_scores(probing_with, monkeypatch, tmp_path):
     if shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no c++")
     pytest.importorskip("torch._inductor")
-    monkeypatch.setattr(execution, "_COMPILING", 0.0)
-    monkeypatch.setattr(execution, "_GAIN", np.inf)
-    monkeypatch.setattr(execution.Executor, "_variants", lambda *_: [])
-    monkeypatch.setattr(execution.Executor, "_resized", lambda _, best, fastest: _none(fastest))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-
-
-def _none(fastest):
-    return fastest
-    yield
-
-
-def test_a_compiled_model_gives_the_same_scores(compiling, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
-    model = Layouts(slow_on=None)
-    calls = []  # what is called in Python, and by what batch sizes
-    monkeypatch.setattr(
-        execution.Runner,
-        "_forward",
-        lambda runner, chunk, forward=execution.Runner._forward: (
-            calls.append((runner.batch_size, len(chunk))) or forward(runner, chunk)
-        ),
-    )
-    report, expected = probe(model, cache=True), plain(model)
+    model = SlowInPython()
+    options = {"cache": True, "batch_size": 8}
+    batches = probing_with(COMPILING)
+    report = probe(model, **options)
+    rows, plan = batches[-1]
+    expected = plain(model)
     assert report.precision == "float32, compiled"
+    assert plan.compiled
+    assert rows % plan.batch_size  # the last batch is smaller than what was compiled for
     for scores in expected:
-        found = report[scores.layer, scores.scenario]
-        np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
-    assert any(size != rows for size, rows in calls)  # the last batch is smaller
-    calls.clear()
-    assert probe(model, cache=True).to_json() == report.to_json()
-    assert not calls
+        compiled = report[scores.layer, scores.scenario]
+        np.testing.assert_allclose(compiled.auroc, scores.auroc, atol=2e-3)
+    batches.clear()
+    assert probe(model, **options).to_json() == report.to_json()
+    assert not batches
     assert model._compiled_call_impl is None
     assert not torch._inductor.config.freezing
     assert not model.fc._forward_pre_hooks
     # Where it does not pay it runs as it is, and is not forgotten.
-    monkeypatch.setattr(execution, "_COMPILING", 1e9)
-    assert probe(model, cache=True, max_images=290).precision == "float32"
-    monkeypatch.setattr(execution, "_COMPILING", 0.0)
-    monkeypatch.setattr(execution, "_WORTH_TUNING", 1e9)
-    assert probe(model, cache=True, max_images=280).precision == report.precision
+    probing_with(NOT_COMPILING)
+    assert probe(model, **options, max_images=290).precision == "float32"
+    probing_with(TuningPolicy(never, worth_tuning=1e9, compiling=0.0))
+    assert probe(model, **options, max_images=280).precision == report.precision
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(compiling, monkeypatch):
+def test_what_cannot_be_compiled_runs_as_it_is(probing_with, monkeypatch):
+    tried = []
+
     def fails(*_, **__):
+        tried.append(True)
         raise RuntimeError("no compiler found")
 
     monkeypatch.setattr(torch, "compile", fails)
-    model = Layouts(slow_on=None)
-    report = probe(model)
+    probing_with(COMPILING)
+    model = SlowInPython()
+    report = probe(model, batch_size=8)
+    assert tried
     assert report.precision == "float32"
-    assert report.to_json() == plain(model).to_json()
+    assert report.to_json() == plain(model, batch_size=8).to_json()
 
 
-def test_what_is_no_faster_compiled_is_not_tried_again(compiling, monkeypatch, tmp_path):
+def test_what_is_no_faster_compiled_is_not_tried_again(probing_with, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
     tried = []
     # Not torch.compile itself: a model's fingerprint takes it in.
     monkeypatch.setattr(
-        execution.ActivationRecorder, "compile", lambda _, batch_size: tried.append(batch_size)
+        ActivationRecorder, "compile", lambda _, batch_size: tried.append(batch_size)
     )
-    monkeypatch.setattr(execution, "_GAIN", 0.0)
-    model = Layouts(slow_on=None)
+    probing_with(COMPILING)
+    model = SlowInPython()
     for images in (300, 290):
-        assert probe(model, cache=True, max_images=images).precision == "float32"
+        report = probe(model, cache=True, batch_size=8, max_images=images)
+        assert report.precision == "float32"
     assert len(tried) == 1
 
 
 def test_nothing_is_compiled_where_that_does_not_pay():
     code = """
-import sys, numpy as np, torch, torchvision
+import sys, torch
 from torch import nn
-import pytest_watermark_guard as wm
-from pytest_watermark_guard.models.running import execution
-execution._WORTH_TUNING = 0.0
-photos = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.execution import Executor
+from pytest_watermark_guard.models.running.plan import Plan
+from pytest_watermark_guard.models.running.tuning import TuningPolicy
+inputs = torch.rand(640, 3, 32, 32)
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 before = {m for m in sys.modules if m.startswith("torch._inductor")}
-wm.probe(model, photos, ("latin",), preprocess=wm.Preprocessing(size=(32, 32)), cache=False)
+policy = TuningPolicy(worth_tuning=0.0)
+with ActivationRecorder(model, ("logits",), inputs[:2]) as recorder:
+    options = {"tuning": True, "sizes": True, "policy": policy}
+    with Executor(recorder, Plan(4), len(inputs), **options) as executor:
+        for batch in inputs.split(16):
+            executor(batch)
+print(executor.tuned, executor.plan.compiled)
 print(len({m for m in sys.modules if m.startswith("torch._inductor")} - before))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "0"
+    assert done.stdout.split() == ["True", "None", "0"]
 
 
 def test_disagreement_is_in_standard_deviations_of_the_unit():
     rng = np.random.default_rng(0)
     units = rng.normal(5, [1, 100, 0], size=(2000, 3))
     noise = rng.normal(0, [0.1, 1, 0], size=(2000, 3))
-    found = execution.disagreement({"a": units}, {"a": units + noise})
-    assert found == pytest.approx(0.1, rel=0.1)
+    apart = disagreement({"a": units}, {"a": units + noise})
+    assert apart == pytest.approx(0.1, rel=0.1)
     # Shared by all images, a shift moves no rank; but some may be known from an earlier run.
-    assert execution.disagreement({"a": units}, {"a": units + np.array([0.5, 0, 0])}) > 0.4
-    assert execution.disagreement({"a": units}, {"a": units}) == 0
-    assert execution.disagreement({"a": units}, {"a": units * np.nan}) == np.inf
+    assert disagreement({"a": units}, {"a": units + np.array([0.5, 0, 0])}) > 0.4
+    assert disagreement({"a": units}, {"a": units}) == 0
+    assert disagreement({"a": units}, {"a": units * np.nan}) == np.inf
     # A unit that never changes must not start to.
-    assert execution.disagreement({"a": units}, {"a": units + [0, 0, 1] * noise[:, :1]}) > 100
+    assert disagreement({"a": units}, {"a": units + [0, 0, 1] * noise[:, :1]}) > 100
