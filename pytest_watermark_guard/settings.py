@@ -223,9 +223,7 @@ class Setting(NamedTuple):
         """The default, as the help shows it; empty where there is nothing to show."""
         if self.default_text is not None:
             return self.default_text
-        if self.metavar is None:
-            return "off"
-        if self.default is None or self.default == {}:
+        if self.metavar is None or self.default is None or self.default == {}:
             return ""
         return ",".join(self.default) if isinstance(self.default, tuple) else str(self.default)
 
