@@ -31,7 +31,7 @@ class HtmlSummary:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the page."""
-        from pytest_watermark_guard.plugin.options import known_words
+        from pytest_watermark_guard.plugin.options import command_words
         from pytest_watermark_guard.reports.html.origin import origin_of
         from pytest_watermark_guard.reports.html.page import write_html
 
@@ -45,7 +45,7 @@ class HtmlSummary:
             owned=self._summary.owned,
             failures=self._summary.failures,
             origin=origin_of(
-                self._settings, config.getoption("wm_model") or (), paths, known_words(config)
+                self._settings, config.getoption("wm_model") or (), paths, command_words(config)
             ),
             by_name=True,
         )

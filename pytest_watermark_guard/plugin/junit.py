@@ -40,12 +40,9 @@ def _probed(
         if item.part is not None and test_report.when == "call":
             yield item.part.report, item.part
         return
-    from pytest_watermark_guard.reports.probe import ProbeReport
-
     for probed in pending:
-        report = ProbeReport.from_json(probed.report)
-        verdicts = judged(report, probed.gates)
-        yield from ((report, verdict) for verdict in (verdicts or (None,)))
+        verdicts = judged(probed.report, probed.gates)
+        yield from ((probed.report, verdict) for verdict in (verdicts or (None,)))
 
 
 def _properties(

@@ -1,92 +1,142 @@
-"""pytest's options and their ini twins, and how both become settings."""
+"""pytest's options and their ini twins: the run's own, and one for every setting."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
-from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
-from pytest_watermark_guard.settings import PRECISIONS, Settings, parse_setting
-from pytest_watermark_guard.watermarks.scenarios import SCENARIOS
+from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.settings import IniType, Settings, described, parse_setting
 
-# setting -> (metavar, help); each is --wm-NAME on the command line and wm_NAME in an ini file
-SETTINGS = {
-    "images": ("FOLDER", "baseline images without watermarks (default: the built-in set)"),
-    "threshold": ("D", "units with d >= D fail the gate, 0.5 < D <= 1 (default: 0.95)"),
-    "scenarios": ("NAMES", f"comma-separated (default: {','.join(SCENARIOS)})"),
-    "layers": ("NAMES", "logits, features, or names of modules (default: logits,features)"),
-    "device": ("DEVICE", "auto, cpu, cuda, cuda:1 ... (default: auto)"),
-    "precision": ("NAME", f"{', '.join(PRECISIONS)} (default: auto)"),
-    "max_images": ("N", "probe with a random subset of N images (default: all)"),
-    "seed": ("N", "seed of the watermarks and the subset (default: 17)"),
-    "allow": ("UNIT=REASON", "accept a known unit, as in 'logits:carton=harmless'; repeatable"),
-    "engine": ("NAME", "ray: probe by the workers of a Ray cluster (default: none)"),
-    "early_stop": ("P", "a gate may stop early at this risk, 0: never (default: 0.001)"),
-}
-FLAGS = {
-    "control": "probe with scrambled marks too, to tell text from anything printed",
-    "no_cache": "neither use nor keep activations of earlier probes",
-}
 KNOWN_FILE = "wm-known-units.toml"
-KNOWN_FLAGS = {
-    "update-known": "put the sensitive units that gates find now on record; expired ones fail",
-    "no-known": "ignore the units on record",
-}
-INI_TYPES = {
-    "threshold": "float",
-    "scenarios": "args",
-    "layers": "args",
-    "max_images": "int",
-    "seed": "int",
-    "allow": "linelist",
-    "early_stop": "float",
-}
+
+
+class Option(NamedTuple):
+    """``--wm-NAME`` on the command line, ``wm_NAME`` in an ini file.
+
+    Attributes
+    ----------
+    name : str
+        With underscores.
+    meaning : str
+    metavar : str or None
+        Stands for the value in the help. None: a flag.
+    ini_type : str or None
+        As `pytest.Parser.addini` takes it; None: text, or for a flag a bool. A "linelist" is a
+        repeatable option.
+    default : str
+        In words.
+    in_ini : bool
+        Whether an ini file can say it too.
+    keyword : str
+        How the marker and functions say it, where it is a setting.
+    in_command : bool
+        Whether the command that makes a run again has to have it.
+    """
+
+    name: str
+    meaning: str
+    metavar: str | None = None
+    ini_type: IniType | None = None
+    default: str = ""
+    in_ini: bool = True
+    keyword: str = ""
+    in_command: bool = False
+
+    @property
+    def word(self) -> str:
+        """What is typed, up to the value."""
+        return f"--wm-{self.name.replace('_', '-')}"
+
+
+RUN_OPTIONS = (
+    Option("report", "print tables for every probe, and a survey of several models that are gated"),
+    Option(
+        "model",
+        "gate a model, no test file needed: torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, "
+        "package.module:factory or file.pt2, with ?weights=FILE; repeatable",
+        metavar="SPEC",
+        ini_type="linelist",
+    ),
+    Option("json", "write all probes' numbers to a JSON file", metavar="FILE"),
+    Option("html", "write all probes to one HTML file that opens offline", metavar="FILE"),
+    Option("junit", "tell what probes found as properties in JUnit XML"),
+    Option("key", "ownership key that the fixture wm_key reads", metavar="FILE"),
+    Option(
+        "known",
+        "sensitive units on record, which may stay",
+        metavar="FILE",
+        default=KNOWN_FILE,
+        in_command=True,
+    ),
+    # Not for an ini file, where they would undo every gate, or the file itself, for good.
+    Option(
+        "update_known",
+        "put the sensitive units that gates find now on record; expired ones fail",
+        in_ini=False,
+        in_command=True,
+    ),
+    Option("no_known", "ignore the units on record", in_ini=False, in_command=True),
+)
+"""Those that are no settings of a probe."""
+
+
+def all_options() -> Iterator[Option]:
+    """Give the run's own options, and one for every setting."""
+    yield from RUN_OPTIONS
+    for setting in described(Settings).values():
+        keyword = setting.name if setting.metavar else f"{setting.name}={not setting.default}"
+        yield Option(
+            setting.option,
+            setting.meaning,
+            setting.metavar,
+            setting.ini_type,
+            default=setting.default_in_words,
+            keyword=keyword,
+        )
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Register every option with its ini twin."""
     group = parser.getgroup("watermark-guard", "watermark sensitivity of vision models")
+    for option in all_options():
+        help_text = option.meaning + (f" (default: {option.default})" if option.default else "")
+        how: dict[str, Any] = {"metavar": option.metavar}
+        if option.metavar is None:
+            how = {"action": "store_true"}
+        elif option.ini_type == "linelist":
+            how["action"] = "append"
+        group.addoption(option.word, help=help_text, default=None, **how)
+        if option.in_ini:
+            _add_ini(parser, option)
 
-    def add(name: str, help_text: str, ini_type: Any = None, **options: Any) -> None:
-        group.addoption(f"--wm-{name.replace('_', '-')}", help=help_text, default=None, **options)
-        default = {"bool": False, "linelist": [], "args": []}.get(ini_type)
-        parser.addini(f"wm_{name}", f"as --wm-{name.replace('_', '-')}", ini_type, default)
 
-    add(
-        "model",
-        "gate a model, no test file needed: torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, "
-        "package.module:factory or file.pt2, with ?weights=FILE; repeatable",
-        "linelist",
-        action="append",
-        metavar="SPEC",
-    )
-    add("report", "print a table for every probe", "bool", action="store_true")
-    for name, help_text in FLAGS.items():
-        add(name, help_text, "bool", action="store_true")
-    add("json", "write all probes' numbers to a JSON file", metavar="FILE")
-    add("key", "ownership key that the fixture wm_key reads", metavar="FILE")
-    add("html", "write all probes to one HTML file that opens offline", metavar="FILE")
-    add("junit", "tell what probes found as properties in JUnit XML", "bool", action="store_true")
-    add(
-        "known",
-        f"sensitive units on record, which may stay (default: {KNOWN_FILE})",
-        metavar="FILE",
-    )
-    # Not for an ini file, where they would undo every gate, or the file itself, for good.
-    for name, help_text in KNOWN_FLAGS.items():
-        group.addoption(f"--wm-{name}", help=help_text, action="store_true")
+def _add_ini(parser: pytest.Parser, option: Option) -> None:
+    ini_type: Any = option.ini_type if option.metavar else "bool"
     # Older versions take numbers as text, which they are anyway but in pytest 9's own TOML tables.
-    numbers = pytest.version_tuple >= (8, 4)
-    for name, (metavar, help_text) in SETTINGS.items():
-        ini_type = INI_TYPES.get(name)
-        if ini_type in ("float", "int") and not numbers:
-            ini_type = None
-        repeatable = {"action": "append"} if name == "allow" else {}
-        add(name, help_text, ini_type, metavar=metavar, **repeatable)
+    if ini_type in ("float", "int") and pytest.version_tuple < (8, 4):
+        ini_type = None
+    default = {"bool": False, "linelist": [], "args": []}.get(ini_type)
+    parser.addini(f"wm_{option.name}", f"as {option.word}", ini_type, default)
+
+
+def options_table() -> str:
+    """Return the table of all options that the README shows, in Markdown."""
+    lines = ["| option | meaning | default |", "|---|---|---|"]
+    for option in all_options():
+        name = f"`{option.word} {option.metavar}`" if option.metavar else f"`{option.word}`"
+        if option.keyword:
+            name += " ●" if option.metavar else f" ● (`{option.keyword}`)"
+        if not option.in_ini:
+            name += ", on the command line alone"
+        lines.append(f"| {name} | {option.meaning} | {option.default} |")
+    return "\n".join(lines)
+
+
+# --- reading them -------------------------------------------------------------------------------
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -98,116 +148,70 @@ def read_settings(config: pytest.Config) -> Settings:
         If a value cannot be used.
     """
     given = {}
-    for name in SETTINGS:
-        value = config.getoption(f"wm_{name}")
-        folder = config.invocation_params.dir
-        if value is None:
-            folder = config.inipath.parent if config.inipath else folder
-            value = _ini_value(config, f"wm_{name}")
-        if value is not None:
-            if name == "images" and value and value != "builtin":
+    for name, setting in described(Settings).items():
+        value, folder = _given(config, setting.option)
+        if setting.metavar is None:
+            given[name] = not setting.default if value else None
+        elif value is not None:
+            if setting.is_path and value not in ("", "builtin"):
                 value = str(folder / Path(value).expanduser())
             given[name] = parse_setting(name, value)
-    flags = {name: config.getoption(f"wm_{name}") or config.getini(f"wm_{name}") for name in FLAGS}
-    return Settings().override(**given, control=flags["control"], cache=not flags["no_cache"])
+    return Settings().override(**given)
 
 
-def _ini_value(config: pytest.Config, name: str) -> Any:
-    try:
-        value = config.getini(name)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{name} in {config.inipath}: {error}") from None
-    # One that was never set reads as None, "" or [], by pytest version and type.
-    return None if value in ("", []) else value
+def flag_is_set(config: pytest.Config, name: str) -> bool:
+    """Return whether a flag is set."""
+    return bool(_given(config, name)[0])
 
 
-def known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
-    """Return the units on record, and the file that they are in, or would be.
-
-    Raises
-    ------
-    SettingsError
-        If there is no such file.
-    KnownUnitsError
-        If it cannot be read, or not be written where that was asked for.
-    """
-    path = _path(config, "known")
-    updating = bool(config.getoption("wm_update_known"))
-    named = path is not None
-    if path is None:
-        path = (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
-    if config.getoption("wm_no_known"):
-        if updating:
-            raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
-        return KnownUnits(), path
-    inside = path.is_relative_to(config.rootpath)
-    shown = str(path.relative_to(config.rootpath) if inside else path)
-    if not path.exists() and not updating:
-        if named:
-            raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
-        return KnownUnits(shown), path
-    units: tuple[KnownUnit, ...] = ()
-    if path.exists():
-        from pytest_watermark_guard.plugin.known_units_file import read_known
-
-        units = read_known(path)
-    if updating and not os.access(path.parent, os.W_OK):
-        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
-    return KnownUnits(shown, units, updating), path
+def named_path(config: pytest.Config, name: str) -> Path | None:
+    """Return the file that an option names, or None."""
+    value, folder = _given(config, name)
+    return folder / Path(value).expanduser() if value else None
 
 
-def json_path(config: pytest.Config) -> Path | None:
-    """Return where ``--wm-json`` goes, which can be written to.
+def writable_path(config: pytest.Config, name: str) -> Path | None:
+    """Return the file that an option names, or None.
 
     Raises
     ------
     SettingsError
-        If it cannot.
+        If it cannot be written to.
     """
-    return _writable(config, "json")
-
-
-def html_path(config: pytest.Config) -> Path | None:
-    """Return where ``--wm-html`` goes, which can be written to.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot.
-    """
-    return _writable(config, "html")
-
-
-def key_path(config: pytest.Config) -> Path | None:
-    """Return the file that ``--wm-key`` names, or None."""
-    return _path(config, "key")
-
-
-def _writable(config: pytest.Config, name: str) -> Path | None:
-    path = _path(config, name)
-    if path is None:
+    file = named_path(config, name)
+    if file is None:
         return None
     try:
         # Now, not after an hour of probing.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
     except OSError as error:
-        raise SettingsError(f"{name}: cannot write {str(path)!r}: {error.strerror}") from None
-    return path
+        raise SettingsError(f"{name}: cannot write {str(file)!r}: {error.strerror}") from None
+    return file
 
 
-def _path(config: pytest.Config, name: str) -> Path | None:
-    """Return a file that is named: from the working directory, or from that of the ini file."""
-    given, folder = config.getoption(f"wm_{name}"), config.invocation_params.dir
-    if not given:
-        given = _ini_value(config, f"wm_{name}")
-        folder = config.inipath.parent if config.inipath else folder
-    return folder / Path(given).expanduser() if given else None
+def _given(config: pytest.Config, name: str) -> tuple[Any, Path]:
+    """Return what an option or its ini twin says, or None; and the folder that it starts from."""
+    value = config.getoption(f"wm_{name}")
+    if value is not None:
+        return value, config.invocation_params.dir
+    folder = config.inipath.parent if config.inipath else config.invocation_params.dir
+    try:
+        value = config.getini(f"wm_{name}")
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"wm_{name} in {config.inipath}: {error}") from None
+    # One that was never set reads as None, "" or [], by pytest version and type.
+    return (None if value in ("", []) else value), folder
 
 
-def known_words(config: pytest.Config) -> list[str]:
-    """Return the options on known units that the command line gave."""
-    file = config.getoption("wm_known")
-    words = [] if file is None else [f"--wm-known={file}"]
-    flags = (name for name in KNOWN_FLAGS if config.getoption(f"wm_{name.replace('-', '_')}"))
-    return words + [f"--wm-{name}" for name in flags]
+def command_words(config: pytest.Config) -> list[str]:
+    """Return those options of the command line that a run has to have to be made again.
+
+    Models and settings are left out.
+    """
+    words = []
+    for option in RUN_OPTIONS:
+        value = config.getoption(f"wm_{option.name}")
+        if option.in_command and value is not None:
+            words.append(f"{option.word}={value}" if option.metavar else option.word)
+    return words

@@ -1,46 +1,20 @@
-"""pytest's door: options, marker, fixtures, hooks. Thin, and without torch at import."""
+"""pytest's door: options, hooks and fixtures, each a few lines.
+
+Every pytest run imports it, also one that has nothing to do with models: what only some hooks need
+is imported in them.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.errors import (
-    SettingsError,
-    WatermarkGuardError,
-    WatermarkSensitivityError,
-)
+from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.plugin import hookspec
-from pytest_watermark_guard.plugin.github import GitHubActions, send_failure
-from pytest_watermark_guard.plugin.html import HtmlSummary
-from pytest_watermark_guard.plugin.items import GateItem, check_spec, collect_gates
-from pytest_watermark_guard.plugin.junit import add_properties
-from pytest_watermark_guard.plugin.known_units import KnownSummary
-from pytest_watermark_guard.plugin.mask_marker import MASK_MARKER, SIGNATURE, prepare_item
-from pytest_watermark_guard.plugin.masking import MASKED, masking
-from pytest_watermark_guard.plugin.options import (
-    add_options,
-    html_path,
-    json_path,
-    key_path,
-    known_units,
-    read_settings,
-)
-from pytest_watermark_guard.plugin.owned import send_owned
-from pytest_watermark_guard.plugin.summary import Probed, Summary, send, send_masked, send_unchecked
-from pytest_watermark_guard.probing.context import Run, current_run, using_run
-from pytest_watermark_guard.settings import Settings
-from pytest_watermark_guard.watermarks.scenarios import (
-    READY_SCENARIOS,
-    AnyScenario,
-    resolve_scenarios,
-)
+from pytest_watermark_guard.plugin.options import add_options, flag_is_set, named_path
 
 if TYPE_CHECKING:
     import torch
@@ -50,31 +24,11 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
     from pytest_watermark_guard.mitigation.mask import FeatureMask
     from pytest_watermark_guard.ownership.key import OwnershipKey
-    from pytest_watermark_guard.reports.ownership import OwnershipReport
+    from pytest_watermark_guard.plugin.state import GuardState
     from pytest_watermark_guard.reports.probe import ProbeReport
-    from pytest_watermark_guard.reports.verdict import Verdict
+    from pytest_watermark_guard.settings import Settings
 
-MARKER = "wm_settings"
-
-
-@dataclass
-class GuardState:
-    """What the plugin knows of one pytest run."""
-
-    run: Run
-    models: tuple[str, ...]
-    only_models: bool
-    json_path: Path | None
-    html_path: Path | None
-    known_path: Path
-    junit: bool
-    # Finished in this process since the last phase of a test was reported.
-    pending: list[Probed]
-    pending_owned: list[OwnershipReport]
-
-
-STATE = pytest.StashKey[GuardState]()
-WRONG_MARKER = pytest.StashKey[str]()
+STATE: pytest.StashKey[GuardState] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,70 +40,16 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    known_settings = ", ".join(f"{f.name}=..." for f in fields(Settings))
-    config.addinivalue_line(
-        "markers",
-        f"{MARKER}({known_settings}): settings of the watermark probes that this test makes.",
-    )
-    config.addinivalue_line(
-        "markers",
-        f"{SIGNATURE}: the model that the named fixture gives has its most watermark-sensitive "
-        "features set to zero in this test (or threshold= or units= instead of fraction=), or "
-        "what tells the marks erased from its features (method='erase').",
-    )
-    models = config.getoption("wm_model") or config.getini("wm_model") or []
+    if config.option.help:
+        return  # the options are printed, and nothing is run
+    from pytest_watermark_guard.plugin.markers import register_markers
+    from pytest_watermark_guard.plugin.state import start_run
+
+    register_markers(config)
     try:
-        scenarios = _known_scenarios(config)
-        settings = read_settings(config)
-        resolve_scenarios(settings.scenarios, scenarios)
-        for spec in models:
-            check_spec(spec, config)
-        path, html = json_path(config), html_path(config)
-        known, known_path = known_units(config)
+        config.stash[STATE] = start_run(config)
     except WatermarkGuardError as error:
         raise pytest.UsageError(f"watermark guard: {error}") from None
-    pending: list[Probed] = []
-    pending_owned: list[OwnershipReport] = []
-
-    def on_report(report: ProbeReport) -> None:
-        pending.append(Probed(report.to_json()))
-
-    def on_verdict(verdict: Verdict) -> None:
-        gate = {"threshold": verdict.threshold, "allow": dict(verdict.allow)}
-        text = verdict.report.to_json()
-        next(probed for probed in pending if probed.report == text).gates.append(gate)
-
-    run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict, known=known)
-    run = replace(run, on_ownership=pending_owned.append, examples=html is not None)
-    config.stash[STATE] = GuardState(
-        run,
-        tuple(dict.fromkeys(models)),
-        # On the command line, models alone: "gate this checkpoint"; beside paths, or in an ini
-        # file: gate it along with the tests.
-        only_models=any(str(a).startswith("--wm-model") for a in config.invocation_params.args)
-        and config.args_source is not pytest.Config.ArgsSource.ARGS,
-        json_path=path,
-        html_path=html,
-        known_path=known_path,
-        junit=bool(config.getoption("wm_junit") or config.getini("wm_junit")),
-        pending=pending,
-        pending_owned=pending_owned,
-    )
-    # From here on, so that probes made while tests are collected go by it too.
-    during = ExitStack()
-    during.enter_context(using_run(run))
-    config.add_cleanup(during.close)
-
-
-def _known_scenarios(config: pytest.Config) -> Mapping[str, AnyScenario]:
-    offered = [s for group in config.hook.pytest_wm_scenarios(config=config) for s in group]
-    own = {s.name: s for s in resolve_scenarios(offered)} if offered else {}
-    return {**READY_SCENARIOS, **own}
-
-
-def _worker_number(config: pytest.Config) -> int:
-    worker: str = getattr(config, "workerinput", {}).get("workerid", "gw0")
-    return int(worker.removeprefix("gw"))
 
 
 # --- collecting ---------------------------------------------------------------------------------
@@ -172,37 +72,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
-    run = config.stash[STATE].run
-    for item in items:
-        with _marked_rightly(item, MARKER):
-            resolve_scenarios(_settings_at(item, run).scenarios, run.scenarios)
-    items += collect_gates(session, config.stash[STATE].models)
+    from pytest_watermark_guard.plugin.items import collect_gates
+    from pytest_watermark_guard.plugin.markers import check_settings_markers, prepare_masks
+
+    state = config.stash[STATE]
+    check_settings_markers(items, state.run)
+    items += collect_gates(session, state.models)
     result = yield
-    for item in items:  # after other plugins, which may have marked some of them
-        with _marked_rightly(item, MASK_MARKER):
-            prepare_item(item, run.scenarios)
+    prepare_masks(items, state.run)  # after other plugins, which may have marked some of them
     return result
-
-
-@contextmanager
-def _marked_rightly(item: pytest.Item, marker: str) -> Iterator[None]:
-    try:
-        yield
-    except WatermarkGuardError as error:
-        message = f"{item.nodeid}: @pytest.mark.{marker}: {error}"
-        if not hasattr(item.config, "workerinput"):
-            raise pytest.UsageError(message) from None
-        # A worker cannot end the run: there, the test that is marked wrongly errs.
-        item.stash[WRONG_MARKER] = message
-
-
-def _settings_at(node: pytest.Item | pytest.Collector, run: Run) -> Settings:
-    settings = run.settings
-    for marker in reversed(list(node.iter_markers(MARKER))):  # the closest marker wins
-        if marker.args:
-            raise SettingsError("takes keyword arguments only")
-        settings = settings.override(**marker.kwargs)
-    return settings
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -210,25 +88,31 @@ def _settings_at(node: pytest.Item | pytest.Collector, run: Run) -> Settings:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    from pytest_watermark_guard.plugin.markers import WRONG_MARKER, run_at
+    from pytest_watermark_guard.probing.context import using_run
+
     if WRONG_MARKER in item.stash:
         return (yield)
-    run = item.config.stash[STATE].run
-    with using_run(replace(run, settings=_settings_at(item, run))):
+    with using_run(run_at(item, item.config.stash[STATE].run)):
         return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    from pytest_watermark_guard.plugin.markers import WRONG_MARKER
+
     if WRONG_MARKER in item.stash:
         pytest.fail(item.stash[WRONG_MARKER], pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
+    from pytest_watermark_guard.plugin.markers import run_at
+    from pytest_watermark_guard.probing.context import using_run
+
     # By the markers of the fixture's own scope: a wider fixture must not depend on which test
     # happens to ask for it first.
-    run = request.config.stash[STATE].run
-    with using_run(replace(run, settings=_settings_at(request.node, run))):
+    with using_run(run_at(request.node, request.config.stash[STATE].run)):
         return (yield)
 
 
@@ -236,49 +120,42 @@ def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, obje
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    from pytest_watermark_guard.plugin.sending import send_findings
+
     test_report = yield
-    state = item.config.stash[STATE]
-    pending = state.pending
-    if state.junit:
-        add_properties(item, test_report, pending)
-    if test_report.failed and call.excinfo:
-        send_unchecked(test_report, call.excinfo.value)
-        if verdict := _verdict(item, call.excinfo.value):
-            send_failure(test_report, verdict, getattr(item, "probe_key", None))
-    if pending:
-        send(test_report, pending, getattr(item, "probe_key", None))
-    if state.pending_owned:
-        send_owned(test_report, state.pending_owned)
-    if test_report.when == "setup" and MASKED in item.stash:
-        send_masked(test_report, item.stash[MASKED])
+    send_findings(item, call, test_report, item.config.stash[STATE])
     return test_report
-
-
-def _verdict(item: pytest.Item, error: BaseException) -> Verdict | None:
-    """Return the verdict of the gate that failed a test, if one did."""
-    if isinstance(error, WatermarkSensitivityError):
-        return cast("Verdict | None", error.verdict)
-    return item.part if isinstance(item, GateItem) else None
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
+    from pytest_watermark_guard.plugin.github import GitHubActions
+    from pytest_watermark_guard.plugin.html import HtmlSummary
+    from pytest_watermark_guard.plugin.known_units import KnownSummary
+    from pytest_watermark_guard.plugin.summary import Summary
+
     config = session.config
     if hasattr(config, "workerinput"):
         return
     state = config.stash[STATE]
-    show_report = bool(config.getoption("wm_report") or config.getini("wm_report"))
-    threshold = state.run.settings.threshold
-    pending = state.pending, state.pending_owned
-    summary = Summary(config, *pending, show_report, state.json_path, threshold, state.models)
+    run = state.run
+    summary = Summary(
+        config,
+        state.pending,
+        state.pending_owned,
+        show_report=flag_is_set(config, "report"),
+        json_path=state.json_path,
+        threshold=run.settings.threshold,
+        models=state.models,
+    )
     # Of several, the last registered has the first word in the terminal.
     if os.environ.get("GITHUB_ACTIONS") == "true":
         actions = GitHubActions(summary, os.environ)
         config.pluginmanager.register(actions, "watermark-guard-github")
-    known = KnownSummary(summary, state.run.known, state.known_path)
+    known = KnownSummary(summary, run.known, state.known_path)
     config.pluginmanager.register(known, "watermark-guard-known")
     if state.html_path is not None:
-        html = HtmlSummary(summary, state.html_path, state.run.settings)
+        html = HtmlSummary(summary, state.html_path, run.settings)
         config.pluginmanager.register(html, "watermark-guard-html")
     config.pluginmanager.register(summary, "watermark-guard-summary")
 
@@ -292,6 +169,8 @@ class Guard:
     @property
     def settings(self) -> Settings:
         """The settings that hold: marker, then command line, then ini file, then defaults."""
+        from pytest_watermark_guard.probing.context import current_run
+
         return current_run().settings
 
     def probe(self, model: nn.Module | str, **arguments: Any) -> ProbeReport:
@@ -328,7 +207,7 @@ def wm_key(pytestconfig: pytest.Config) -> OwnershipKey:
     """The ownership key that ``--wm-key`` or ``wm_key`` in the ini file names."""
     from pytest_watermark_guard.ownership.key import OwnershipKey
 
-    path = key_path(pytestconfig)
+    path = named_path(pytestconfig, "key")
     if path is None:
         pytest.fail("wm_key: no key was named; pass --wm-key=FILE, or set wm_key", pytrace=False)
     return OwnershipKey.load(path)
@@ -349,5 +228,7 @@ def wm_batches() -> ProbingBatches:
 @pytest.fixture
 def wm_mask(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureErasure]:
     """What the marker ``wm_mask`` of this test took out of its model's features."""
+    from pytest_watermark_guard.plugin.masking import masking
+
     with masking(request) as mask:
         yield mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,9 @@ NOT_CHECKED = 6
 
 @dataclass
 class Probed:
-    """A probe's report and the gates that used it, as text that crosses process borders."""
+    """A probe's report, and the threshold and the allowed units of each gate that used it."""
 
-    report: str
+    report: ProbeReport
     gates: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -51,7 +51,10 @@ def send(test_report: pytest.TestReport, pending: list[Probed], key: str | None)
     key : str or None
         What tells these probes from others, whichever worker makes them; default their content.
     """
-    entries = [{"key": key or probed.report, **asdict(probed)} for probed in pending]
+    entries = []
+    for probed in pending:
+        text = probed.report.to_json()
+        entries.append({"key": key or text, "report": text, "gates": probed.gates})
     test_report.wm_probed = entries  # type: ignore[attr-defined]
     pending.clear()
 
@@ -151,7 +154,8 @@ class Summary:
         """Each probe so far with the verdicts of the gates that used it."""
         # Probes that no test made: at collection, or while the session ended.
         for probed in self._pending:
-            self._add(key=probed.report, **asdict(probed))
+            text = probed.report.to_json()
+            self._add(key=text, report=text, gates=probed.gates)
         self._pending.clear()
         return list(self._probed.values())
 

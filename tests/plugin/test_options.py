@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
+
+from pytest_watermark_guard.plugin.options import options_table
+
+README = Path(__file__).parents[2] / "README.md"
 
 SHOW = """
     import pytest
@@ -375,3 +381,70 @@ def test_without_the_cache(project, monkeypatch, tmp_path):
     )
     project.runpytest("--wm-model=shop:blind").assert_outcomes(passed=4)
     assert list(tmp_path.rglob("*.npy"))
+
+
+def test_the_readme_has_the_table_of_all_options():
+    # After a change of options, print(options_table()) gives the README's new table.
+    text = README.read_text("utf-8")
+    start = text.index("| option | meaning | default |")
+    assert text[start : text.index("\n\n", start)] == options_table()
+
+
+MORE_SETTINGS = """
+    from dataclasses import dataclass
+    from pytest_watermark_guard import settings
+
+    def check_loudness(name, value):
+        if not 0 <= value <= 11:
+            raise settings.SettingsError(f"{name} must be in [0, 11], got {value!r}")
+        return value
+
+    @dataclass(frozen=True)
+    class MoreSettings(settings.Settings):
+        loudness: float = settings.setting(
+            1.5, meaning="how loud it is", metavar="L", check=check_loudness, ini_type="float"
+        )
+        quick: bool = settings.setting(True, meaning="be slow", check=lambda name, value: value)
+
+    settings.Settings = MoreSettings
+"""
+
+
+def test_a_field_is_all_that_a_new_setting_needs(project, monkeypatch):
+    project.makeconftest(SHOW)
+    project.makepyfile(
+        more_settings=MORE_SETTINGS,
+        test_it="""
+        import pytest
+
+        def test_it(show):
+            show()
+
+        @pytest.mark.wm_settings(loudness=11, quick=True)
+        def test_marked(show):
+            show()
+        """,
+    )
+    monkeypatch.setenv("PYTHONPATH", str(project.path), prepend=os.pathsep)
+
+    def run(*options):
+        # In a process of its own, where the plugin sees the larger class from the start.
+        return project.runpytest_subprocess("-p", "more_settings", *options)
+
+    def expect(without_marker, *options):
+        result = run("-s", "-p", "no:randomly", *options)
+        shown = [line for line in result.outlines if "SETTINGS" in line]
+        assert without_marker in shown[0]
+        assert "loudness=11, quick=True" in shown[1]
+
+    expect("loudness=3.5, quick=False", "--wm-loudness=3.5", "--wm-no-quick", "--wm-html=run.html")
+    page = (project.path / "run.html").read_text("utf-8")
+    assert "--wm-loudness=3.5 --wm-no-quick" in page
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("\nwm_loudness = 2.5\nwm_no_quick = true\n")
+    expect("loudness=2.5, quick=False")
+    run("--help").stdout.fnmatch_lines(["*--wm-loudness=L*how loud it is (default: 1.5)*"])
+    run("--markers").stdout.fnmatch_lines(["@pytest.mark.wm_settings(*loudness=..., quick=...)*"])
+    wrong = run("--wm-loudness=12")
+    assert wrong.ret == pytest.ExitCode.USAGE_ERROR
+    wrong.stderr.fnmatch_lines(["ERROR: *loudness must be in [[]0, 11], got 12.0"])

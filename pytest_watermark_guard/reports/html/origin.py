@@ -10,11 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pytest_watermark_guard.reports.environment import versions
-from pytest_watermark_guard.settings import Settings
+from pytest_watermark_guard.settings import Setting, Settings, described
 
-_PLAIN = (
-    "images", "threshold", "device", "precision", "max_images", "seed", "early_stop", "engine",
-)  # fmt: skip
 # Written even where they are the defaults: they are what the numbers depend on most.
 _ALWAYS = ("threshold", "seed")
 
@@ -66,20 +63,20 @@ def origin_of(
 
 
 def _options(settings: Settings) -> Iterator[str]:
-    default = Settings()
-    for name in _PLAIN:
-        value = getattr(settings, name)
-        plain = isinstance(value, str | Path | int | float)
-        if plain and (name in _ALWAYS or value != getattr(default, name)):
-            yield f"--wm-{name.replace('_', '-')}={value}"
-    for name in ("scenarios", "layers"):
-        values = getattr(settings, name)
-        if values != getattr(default, name):
-            named = (value if isinstance(value, str) else value.name for value in values)
-            yield f"--wm-{name}={','.join(named)}"
-    for unit, reason in settings.allow.items():
-        yield f"--wm-allow={unit}={reason}"
-    if settings.control:
-        yield "--wm-control"
-    if not settings.cache:
-        yield "--wm-no-cache"
+    for name, setting in described(settings).items():
+        words = _words(setting, getattr(settings, name))
+        if name in _ALWAYS or words != _words(setting, setting.default):
+            yield from words
+
+
+def _words(setting: Setting, value: object) -> list[str]:
+    """Return the options that give a setting its value; none for a value that no text names."""
+    option = f"--wm-{setting.option.replace('_', '-')}"
+    if setting.metavar is None:
+        return [] if value == setting.default else [option]
+    if isinstance(value, Mapping):
+        return [f"{option}={key}={text}" for key, text in value.items()]
+    if isinstance(value, tuple):
+        names = [each if isinstance(each, str) else each.name for each in value]
+        return [f"{option}={','.join(names)}"]
+    return [f"{option}={value}"] if isinstance(value, str | Path | int | float) else []

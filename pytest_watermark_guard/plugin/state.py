@@ -1,0 +1,102 @@
+"""What the plugin knows of one pytest run, found out when the run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_watermark_guard.plugin.items import check_spec
+from pytest_watermark_guard.plugin.known_units import known_units
+from pytest_watermark_guard.plugin.options import flag_is_set, read_settings, writable_path
+from pytest_watermark_guard.plugin.summary import Probed
+from pytest_watermark_guard.probing.context import Run, using_run
+from pytest_watermark_guard.watermarks.scenarios import (
+    READY_SCENARIOS,
+    AnyScenario,
+    resolve_scenarios,
+)
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.reports.ownership import OwnershipReport
+    from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.verdict import Verdict
+
+
+@dataclass
+class GuardState:
+    """What the plugin knows of one pytest run."""
+
+    run: Run
+    models: tuple[str, ...]
+    only_models: bool
+    json_path: Path | None
+    html_path: Path | None
+    known_path: Path
+    junit: bool
+    # Finished in this process since the last phase of a test was reported.
+    pending: list[Probed]
+    pending_owned: list[OwnershipReport]
+
+
+def start_run(config: pytest.Config) -> GuardState:
+    """Read the options, and have probes go by them until the run ends.
+
+    Raises
+    ------
+    WatermarkGuardError
+        If one of them cannot be used.
+    """
+    scenarios = _known_scenarios(config)
+    settings = read_settings(config)
+    resolve_scenarios(settings.scenarios, scenarios)
+    models: Sequence[str] = config.getoption("wm_model") or config.getini("wm_model") or ()
+    for spec in models:
+        check_spec(spec, config)
+    json_path, html_path = writable_path(config, "json"), writable_path(config, "html")
+    known, known_path = known_units(config)
+    pending: list[Probed] = []
+    pending_owned: list[OwnershipReport] = []
+
+    def on_report(report: ProbeReport) -> None:
+        pending.append(Probed(report))
+
+    def on_verdict(verdict: Verdict) -> None:
+        gate = {"threshold": verdict.threshold, "allow": dict(verdict.allow)}
+        next(probed for probed in pending if probed.report is verdict.report).gates.append(gate)
+
+    run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict, known=known)
+    run = replace(run, on_ownership=pending_owned.append, examples=html_path is not None)
+    # From here on, so that probes made while tests are collected go by it too.
+    during = ExitStack()
+    during.enter_context(using_run(run))
+    config.add_cleanup(during.close)
+    return GuardState(
+        run,
+        tuple(dict.fromkeys(models)),
+        # On the command line, models alone: "gate this checkpoint"; beside paths, or in an ini
+        # file: gate it along with the tests.
+        only_models=any(str(a).startswith("--wm-model") for a in config.invocation_params.args)
+        and config.args_source is not pytest.Config.ArgsSource.ARGS,
+        json_path=json_path,
+        html_path=html_path,
+        known_path=known_path,
+        junit=flag_is_set(config, "junit"),
+        pending=pending,
+        pending_owned=pending_owned,
+    )
+
+
+def _known_scenarios(config: pytest.Config) -> Mapping[str, AnyScenario]:
+    offered = [s for group in config.hook.pytest_wm_scenarios(config=config) for s in group]
+    own = {s.name: s for s in resolve_scenarios(offered)} if offered else {}
+    return {**READY_SCENARIOS, **own}
+
+
+def _worker_number(config: pytest.Config) -> int:
+    worker: str = getattr(config, "workerinput", {}).get("workerid", "gw0")
+    return int(worker.removeprefix("gw"))
