@@ -11,7 +11,8 @@ from torch import nn
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.probing.recorded import recorded
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.search import Find, SearchReport
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 

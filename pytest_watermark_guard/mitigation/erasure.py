@@ -212,27 +212,30 @@ class FeatureErasure:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
-        told = {"weights": self.weights, "description": self.description}
-        return {**arrays, **told, "scenarios": list(self.scenarios)}
+        return {
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
+            "weights": self.weights,
+            "description": self.description,
+            "scenarios": list(self.scenarios),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureErasure:
-        """Make one of what `to_dict` gave.
+        """Read what `to_dict` gave.
 
         Raises
         ------
         MaskError
+            If the arrays do not fit together.
+        ValueError, KeyError, TypeError
             If it is something else.
         """
-        try:
-            left, right, mean = (np.array(data[name], dtype=np.float64) for name in _ARRAYS)
-            told = str(data["weights"]), str(data["description"])
-            return cls(left, right, mean, *told, tuple(map(str, data["scenarios"])))
-        except MaskError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise MaskError(f"no data of an erasure: {type(error).__name__}: {error}") from error
+        return cls(
+            **{name: np.array(data[name], dtype=np.float64) for name in _ARRAYS},
+            weights=str(data["weights"]),
+            description=str(data["description"]),
+            scenarios=tuple(map(str, data["scenarios"])),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the erasure to a JSON file."""
@@ -247,11 +250,8 @@ class FeatureErasure:
         MaskError
             If the file cannot be read or holds something else.
         """
-        data = serialization.load(path, _KIND)
-        try:
+        with serialization.loading(path, _KIND) as data:
             return cls.from_dict(data)
-        except MaskError as error:
-            raise MaskError(f"{str(path)!r}: {error}") from error
 
 
 def _leace() -> Any:

@@ -153,12 +153,13 @@ class FeatureMask:
         MaskError
             If the file cannot be read or holds something else.
         """
-        data = serialization.load(path, _KIND)
-        try:
-            units, width = (tuple(map(int, data["units"])), int(data["width"]))
-            return cls(units, width, str(data["weights"]), str(data["description"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise MaskError(f"{str(path)!r} is no file of a mask: {error}") from error
+        with serialization.loading(path, _KIND) as data:
+            return cls(
+                units=tuple(map(int, data["units"])),
+                width=int(data["width"]),
+                weights=str(data["weights"]),
+                description=str(data["description"]),
+            )
 
 
 def _choose(

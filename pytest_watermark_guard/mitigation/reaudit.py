@@ -15,7 +15,8 @@ from pytest_watermark_guard.models.state import unwrapped
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.gate import judge
 from pytest_watermark_guard.probing.probe import probe
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, listed, printable
 from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -139,14 +140,10 @@ def reaudit(model: nn.Module, threshold: float | None = None, **arguments: Any) 
     after = probe(model, name=name, **arguments)
     verdict = judge(after, settings.threshold, settings.allow)
     changes = tuple(
-        Change(_worst(before, key), _worst(after, key), settings.threshold) for key in after.scores
+        Change(before[key].strongest(), after[key].strongest(), settings.threshold)
+        for key in after.scores
     )
     return Reaudit(mask.description, before, after, verdict, changes)
-
-
-def _worst(report: ProbeReport, key: tuple[str, str]) -> SensitiveUnit:
-    scores = report[key]
-    return scores.unit(scores.ranking()[0])
 
 
 def _interval(unit: SensitiveUnit) -> tuple[float, float]:

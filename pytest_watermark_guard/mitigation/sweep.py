@@ -21,7 +21,7 @@ from pytest_watermark_guard.models.linear_probe import HeadTrainer, LinearHead
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import RecordedActivations, recorded
-from pytest_watermark_guard.reports.probe import Scores
+from pytest_watermark_guard.reports.scores import Scores
 from pytest_watermark_guard.statistics.auroc import auroc, paired_auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of

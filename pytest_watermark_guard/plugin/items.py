@@ -158,13 +158,13 @@ class GateItem(pytest.Item):
         if key not in verdict.report.scores:
             pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
         whole = verdict.report
-        early = whole.early_stop and whole.early_stop.of(*key)
+        early = whole.early_stop and whole.early_stop.restrict_to(*key)
         share = replace(
             verdict,
             report=replace(whole, scores={key: whole.scores[key]}, early_stop=early),
             failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
             allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
-            known=verdict.known.of(*key),
+            known=verdict.known.restrict_to(*key),
         )
         self.share = share
         if not share.passed:

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from pytest_watermark_guard.probing.activation_cache import ActivationCache
 from pytest_watermark_guard.probing.scoring import AllScores
+from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
-from pytest_watermark_guard.reports.probe import EarlyStop, Impact, ProbeReport
+from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.probe import ProbeReport
 
 
 class ProbeMeasurement(NamedTuple):

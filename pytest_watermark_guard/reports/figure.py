@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import SettingsError
 
 SHADES = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")
@@ -26,6 +28,14 @@ def new_figure(width: float, height: float) -> Any:
             "pip install pytest-watermark-guard[plot]"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure to a file whose suffix says the format, PNG if it has none."""
+    path = Path(path)
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.png")
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
 
 
 def shortened(name: str, width: int = 32) -> str:

@@ -62,7 +62,7 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
                 f"{len(scores.names):,}",
                 f"{scores.count(lowest):,}",
                 f"{scores.differentiability.max():.3f}",
-                scores.unit(scores.ranking()[0]).label,
+                scores.strongest().label,
             )
             for scores in report
         ],

@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+    from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.scores import SensitiveUnit
 
 MARGIN = 0.005
 """By how much d may exceed its record: more than rounding and precision move it."""
@@ -105,7 +106,7 @@ class KnownFindings:
         """All sensitive units that are on record."""
         return (*self.passed, *self.worse, *self.expired)
 
-    def of(self, layer: str, scenario: str) -> KnownFindings:
+    def restrict_to(self, layer: str, scenario: str) -> KnownFindings:
         """Return the part for one layer and scenario."""
 
         def units(

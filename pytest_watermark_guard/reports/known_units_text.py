@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pytest_watermark_guard.reports.known_units import KnownFindings, KnownUnit
-from pytest_watermark_guard.reports.probe import SensitiveUnit
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, printable
 
 WORST = 10

@@ -12,14 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import RenderableType
 from rich.text import Text
 
+from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import open_baseline
-from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.probe import SensitiveUnit
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, printable
 
-KIND = "search"
+FORMAT = DocumentFormat("search", "search")
 
 
 class Find(NamedTuple):
@@ -86,7 +87,7 @@ class SearchReport:
 
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""
-        write_document(path, KIND, asdict(self))
+        FORMAT.write(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> SearchReport:
@@ -97,25 +98,15 @@ class SearchReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             return cls(
                 str(data["model"]),
                 str(data["images"]),
                 int(data["n_images"]),
-                tuple(map(_read_unit, data["detectors"])),
+                tuple(map(SensitiveUnit.from_dict, data["detectors"])),
                 tuple(Find(str(image), float(score)) for image, score in data["finds"]),
                 tuple(map(str, data["notes"])),
             )
-
-
-def _read_unit(data: dict[str, Any]) -> SensitiveUnit:
-    return SensitiveUnit(
-        str(data["layer"]),
-        str(data["scenario"]),
-        int(data["index"]),
-        str(data["name"]),
-        *(float(data[name]) for name in ("auroc", "differentiability", "low", "high")),
-    )
 
 
 _FOLDERS = 5
@@ -155,12 +146,13 @@ def _parts(found: SearchReport, style: Style) -> Iterator[RenderableType]:
 
 _SIDE, _GAP, _LINE = 160, 8, 14  # pixels
 _ACROSS = 8
-_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def draw_gallery(found: SearchReport, path: Path, images: Any) -> None:
     """Draw the finds in rows, each above its score and the end of its name."""
-    if path.suffix.lower() not in _FORMATS:
+    image_format = _FORMATS.get(path.suffix.lower())
+    if image_format is None:
         raise SettingsError(f"gallery: {str(path)!r} must end in one of {', '.join(_FORMATS)}")
     baseline = open_baseline(images)
     places = {identity: place for place, identity in enumerate(baseline.identities)}
@@ -185,7 +177,7 @@ def draw_gallery(found: SearchReport, path: Path, images: Any) -> None:
         pen.text((left, top + _SIDE + 1), label, fill="black", font=font)
         name = _fitting(printable(find.image), font)
         pen.text((left, top + _SIDE + 1 + _LINE), name, fill="#444444", font=font)
-    sheet.save(path)
+    write_atomically(path, lambda file: sheet.save(file, image_format))
 
 
 def _fitting(name: str, font: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,13 +15,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import ReportError
-from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
+from pytest_watermark_guard.reports.figure import SHADES, new_figure, save_figure, shortened
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import printable
 
-KIND = "surface"
+FORMAT = DocumentFormat("surface", "surface")
 Floats = npt.NDArray[np.float64]
 Value = Any  # number, name, or tuple of numbers: what a Scenario takes
 Point = tuple[Value, ...]
@@ -127,11 +127,11 @@ class SurfaceReport:
             "scenario": self.scenario,
             "vary": self.vary,
             "reports": [
-                {"point": point, "report": json.loads(report.to_json())}
+                {"point": point, "report": report.to_dict()}
                 for point, report in self.reports.items()
             ],
         }
-        write_document(path, KIND, data)
+        FORMAT.write(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SurfaceReport:
@@ -142,18 +142,18 @@ class SurfaceReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             scenario = str(data["scenario"])
             vary = {str(name): _values(found) for name, found in data["vary"].items()}
             reports = {
-                _values(entry["point"]): ProbeReport.from_json(json.dumps(entry["report"]))
+                _values(entry["point"]): ProbeReport.from_dict(entry["report"])
                 for entry in data["reports"]
             }
             if not reports or set(reports) != set(product(*vary.values())):
-                raise ReportError(f"{str(path)!r} holds no surface: its points are not its grid's")
+                raise ReportError("its points are not its grid's")
             shapes = {tuple((s.layer, len(s.names)) for s in r) for r in reports.values()}
             if len(shapes) > 1 or any(r.scenarios != (scenario,) for r in reports.values()):
-                raise ReportError(f"{str(path)!r} holds no surface: its points were probed unlike")
+                raise ReportError("its points were probed unlike")
             return cls(str(data["model"]), scenario, vary, reports)
 
 
@@ -213,7 +213,7 @@ def _layer(
     rows = []
     for point, report in surface.reports.items():
         here = report[layer, surface.scenario]
-        worst = here.unit(here.ranking()[0])
+        worst = here.strongest()
         rows.append(
             (
                 *_cells(point),
@@ -269,7 +269,7 @@ def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, 
             _draw_map(figure, axis, surface, panel)
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 class _Panel(NamedTuple):

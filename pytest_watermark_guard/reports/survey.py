@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,14 +14,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.reports.documents import read_document, write_document
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
+from pytest_watermark_guard.reports.figure import SHADES, new_figure, save_figure, shortened
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import count, printable
 from pytest_watermark_guard.settings import check_threshold
 
-KIND = "survey"
+FORMAT = DocumentFormat("survey", "survey")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +156,10 @@ class SurveyReport:
     def save(self, path: str | Path) -> None:
         """Write the survey to a JSON file."""
         data = {
-            "reports": {name: json.loads(r.to_json()) for name, r in self.reports.items()},
+            "reports": {name: report.to_dict() for name, report in self.reports.items()},
             "failures": dict(self.failures),
         }
-        write_document(path, KIND, data)
+        FORMAT.write(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SurveyReport:
@@ -170,10 +170,9 @@ class SurveyReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             reports = {
-                str(name): ProbeReport.from_json(json.dumps(report))
-                for name, report in data["reports"].items()
+                str(name): ProbeReport.from_dict(report) for name, report in data["reports"].items()
             }
             failures = {str(name): str(reason) for name, reason in data["failures"].items()}
             return cls(reports, failures)
@@ -298,7 +297,7 @@ def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
         _draw_classes(axes.pop(0), survey, scenario)
     for axis, layer in zip(axes, layers, strict=True):
         _draw_counts(axis, survey, layer, scenario)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _draw_classes(axis: Any, survey: SurveyReport, scenario: str) -> None:

@@ -9,8 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.early_stop import Decision
 from pytest_watermark_guard.reports.known_units_text import known_lines
-from pytest_watermark_guard.reports.probe import TIERS, Decision, ProbeReport, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import count, decision, extent, printable, unit_table
 from pytest_watermark_guard.reports.verdict import Verdict, allowed_lines
 
@@ -108,7 +110,7 @@ def _counts(report: ProbeReport, style: Style) -> Table:
     columns = ("layer", "script", "units", *tiers, "max d", *["images"] * bool(taken), "unit")
     rows = []
     for scores in report:
-        worst = scores.unit(scores.ranking()[0])
+        worst = scores.strongest()
         rows.append(
             (
                 printable(scores.layer),

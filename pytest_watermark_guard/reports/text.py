@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_watermark_guard.reports.probe import EarlyStop, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.early_stop import EarlyStop
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 
 
 def printable(text: str, width: int | None = None) -> str:

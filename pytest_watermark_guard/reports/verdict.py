@@ -9,7 +9,8 @@ from rich.cells import cell_len, set_cell_size
 
 from pytest_watermark_guard.reports.known_units import KnownFindings
 from pytest_watermark_guard.reports.known_units_text import known_lines
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import (
     count,
     decision,

@@ -313,7 +313,12 @@ def test_wrong_options_are_usage_errors(project, options, message):
 
 
 def test_a_file_that_cannot_be_written_fails_the_run(project):
-    (project.path / f"{FILE}.new").mkdir()
+    (project.path / "conftest.py").write_text(
+        "from pathlib import Path\n\n"
+        "def pytest_collection_finish():\n"
+        f"    Path({FILE!r}).unlink(missing_ok=True)\n"
+        f"    Path({FILE!r}).mkdir()\n"
+    )
     result = project.runpytest("--wm-model=shop:sensitive", "--wm-update-known")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"watermark guard: could not write {FILE}: *"])

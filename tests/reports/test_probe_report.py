@@ -58,9 +58,9 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a probe report"),
-        ("[]", "not a probe report"),
-        ("{}", "its format is None"),
+        ("", "holds no probe report"),
+        ("[]", "holds no probe report"),
+        ("{}", "is of format None"),
         ('{"format": "pytest-watermark-guard/report", "format_version": 99}', "is newer"),
         ('{"format": "pytest-watermark-guard/report", "format_version": 1}', "KeyError"),
         ("[" * 200_000, "RecursionError"),
@@ -73,7 +73,7 @@ def test_what_is_no_report(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ReportError, match="cannot read report"):
+    with pytest.raises(ReportError, match="cannot read probe report"):
         ProbeReport.load(tmp_path / "none.json")
 
 

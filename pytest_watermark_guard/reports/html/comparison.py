@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
-from pytest_watermark_guard.reports.probe import TIERS
+from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.survey import (
     ClassRanking,
     SurveyReport,

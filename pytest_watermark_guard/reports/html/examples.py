@@ -16,7 +16,8 @@ from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.reports.examples import Examples, Shift, UnitExamples
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, Scenario
 
 UNITS = 8  # on one page

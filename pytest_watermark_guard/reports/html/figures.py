@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, ParamSpec
 import numpy as np
 
 from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport, Scores
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, Scores
 from pytest_watermark_guard.reports.survey import ClassRanking, SurveyReport, ranked_over
 from pytest_watermark_guard.reports.text import printable
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pytest_watermark_guard.reports.probe import ProbeReport, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import printable
 
 MOST = 300_000  # units; more would make the page slow to open

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 from pytest_watermark_guard.reports.text import count, decision, extent, listed
 from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -119,7 +120,7 @@ def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int
     """Give for each layer and script its worst unit, number of units, and how many reach TIERS."""
     for one in found:
         for scores in one.report:
-            worst = scores.unit(scores.ranking()[0])
+            worst = scores.strongest()
             yield one, worst, len(scores.names), [scores.count(tier) for tier in TIERS]
 
 
@@ -146,7 +147,7 @@ def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
 def _script(one: Judged, scenario: str) -> Script:
     found = [scores for scores in one.report if scores.scenario == scenario]
     worst = max(
-        (scores.unit(scores.ranking()[0]) for scores in found),
+        (scores.strongest() for scores in found),
         key=lambda unit: unit.differentiability,
     )
     failing = Counter(layer for layer, name, _ in one.failing if name == scenario)
