@@ -162,7 +162,10 @@ def test_what_is_written_can_be_read(name, tmp_path):
     ("change", "message"),
     [
         ({"format": "x"}, r"'.*' holds no .*: it is of format 'x', not 'pytest-.*'; name another"),
-        ({"format_version": 2}, r"cannot read .* '.*': its format_version is 2, .*; upgrade pytest"),
+        (
+            {"format_version": 2},
+            r"cannot read .* '.*': its format_version is 2, .*; upgrade pytest",
+        ),
         ({"format_version": True}, r"'.*' holds no .*: its format_version is True, and no whole"),
         ({"format_version": None}, r"'.*' holds no .*: its format_version is None, and no whole"),
     ],

@@ -97,7 +97,7 @@ def _detectors(found: ProbeReport | Iterable[SensitiveUnit]) -> tuple[SensitiveU
         layer = "features" if "features" in found.layers else found.layers[0]
         scores = found[layer, found.scenarios[0]]
         return tuple(scores.unit(index) for index in scores.ranking()[:DETECTORS])
-    # One that several scripts excite counts once, by its strongest reaction.
+    # One that several scenarios excite counts once, by its strongest reaction.
     strongest: dict[tuple[str, int], SensitiveUnit] = {}
     for unit in found:
         if not isinstance(unit, SensitiveUnit):

@@ -165,12 +165,12 @@ def _story(found: Reaudit) -> Iterator[str]:
         yield from _wrapped(f"{where}: the largest d {told}.")
     yield ""
     if found.moved:
-        scripts = dict.fromkeys(change.scenario for change in found.moved)
+        scenarios = dict.fromkeys(change.scenario for change in found.moved)
         layers = dict.fromkeys(change.layer for change in found.moved)
         yield from _wrapped(
             f"The mask moved the problem: {listed(map(printable, layers))} react more to "
-            f"{listed(map(printable, scripts))} marks than without it. Mask for these scripts too, "
-            "or erase them (FeatureErasure), and train the head again."
+            f"{listed(map(printable, scenarios))} marks than without it. Mask for these scenarios "
+            "too, or erase them (FeatureErasure), and train the head again."
         )
     else:
         yield "Nothing reacts more than without the mask, beyond chance."

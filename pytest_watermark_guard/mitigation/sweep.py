@@ -53,7 +53,7 @@ def sweep(
     """Train a linear head for every share of masked features, and see what it costs and brings.
 
     Features are extracted once: of the training images without marks and with those that the units
-    are ranked by; of the validation images without marks, with marks of all scripts that no
+    are ranked by; of the validation images without marks, with marks of all scenarios that no
     training image had, and with their scrambled controls. The heads are multinomial logistic
     regressions; one more is trained after erasure, if ``concept-erasure`` is installed.
 
@@ -68,7 +68,7 @@ def sweep(
     scenarios : str or sequence, default ("chinese",)
         Marks by which the units are ranked, and which are erased.
     against : sequence, optional
-        Marks that the heads are scored with; default those of the settings, all four scripts.
+        Marks that the heads are scored with; default those of the settings, all four scenarios.
     threshold : float, optional
         The gate's on d; default that of the settings, 0.95.
     train_labels, validation_labels : optional
@@ -91,7 +91,7 @@ def sweep(
 
     Notes
     -----
-    Bykov et al. (2023), section 4, with held-out marks, intervals, and other scripts.
+    Bykov et al. (2023), section 4, with held-out marks, intervals, and other scenarios.
     """
     run = current_run()
     chosen = run.settings.override(threshold=threshold, seed=seed, scenarios=against)

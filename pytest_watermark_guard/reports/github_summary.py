@@ -20,7 +20,7 @@ def step_summary(
     threshold: float,
     failures: Mapping[str, str],
 ) -> str:
-    """Tell every probe: its gates' verdicts, a table of layers and scripts, the worst units.
+    """Tell every probe: its gates' verdicts, a table of layers and scenarios, the worst units.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
         yield from _paragraph(sentence(report, verdict.threshold, verdict.failing))
     lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
     yield from _table(
-        ("layer", "script", "units", f"d >= {lowest:g}", "max d", "unit"),
+        ("layer", "scenario", "units", f"d >= {lowest:g}", "max d", "unit"),
         [
             (
                 scores.layer,

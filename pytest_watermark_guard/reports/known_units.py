@@ -20,7 +20,7 @@ MARGIN = 0.005
 """By how much d may exceed its record: more than rounding and precision move it."""
 
 Key = tuple[str, str, str, str, int, str]
-"""Model, weights, layer, script, index and name."""
+"""Model, weights, layer, scenario, index and name."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class KnownUnit:
     model, weights : str
         As in `ProbeReport`: the record holds for these weights only.
     layer, script : str
+        As in `SensitiveUnit`; `script` is the scenario, as in the files.
     index : int
     name : str
     d : float
@@ -154,10 +155,10 @@ class KnownUnits:
         self, report: ProbeReport, unit: SensitiveUnit, threshold: float
     ) -> KnownUnit | None:
         """Return the record of a sensitive unit, if there is one."""
-        model, layer, script, name = map(
+        model, layer, scenario, name = map(
             plain_text, (report.model, unit.layer, unit.scenario, unit.name)
         )
-        key = model, report.weights, layer, script, unit.index, name
+        key = model, report.weights, layer, scenario, unit.index, name
         old = self._by_key.get(key)
         if not self.updating:
             return old
@@ -210,7 +211,7 @@ class KnownUnits:
             elif known.weights not in asked[known.model]:
                 found["for other weights"] += 1
             elif (known.layer, known.script) not in asked[known.model][known.weights]:
-                found["of layers or scripts that were not probed"] += 1
+                found["of layers or scenarios that were not probed"] += 1
         return found
 
     @cached_property

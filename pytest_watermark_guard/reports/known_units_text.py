@@ -44,12 +44,12 @@ def known_summary(
     let_pass: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
     for model, found in findings:
         for unit, _ in found.passed:
-            scripts = let_pass.setdefault(model, {}).setdefault((unit.layer, unit.label), {})
-            scripts[unit.scenario] = None
+            scenarios = let_pass.setdefault(model, {}).setdefault((unit.layer, unit.label), {})
+            scenarios[unit.scenario] = None
     for model, units in let_pass.items():
         shown = [
-            f"{printable(layer, 28)} {printable(label, 28)} ({', '.join(map(printable, scripts))})"
-            for (layer, label), scripts in units.items()
+            f"{printable(layer, 28)} {printable(label, 28)} ({', '.join(map(printable, names))})"
+            for (layer, label), names in units.items()
         ]
         # All of them: nothing is let pass in silence.
         yield f"known in {printable(model)}, let pass: {', '.join(shown)}"

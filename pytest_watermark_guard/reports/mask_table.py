@@ -13,7 +13,7 @@ from pytest_watermark_guard.reports.masked import Masked
 from pytest_watermark_guard.reports.text import printable
 
 MOST_TESTS = 10
-_COLUMNS = ("fixture", "method", "taken out", "script", "max d", "after")
+_COLUMNS = ("fixture", "method", "taken out", "scenario", "max d", "after")
 
 
 def render_masks(

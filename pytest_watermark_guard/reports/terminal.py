@@ -99,7 +99,7 @@ def _reach(units: Sequence[SensitiveUnit], threshold: float) -> str:
 
 
 def _distinct(units: Sequence[SensitiveUnit]) -> int:
-    """Count units once, however many scripts they react to."""
+    """Count units once, however many scenarios they react to."""
     return len({(unit.layer, unit.index) for unit in units})
 
 
@@ -107,7 +107,7 @@ def _counts(report: ProbeReport, style: Style) -> Table:
     tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
     early = report.early_stop
     taken = {} if early is None else early.each
-    columns = ("layer", "script", "units", *tiers, "max d", *["images"] * bool(taken), "unit")
+    columns = ("layer", "scenario", "units", *tiers, "max d", *["images"] * bool(taken), "unit")
     rows = []
     for scores in report:
         worst = scores.strongest()
@@ -135,7 +135,7 @@ def _decided_by(taken: Mapping[tuple[str, str], Decision], scores: Scores) -> It
 def _impact(report: ProbeReport, style: Style) -> Table:
     labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
     controlled = any(impact.control_flip_rate is not None for impact in report.impact.values())
-    columns = ["script", "change"] + ["control"] * controlled + ["class that gains most"]
+    columns = ["scenario", "change"] + ["control"] * controlled + ["class that gains most"]
     columns += ["top-1", "marked"] if labelled else []
     gaps = {name: impact.gains_gap for name, impact in report.impact.items()}
     gapped = any(gap is not None for gap in gaps.values())

@@ -29,7 +29,7 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-UNIT_HEADER = ("layer", "unit", "script", "reaction", "A", "95 % interval", "d")
+UNIT_HEADER = ("layer", "unit", "scenario", "reaction", "A", "95 % interval", "d")
 
 
 def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
@@ -62,7 +62,7 @@ def decision(report: ProbeReport) -> str | None:
             f"Undecided at error probability {early.error:g} to the last image: decided by the "
             f"scores of all {early.n_available}."
         )
-    shared = " for the verdicts on all layers and scripts together" if early.each else ""
+    shared = " for the verdicts on all layers and scenarios together" if early.each else ""
     return (
         f"Decided by {taken} of {early.n_available} images, at error probability "
         f"{early.error:g}{shared}."

@@ -125,10 +125,10 @@ def sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveU
         )
     layers = dict.fromkeys(unit.layer for unit in failing)
     found = listed(_found(report, layer, failing) for layer in layers)
-    scripts = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
+    scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
     verb = "reacts" if len(failing) == 1 else "react"
     return (
-        f"{model} is watermark-sensitive: {found} {verb} to {scripts} marks (d >= {threshold:g})."
+        f"{model} is watermark-sensitive: {found} {verb} to {scenarios} marks (d >= {threshold:g})."
     )
 
 

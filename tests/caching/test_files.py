@@ -33,7 +33,7 @@ def umask():
 def test_the_folder_is_made_and_the_text_is_utf_8(tmp_path):
     write_text_atomically(tmp_path / "new" / "file", "的\n")
     assert (tmp_path / "new" / "file").read_bytes() == "的\n".encode()
-    assert os.listdir(tmp_path / "new") == ["file"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("old", [None, b"old"])

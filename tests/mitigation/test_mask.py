@@ -111,7 +111,10 @@ def test_saved_and_loaded(tmp_path):
     [
         ({"format": "elsewhere"}, "is of format 'elsewhere'"),
         ({"kind": "erasure"}, "holds 'erasure'"),
-        ({"format_version": 99}, "its format_version is 99, which is newer than this version reads"),
+        (
+            {"format_version": 99},
+            "its format_version is 99, which is newer than this version reads",
+        ),
         ({"units": [7]}, "7 is no index of the 5 features"),
         ({"units": "x"}, "holds no mask"),
         ({"width": None}, "holds no mask"),

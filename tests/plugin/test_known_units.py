@@ -193,7 +193,7 @@ def test_an_update_keeps_what_people_wrote_and_what_was_not_asked(project, known
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*1 of models that were not gated"])
     after = known.read_text("utf-8")
-    # The reason and its date stay, as do the other model and the script that nobody probed; of
+    # The reason and its date stay, as do the other model and the scenario that nobody probed; of
     # what is news, the date is today's.
     changed = {*after.splitlines()} ^ {*before.splitlines()}
     assert len(changed) == 2

@@ -19,9 +19,9 @@ SHOWN = 10  # classes at either end of a ranking
 
 
 class RankedClass(NamedTuple):
-    """A class's A over all models, under one script."""
+    """A class's A over all models, under one scenario."""
 
-    script: str
+    scenario: str
     label: str
     mean: float
     lowest: float
@@ -39,7 +39,7 @@ def survey_of(judged: Sequence[Judged]) -> SurveyReport | None:
 
 
 def rankings(survey: SurveyReport) -> Iterator[ClassRanking]:
-    """Give the classes' ranking under each script, where two models have the same classes."""
+    """Give the classes' ranking under each scenario, where two models have the same classes."""
     for scenario in survey.scenarios:
         if any(("logits", scenario) in report.scores for report in survey.reports.values()):
             found = survey.classes(scenario)
@@ -59,7 +59,7 @@ def ranked_classes(found: ClassRanking) -> Iterator[RankedClass]:
 
 def cautions(survey: SurveyReport) -> list[str]:
     """Say what the comparison must not be read without."""
-    return list(dict.fromkeys(_cautions(survey)))  # what holds of every script, once
+    return list(dict.fromkeys(_cautions(survey)))  # what holds of every scenario, once
 
 
 def _cautions(survey: SurveyReport) -> Iterator[str]:

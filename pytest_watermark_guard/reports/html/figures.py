@@ -106,7 +106,7 @@ def can_draw() -> bool:
 
 
 def distributions(report: ProbeReport, threshold: float) -> Iterator[Picture]:
-    """Draw for each layer how many units reach each d, a line for each script."""
+    """Draw for each layer how many units reach each d, a line for each scenario."""
     for layer in report.layers:
         yield _distribution([scores for scores in report if scores.layer == layer], threshold)
 
@@ -151,7 +151,7 @@ def _distribution(found: Sequence[Scores], threshold: float) -> Picture:
     return _picture(
         figure,
         f"Units of {layer} by d. Of {units:,}, at or above {threshold:g}: {'; '.join(told)}.",
-        f"{layer}: how many of {units:,} units reach d, by script. Dashed: the threshold, "
+        f"{layer}: how many of {units:,} units reach d, by scenario. Dashed: the threshold, "
         f"{threshold:g}.",
     )
 

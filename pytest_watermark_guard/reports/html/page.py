@@ -117,7 +117,7 @@ def render(
             rows=first_rows(judged),
             data=packed(judged),
             layers=list(dict.fromkeys(layer for j in judged for layer in j.report.layers)),
-            scripts=list(dict.fromkeys(name for j in judged for name in j.report.scenarios)),
+            scenarios=list(dict.fromkeys(name for j in judged for name in j.report.scenarios)),
             pictures=pictures,
             comparisons=list(figures.comparisons(survey)) if drawable and survey else [],
             classes=[one for found in ranked for one in comparison.ranked_classes(found)],

@@ -77,8 +77,8 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``blocks`` of one layer under one script each; ``total`` and ``shown`` units. Where they are
-        more than `MOST`, the most differentiable ones of all.
+        ``blocks`` of one layer under one scenario each; ``total`` and ``shown`` units. Where they
+        are more than `MOST`, the most differentiable ones of all.
     """
     names: dict[tuple[str, ...], int] = {}
     every = [(one, scores) for one in judged for scores in one.report]
@@ -113,7 +113,7 @@ def _block(
     return {
         "model": printable(one.name),
         "layer": printable(scores.layer),
-        "script": printable(scores.scenario),
+        "scenario": printable(scores.scenario),
         "names": None if plain else names.setdefault(scores.names, len(names)),
         "count": len(scores.auroc[kept]),
         "units": None if units is None else _base64(units, "<u4"),

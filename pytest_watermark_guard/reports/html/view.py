@@ -15,8 +15,8 @@ from pytest_watermark_guard.reports.verdict import Verdict
 Entry = tuple[ProbeReport, Sequence[Verdict]]
 
 
-class Script(NamedTuple):
-    """The verdict on one model under one script."""
+class ScenarioResult(NamedTuple):
+    """The verdict on one model under one scenario."""
 
     name: str
     state: str
@@ -34,7 +34,7 @@ class Model(NamedTuple):
         Its place on the page.
     sensitive : bool
     word, sentence : str
-    scripts : tuple of Script
+    scenarios : tuple of ScenarioResult
     judged : Judged
     gates : tuple of str
         The stories of its gates.
@@ -47,7 +47,7 @@ class Model(NamedTuple):
     sensitive: bool
     word: str
     sentence: str
-    scripts: tuple[Script, ...]
+    scenarios: tuple[ScenarioResult, ...]
     judged: Judged
     gates: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
@@ -55,7 +55,7 @@ class Model(NamedTuple):
     @property
     def highest(self) -> float:
         """The largest d of all."""
-        return max(script.worst.differentiability for script in self.scripts)
+        return max(scenario.worst.differentiability for scenario in self.scenarios)
 
 
 def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
@@ -117,7 +117,7 @@ def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0)
 
 
 def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
-    """Give for each layer and script its worst unit, number of units, and how many reach TIERS."""
+    """Give each layer's and scenario's strongest unit, number of units, and counts at TIERS."""
     for one in found:
         for scores in one.report:
             worst = scores.strongest()
@@ -137,14 +137,14 @@ def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
         bad,
         word,
         telling.story().splitlines()[0],
-        tuple(_script(one, scenario) for scenario in report.scenarios),
+        tuple(_scenario(one, scenario) for scenario in report.scenarios),
         one,
         tuple(verdict.story() for verdict in verdicts),
         tuple(_facts(report, one.threshold, verdicts)),
     )
 
 
-def _script(one: Judged, scenario: str) -> Script:
+def _scenario(one: Judged, scenario: str) -> ScenarioResult:
     found = [scores for scores in one.report if scores.scenario == scenario]
     worst = max(
         (scores.strongest() for scores in found),
@@ -156,10 +156,12 @@ def _script(one: Judged, scenario: str) -> Script:
         layers = [layer for layer in one.report.layers if layer in failing]
         verb = "reacts" if failing.total() == 1 else "react"
         told = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
-        return Script(scenario, "bad", told, worst)
+        return ScenarioResult(scenario, "bad", told, worst)
     if accepted:
-        return Script(scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst)
-    return Script(scenario, "good", "no unit reacts", worst)
+        return ScenarioResult(
+            scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst
+        )
+    return ScenarioResult(scenario, "good", "no unit reacts", worst)
 
 
 def _units(layer: str, number: int) -> str:
@@ -172,7 +174,7 @@ def _facts(
     report: ProbeReport, threshold: float, verdicts: Sequence[Verdict]
 ) -> Iterator[tuple[str, str]]:
     yield "Images", extent(report)
-    yield "Scripts", ", ".join(report.scenarios)
+    yield "Scenarios", ", ".join(report.scenarios)
     yield "Layers", ", ".join(report.layers)
     yield "Threshold on d", f"{threshold:g}" + ("" if verdicts else " (no gate: for this page)")
     yield "Seed", str(report.seed)
