@@ -16,7 +16,15 @@ from rich.text import Text
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, save_figure, shortened
+from pytest_watermark_guard.reports.figure import (
+    INK,
+    LINE,
+    SHADES,
+    name_rows,
+    new_figure,
+    save_figure,
+    shortened,
+)
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import count, printable
@@ -125,6 +133,13 @@ class SurveyReport:
             for model, report in self.reports.items()
             if (layer, scenario) in report.scores
         }
+
+    def by_counts(self, layer: str, scenario: str) -> list[str]:
+        """Return the models by the share of units that reach the tiers, the largest first."""
+        tiers = [self.counts(layer, scenario, tier) for tier in TIERS]
+        return sorted(
+            tiers[0], key=lambda name: [-counts[name][0] / counts[name][1] for counts in tiers]
+        )
 
     def table(self, width: int = 80, ascii_only: bool = False) -> str:
         """Return the survey as text for a terminal: counts by model, and the classes' ranking."""
@@ -294,44 +309,49 @@ def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
     axes = list(np.atleast_1d(figure.subplots(1, panels)))
     figure.suptitle(f"Reaction to {scenario} marks, {len(survey.reports)} models")
     if with_classes:
-        _draw_classes(axes.pop(0), survey, scenario)
+        ranking = survey.classes(scenario)
+        axis = axes.pop(0)
+        draw_classes(axis, ranking, _IN_FIGURE)
+        some = len(ranking.models) < len(survey.reports)
+        models_shown = f" of {len(ranking.models)} models" if some else ""
+        axis.set_title(f"Classes, highest and lowest mean A{models_shown}", fontsize=10)
     for axis, layer in zip(axes, layers, strict=True):
-        _draw_counts(axis, survey, layer, scenario)
+        draw_counts(axis, survey, layer, scenario)
+        axis.set_title(shortened(layer), fontsize=10)
     save_figure(figure, path)
 
 
-def _draw_classes(axis: Any, survey: SurveyReport, scenario: str) -> None:
-    found = survey.classes(scenario)
-    order = found.ends(_IN_FIGURE)
+def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
+    """Draw the first and last `each` classes of a ranking, a dot for each model."""
+    order = ranking.ends(each)
     places = np.arange(len(order))
-    for row, areas in enumerate(found.auroc):
+    for row, areas in enumerate(ranking.auroc):
         label = "one model" if row == 0 else None
-        axis.plot(areas[order], places, "o", color=SHADES[1], markersize=3.5, label=label)
-    axis.plot(found.mean[order], places, "|", color="black", markersize=11, label="mean")
-    axis.axvline(0.5, color="grey", linewidth=0.8)
-    if len(order) < len(found.names):
-        axis.axhline(_IN_FIGURE - 0.5, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_yticks(places, [shortened(found.names[index], 26) for index in order], fontsize=7)
-    axis.invert_yaxis()
+        axis.plot(areas[order], places, "o", color=SHADES[1], markersize=3, label=label)
+    axis.plot(
+        ranking.mean[order], places, "|", color=INK, markersize=10, markeredgewidth=1.6,
+        label="mean",
+    )  # fmt: skip
+    axis.axvline(0.5, color=LINE, linewidth=0.8)
+    if len(order) < len(ranking.names):
+        axis.axhline(each - 0.5, color=LINE, linewidth=0.8, linestyle=":")
+    name_rows(axis, [ranking.names[index] for index in order])
     axis.set_xlabel("A (0.5: no reaction)")
-    of = "" if len(found.models) == len(survey.reports) else f" of {len(found.models)} models"
-    axis.set_title(f"Classes, highest and lowest mean A{of}", fontsize=10)
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=8, loc="lower right")
 
 
-def _draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
+def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
+    """Draw for each model how many units reach each tier, the model with the most on top."""
     tiers = [survey.counts(layer, scenario, tier) for tier in TIERS]
-    models = sorted(tiers[0], key=lambda name: [-tier[name][0] / tier[name][1] for tier in tiers])
+    models = survey.by_counts(layer, scenario)
     places = np.arange(len(models))
     for tier, counts, shade in zip(TIERS, tiers, SHADES, strict=True):
         shares = [100 * counts[name][0] / counts[name][1] for name in models]
         axis.barh(places, shares, color=shade, label=f"d ≥ {tier:g}")
     for place, name in zip(places, models, strict=True):
         number, units = tiers[0][name]
-        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=7)
-    axis.set_yticks(places, [shortened(name, 26) for name in models], fontsize=7)
-    axis.invert_yaxis()
+        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=8)
+    name_rows(axis, models)
     axis.margins(x=0.12)
     axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
-    axis.set_title(layer, fontsize=10)
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=8, loc="lower right")
