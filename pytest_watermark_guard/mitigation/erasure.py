@@ -24,8 +24,8 @@ from pytest_watermark_guard.watermarks.streams import UNMARKED
 _KIND = "erasure"
 _LAYER = "features"
 _ARRAYS = ("left", "right", "mean")
-# Of a concept's singular values all count that are no rounding error: the package's default drops
-# those below 0.01, which is what a scenario that is one of many and hard to see may have.
+# Singular values above rounding errors count. The package's default ignores those below 0.01, and
+# a scenario that is hard to see, or one of many, may have no larger one.
 _LEAST_SINGULAR_VALUE = 1e-6
 
 
@@ -164,8 +164,8 @@ class FeatureErasure:
             If ``concept-erasure`` is missing.
         """
         width = unmarked.shape[1]
-        # Without limit on the covariance's trace: the features are whitened by the very matrix
-        # that the limit is on, so the trace cannot rise.
+        # No limit on the trace of the covariance is needed: the features are whitened by that
+        # covariance, so its trace cannot rise.
         fitter = _leace()(
             width,
             len(marked),

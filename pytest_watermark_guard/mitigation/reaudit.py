@@ -151,22 +151,22 @@ def _interval(unit: SensitiveUnit) -> tuple[float, float]:
     return (unit.low, unit.high) if unit.fires else (1 - unit.high, 1 - unit.low)
 
 
-def _story(found: Reaudit) -> Iterator[str]:
-    after, verdict = found.after, found.verdict
-    yield from _wrapped(f"{printable(after.model)}, masked: {printable(found.mask)}.")
+def _story(result: Reaudit) -> Iterator[str]:
+    after, verdict = result.after, result.verdict
+    yield from _wrapped(f"{printable(after.model)}, masked: {printable(result.mask)}.")
     yield ""
-    for change in found.changes:
+    for change in result.changes:
         low, high = change.before.differentiability, change.after.differentiability
         was = f"{low:.3f} ({printable(change.before.label, 28)})"
         now = f"{high:.3f} ({printable(change.after.label, 28)})"
         verb = "falls" if high < low else "rises"
-        told = f"stays at {now}" if high == low else f"{verb} from {was} to {now}"
+        outcome = f"stays at {now}" if high == low else f"{verb} from {was} to {now}"
         where = f"{printable(change.layer)}, {printable(change.scenario)}"
-        yield from _wrapped(f"{where}: the largest d {told}.")
+        yield from _wrapped(f"{where}: the largest d {outcome}.")
     yield ""
-    if found.moved:
-        scenarios = dict.fromkeys(change.scenario for change in found.moved)
-        layers = dict.fromkeys(change.layer for change in found.moved)
+    if result.moved:
+        scenarios = dict.fromkeys(change.scenario for change in result.moved)
+        layers = dict.fromkeys(change.layer for change in result.moved)
         yield from _wrapped(
             f"The mask moved the problem: {listed(map(printable, layers))} react more to "
             f"{listed(map(printable, scenarios))} marks than without it. Mask for these scenarios "

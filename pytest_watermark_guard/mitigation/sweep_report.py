@@ -18,7 +18,7 @@ from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.figure import new_figure, save_figure
 from pytest_watermark_guard.reports.text import count, listed, printable
 
@@ -85,15 +85,15 @@ class SweepReport:
         MaskError
             If the sweep has no such alpha.
         """
-        found = next((head for head in self.heads if head.alpha == alpha), None)
-        if found is None:
+        head = next((head for head in self.heads if head.alpha == alpha), None)
+        if head is None:
             known = ", ".join(f"{head.alpha:g}" for head in self.heads)
             raise MaskError(f"alpha {alpha!r} was not swept; known are {known}")
         return FeatureMask(
-            self.ranking[: found.masked],
+            self.ranking[: head.masked],
             len(self.ranking),
             self.weights,
-            f"{found.masked} of {len(self.ranking)} features of {self.model}: the {alpha:g} most "
+            f"{head.masked} of {len(self.ranking)} features of {self.model}: the {alpha:g} most "
             f"differentiable under {', '.join(self.scenarios)} on {self.n_train} training images",
         )
 
@@ -201,7 +201,7 @@ def render_sweep(
 ) -> str:
     """Draw the tables of a sweep; returns lines, the last one ended."""
     style = Style(width, ascii_only)
-    return drawn(_parts(sweep, style), style, color)
+    return rendered(_parts(sweep, style), style, color)
 
 
 def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:

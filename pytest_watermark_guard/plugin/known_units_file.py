@@ -209,11 +209,11 @@ def updated_units(
             for v in verdicts
         )
     }
-    found: dict[Key, KnownUnit] = {}
+    current: dict[Key, KnownUnit] = {}
     for verdict in verdicts:
         for _, known in verdict.known.used:
-            other = found.get(known.key, known)  # from another gate of the same model
+            other = current.get(known.key, known)  # from another gate of the same model
             worst = max(known, other, key=lambda k: k.d)
             threshold = min(known.threshold, other.threshold)
-            found[known.key] = replace(worst, threshold=threshold)
-    return tuple(sorted({**records, **found}.values(), key=lambda known: known.key))
+            current[known.key] = replace(worst, threshold=threshold)
+    return tuple(sorted({**records, **current}.values(), key=lambda known: known.key))

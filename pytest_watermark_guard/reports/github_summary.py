@@ -78,8 +78,8 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
     yield from _paragraph(
         f"Probed: {extent(report)}, seed {report.seed}, {report.device} in {report.precision}."
     )
-    if told := decision(report):
-        yield from _paragraph(told)
+    if images_taken := decision(report):
+        yield from _paragraph(images_taken)
     for note in report.notes:
         yield from _paragraph(f"Note: {note}.")
 

@@ -166,7 +166,7 @@ class KnownUnits:
         if old is None:
             return fresh
         if abs(old.d - fresh.d) <= MARGIN:
-            return replace(old, threshold=threshold)  # no news
+            return replace(old, threshold=threshold)  # d is as it was recorded
         return replace(fresh, reason=old.reason, expires=old.expires)
 
     def findings(
@@ -204,15 +204,15 @@ class KnownUnits:
         for report in reports:
             weights = asked.setdefault(plain_text(report.model), {})
             weights.setdefault(report.weights, set()).update(_asked(report))
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for known in self.units:
             if known.model not in asked:
-                found["of models that were not gated"] += 1
+                counts["of models that were not gated"] += 1
             elif known.weights not in asked[known.model]:
-                found["for other weights"] += 1
+                counts["for other weights"] += 1
             elif (known.layer, known.script) not in asked[known.model][known.weights]:
-                found["of layers or scenarios that were not probed"] += 1
-        return found
+                counts["of layers or scenarios that were not probed"] += 1
+        return counts
 
     @cached_property
     def _by_key(self) -> dict[Key, KnownUnit]:
@@ -225,7 +225,8 @@ class KnownUnits:
 
 def decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:
     """Whether a gate can tell that a record of its model's name is not needed any more."""
-    # A gate with a higher threshold does not ask, and one that ended early does not know.
+    # A gate with a higher threshold does not look for the unit, and one that ended early may not
+    # have seen enough images to say that it is no longer sensitive.
     asked = (known.layer, known.script) in _asked(report)
     return asked and threshold <= known.threshold and not report.stopped_early
 

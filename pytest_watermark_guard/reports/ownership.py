@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.text import listed, printable
 
 _FORMAT = DocumentFormat("ownership", "ownership report")
@@ -114,8 +114,8 @@ class OwnershipReport:
         """
         if not 0 < alpha < 1:
             raise SettingsError(f"alpha must be in (0, 1), got {alpha!r}")
-        reachable(alpha, self.pairs)
-        # Of several nulls one may be below alpha by chance.
+        check_reachable(alpha, self.pairs)
+        # The more nulls there are, the likelier one of them is below alpha by chance.
         least = max(alpha / max(len(self.nulls), 1), 2.0**-self.pairs)
         wrong = [null for null in self.nulls if null.p_value <= least]
         if wrong:
@@ -181,7 +181,7 @@ class OwnershipReport:
             return cls.from_dict(data["report"])
 
 
-def reachable(alpha: float, pairs: int) -> None:
+def check_reachable(alpha: float, pairs: int) -> None:
     """Refuse a level that no result of so many pairs can reach.
 
     Raises
@@ -219,7 +219,7 @@ def render_ownership(
         Lines, the last one ended.
     """
     style = Style(width, ascii_only)
-    return drawn(_parts(reports, style), style, color)
+    return rendered(_parts(reports, style), style, color)
 
 
 def _parts(reports: Sequence[OwnershipReport], style: Style) -> Iterator[RenderableType]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.figure import (
     INK,
     LINE,
@@ -211,12 +211,14 @@ def ranked_over(ranking: ClassRanking) -> str:
 
 def ranking_caution(ranking: ClassRanking) -> str | None:
     """Say which models a ranking leaves out, and what it assumes of the others."""
-    told = []
+    sentences = []
     if ranking.left_out:
-        told.append(f"Without models of other classes: {printable(', '.join(ranking.left_out))}.")
+        sentences.append(
+            f"Without models of other classes: {printable(', '.join(ranking.left_out))}."
+        )
     if len(ranking.models) > 1 and ranking.names == tuple(map(str, range(len(ranking.names)))):
-        told.append("The classes have numbers and no names, and are taken to be the same.")
-    return " ".join(told) or None
+        sentences.append("The classes have numbers and no names, and are taken to be the same.")
+    return " ".join(sentences) or None
 
 
 _IN_TABLE = 10  # classes at either end of the ranking
@@ -227,7 +229,7 @@ def render_survey(
 ) -> str:
     """Draw the tables of a survey; returns lines, the last one ended."""
     style = Style(width, ascii_only)
-    return drawn(_parts(survey, style), style, color)
+    return rendered(_parts(survey, style), style, color)
 
 
 def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
@@ -271,12 +273,12 @@ def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
 
 
 def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[RenderableType]:
-    found = survey.classes(scenario)
-    shown = found.ends(_IN_TABLE)
+    ranking = survey.classes(scenario)
+    shown = ranking.ends(_IN_TABLE)
     rows = []
     for index in shown:
-        column = found.auroc[:, index]
-        name = f"{found.names[index]} [{index}]"
+        column = ranking.auroc[:, index]
+        name = f"{ranking.names[index]} [{index}]"
         rows.append(
             (
                 printable(name, 32),
@@ -285,14 +287,14 @@ def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[Rend
                 f"{column.max():.3f}",
             )
         )
-    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(found)}"
+    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(ranking)}"
     yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
-    hidden = len(found.names) - len(shown)
+    hidden = len(ranking.names) - len(shown)
     if hidden:
         yield Text(f"The {_IN_TABLE} highest and lowest; {hidden:,} classes between them.")
-    if (told := ranking_caution(found)) is not None:
-        yield Text(told)
+    if (caution := ranking_caution(ranking)) is not None:
+        yield Text(caution)
 
 
 _IN_FIGURE = 12  # classes at either end of the ranking

@@ -120,25 +120,25 @@ def comparisons(survey: SurveyReport) -> Iterator[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
     for scenario in survey.scenarios:
         for layer in survey.layers:
-            found = survey.counts(layer, scenario, TIERS[0])
-            if len(found) > 1 and any(number for number, _ in found.values()):
+            counts = survey.counts(layer, scenario, TIERS[0])
+            if len(counts) > 1 and any(number for number, _ in counts.values()):
                 yield _counts(survey, layer, scenario)
     for ranked in rankings(survey):
         yield _classes(ranked)
 
 
 @_styled
-def _distribution(found: Sequence[Scores], threshold: float) -> Picture:
-    layer = found[0].layer
+def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
+    layer = layer_scores[0].layer
     figure, axis = _panel(3.9, 2.7)
     grid = np.linspace(0.5, 1, 101)
-    for number, scores in enumerate(found):
+    for number, scores in enumerate(layer_scores):
         d = np.sort(scores.differentiability)
         reach = len(d) - np.searchsorted(d, grid)
         name = _short(scores.scenario)
         color = _SERIES[number % len(_SERIES)]
         style = ("-", "--", "-.", ":")[number % 4]  # not by colour alone
-        # None is no number on a logarithmic scale: there the line ends.
+        # A logarithmic scale has no 0: where no unit is left the line ends.
         reach_or_none = np.where(reach > 0, reach, np.nan)
         axis.step(grid, reach_or_none, style, where="post", color=color, lw=1.6, label=name)
     axis.axvline(threshold, color=_ALERT, lw=1, ls="--")
@@ -148,13 +148,14 @@ def _distribution(found: Sequence[Scores], threshold: float) -> Picture:
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_title(_short(layer))
     axis.legend(loc="upper right")
-    units = len(found[0].names)
-    told = (
-        f"{s.scenario} {s.count(threshold)}, highest {s.differentiability.max():.3f}" for s in found
+    units = len(layer_scores[0].names)
+    counts = (
+        f"{scores.scenario} {scores.count(threshold)}, highest {scores.differentiability.max():.3f}"
+        for scores in layer_scores
     )
     return _picture(
         figure,
-        f"Units of {layer} by d. Of {units:,}, at or above {threshold:g}: {'; '.join(told)}.",
+        f"Units of {layer} by d. Of {units:,}, at or above {threshold:g}: {'; '.join(counts)}.",
         f"{layer}: how many of {units:,} units reach d, by scenario. Dashed: the threshold, "
         f"{threshold:g}.",
     )
@@ -167,10 +168,10 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
     draw_counts(axis, survey, layer, scenario)
     axis.set_title(f"{_short(layer)}, {_short(scenario)}")
-    told = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
+    numbers = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
     return _picture(
         figure,
-        f"Units of {layer} with d ≥ {TIERS[0]:g} under {scenario} marks, by model: {told}.",
+        f"Units of {layer} with d ≥ {TIERS[0]:g} under {scenario} marks, by model: {numbers}.",
         f"Units of {layer} that react to {scenario} marks, by model.",
     )
 
@@ -199,7 +200,7 @@ def _panel(width: float, height: float) -> tuple[Any, Any]:
 def _picture(figure: Any, alt: str, caption: str) -> Picture:
     out = io.StringIO()
     with warnings.catch_warnings():
-        # It has no Chinese, but measures text only: the reader's browser draws it.
+        # The font has no Chinese, but only measures text here: the browser draws it.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = out.getvalue().replace(

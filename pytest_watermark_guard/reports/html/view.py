@@ -61,24 +61,24 @@ class Model(NamedTuple):
 def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
     """Put together what the gates of each report say; without gates, the run's threshold counts."""
     names = _distinct([report.model for report, _ in entries])
-    found = []
+    judged_reports = []
     for name, (report, verdicts) in zip(names, entries, strict=True):
         lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
         reaching = report.sensitive(lowest)
         failing = [u for v in verdicts for u in v.failing] if verdicts else reaching
         fails = frozenset((u.layer, u.scenario, u.index) for u in failing)
         reach = frozenset((u.layer, u.scenario, u.index) for u in reaching)
-        found.append(Judged(name, report, lowest, fails, reach - fails))
-    return found
+        judged_reports.append(Judged(name, report, lowest, fails, reach - fails))
+    return judged_reports
 
 
-def models(entries: Sequence[Entry], found: Sequence[Judged]) -> list[Model]:
+def models(entries: Sequence[Entry], judged_reports: Sequence[Judged]) -> list[Model]:
     """Return the models, those that are sensitive first, then by d."""
-    told = [
+    rows = [
         _model(number, one, verdicts)
-        for number, (one, (_, verdicts)) in enumerate(zip(found, entries, strict=True))
+        for number, (one, (_, verdicts)) in enumerate(zip(judged_reports, entries, strict=True))
     ]
-    return sorted(told, key=lambda model: (not model.sensitive, -model.highest))
+    return sorted(rows, key=lambda model: (not model.sensitive, -model.highest))
 
 
 class Headline(NamedTuple):
@@ -88,18 +88,18 @@ class Headline(NamedTuple):
     state: str
 
 
-def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
+def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
     """Say how many models are sensitive, or else how many were tried an ownership key on.
 
     Where there are gates, they count, and not what was probed beside them.
     """
-    if not told:
+    if not models:
         if owned and not failures:
             return Headline(f"Ownership: {owned} verification{'s' * (owned > 1)}", "")
         if failures:
             return Headline("No model could be probed", "bad")
         return Headline("No probe was made", "")
-    counted = [model for model in told if model.gates] or told
+    counted = [model for model in models if model.gates] or models
     bad = sum(model.sensitive for model in counted)
     missed = f", {len(failures)} could not be probed" if failures else ""
     state = "bad" if bad or failures else "good"
@@ -116,9 +116,11 @@ def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0)
     return Headline(words + missed, state)
 
 
-def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
+def counts(
+    judged_reports: Sequence[Judged],
+) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
     """Give each layer's and scenario's strongest unit, number of units, and counts at TIERS."""
-    for one in found:
+    for one in judged_reports:
         for scores in one.report:
             worst = scores.strongest()
             yield one, worst, len(scores.names), [scores.count(tier) for tier in TIERS]
@@ -128,7 +130,7 @@ def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
     report = one.report
     bad = bool(one.failing)
     gate = verdicts or [Verdict(report, one.threshold, tuple(report.sensitive(one.threshold)))]
-    # The strictest that fails, else the strictest.
+    # The page quotes the gate with the lowest threshold, of those that fail if there are any.
     telling = min(gate, key=lambda verdict: (verdict.passed, verdict.threshold))
     word = ("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad]
     return Model(
@@ -145,9 +147,9 @@ def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
 
 
 def _scenario(one: Judged, scenario: str) -> ScenarioResult:
-    found = [scores for scores in one.report if scores.scenario == scenario]
+    in_scenario = [scores for scores in one.report if scores.scenario == scenario]
     worst = max(
-        (scores.strongest() for scores in found),
+        (scores.strongest() for scores in in_scenario),
         key=lambda unit: unit.differentiability,
     )
     failing = Counter(layer for layer, name, _ in one.failing if name == scenario)
@@ -155,8 +157,8 @@ def _scenario(one: Judged, scenario: str) -> ScenarioResult:
     if failing:
         layers = [layer for layer in one.report.layers if layer in failing]
         verb = "reacts" if failing.total() == 1 else "react"
-        told = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
-        return ScenarioResult(scenario, "bad", told, worst)
+        words = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
+        return ScenarioResult(scenario, "bad", words, worst)
     if accepted:
         return ScenarioResult(
             scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst
@@ -180,8 +182,8 @@ def _facts(
     yield "Seed", str(report.seed)
     yield "Preprocessing", report.preprocessing
     yield "Ran on", f"{report.device}, {report.precision}"
-    if told := decision(report):
-        yield "Early stopping", told
+    if early_stopping := decision(report):
+        yield "Early stopping", early_stopping
     yield (
         "Controls",
         ("scrambled marks were probed too" if report.controls else "none (--wm-control)"),
@@ -196,8 +198,8 @@ def _facts(
 def _distinct(names: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
     total = Counter(names)
-    told = []
+    distinct = []
     for name in names:
         seen[name] += 1
-        told.append(f"{name} (probe {seen[name]})" if total[name] > 1 else name)
-    return told
+        distinct.append(f"{name} (probe {seen[name]})" if total[name] > 1 else name)
+    return distinct
