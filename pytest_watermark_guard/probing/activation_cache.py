@@ -130,7 +130,7 @@ class ActivationCache:
             torch.__version__,
             torch.get_num_threads(),
             platform.machine(),
-            _device_name(batches.device),
+            device_name(batches.device),
         )
         version = __version__
         self._plan_key = fingerprint(
@@ -145,7 +145,7 @@ class ActivationCache:
                 (version, torch.__version__, PIL.__version__),
                 (batches.device.type, precision, batches.dtype),
                 _float32_settings(),
-                _device_name(batches.device),
+                device_name(batches.device),
                 fingerprint(batches.preprocessing, "preprocess"),
                 baseline.content(),
                 baseline.identities,
@@ -308,7 +308,8 @@ def _float32_settings() -> object:
     return found if any(found) else torch.get_float32_matmul_precision()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return what a graphics card is called, or what the processor can compute with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability()
