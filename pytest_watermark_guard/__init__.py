@@ -15,7 +15,7 @@ _HOMES = {
     "AnyScenario": "watermarks.scenarios",
     "FeatureErasure": "mitigation.erasure",
     "FeatureMask": "mitigation.mask",
-    "Impact": "reports.probe",
+    "Impact": "reports.impact",
     "PairedFolder": "watermarks.scenarios",
     "Preprocessing": "models.loading.preprocessing",
     "ProbeReport": "reports.probe",
@@ -24,9 +24,9 @@ _HOMES = {
     "Reaudit": "mitigation.reaudit",
     "SCENARIOS": "watermarks.scenarios",
     "Scenario": "watermarks.scenarios",
-    "Scores": "reports.probe",
+    "Scores": "reports.scores",
     "SearchReport": "reports.search",
-    "SensitiveUnit": "reports.probe",
+    "SensitiveUnit": "reports.scores",
     "SurfaceReport": "reports.surface",
     "SurveyReport": "reports.survey",
     "SweepReport": "mitigation.sweep_report",
@@ -99,10 +99,10 @@ if TYPE_CHECKING:
     )
     from pytest_watermark_guard.probing.probe import probe as probe
     from pytest_watermark_guard.reports.html.page import write_html as write_html
-    from pytest_watermark_guard.reports.probe import Impact as Impact
+    from pytest_watermark_guard.reports.impact import Impact as Impact
     from pytest_watermark_guard.reports.probe import ProbeReport as ProbeReport
-    from pytest_watermark_guard.reports.probe import Scores as Scores
-    from pytest_watermark_guard.reports.probe import SensitiveUnit as SensitiveUnit
+    from pytest_watermark_guard.reports.scores import Scores as Scores
+    from pytest_watermark_guard.reports.scores import SensitiveUnit as SensitiveUnit
     from pytest_watermark_guard.reports.search import SearchReport as SearchReport
     from pytest_watermark_guard.reports.surface import SurfaceReport as SurfaceReport
     from pytest_watermark_guard.reports.survey import SurveyReport as SurveyReport

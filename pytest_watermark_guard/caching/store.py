@@ -12,7 +12,6 @@ import mmap
 import os
 import re
 import struct
-import sys
 import tempfile
 import time
 import warnings
@@ -23,10 +22,13 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import platformdirs
 
+from pytest_watermark_guard.caching.files import temporary_beside, write_atomically
 from pytest_watermark_guard.errors import SettingsError
 
 DEFAULT_BYTES = 2 * 2**30
+_NAME = "pytest-watermark-guard"
 _VARIABLE = "WATERMARK_GUARD_CACHE_BYTES"
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]*")
@@ -48,15 +50,10 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("WATERMARK_GUARD_CACHE"):
         return Path(chosen)
     try:
-        if sys.platform == "win32":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # Older versions of platformdirs leave the "~" of a user without a home folder as it is.
+        return platformdirs.user_cache_path(_NAME, appauthor=False).expanduser()
     except RuntimeError:  # no home folder, as in containers that run as a nameless user
-        base = Path(tempfile.gettempdir())
-    return base / "pytest-watermark-guard"
+        return Path(tempfile.gettempdir()) / _NAME
 
 
 def cache_bytes() -> int:
@@ -73,38 +70,6 @@ def cache_bytes() -> int:
     if not (text.isascii() and text.isdigit()):
         raise SettingsError(f"{_VARIABLE} must be a whole number of bytes, got {text!r}")
     return int(text)
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside the target and rename, so that no process ever reads half a file.
-
-    Parameters
-    ----------
-    path : Path
-        Its folder is made where it is missing.
-    write : callable
-        Gets the open file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; nothing is left of it then.
-    """
-    temporary = _temporary_beside(path)
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary_beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")
-    os.close(handle)
-    return Path(temporary)
 
 
 class Store:
@@ -183,7 +148,7 @@ class Store:
             Before the block begins, where there is no room for it.
         """
         path = self._path(kind, key, ".npy")
-        temporary = _temporary_beside(path)
+        temporary = temporary_beside(path)
         try:
             yield NewArray(temporary, path, shape, np.dtype(dtype), self._finished)
         finally:
@@ -196,7 +161,7 @@ class Store:
 
     def _put(self, path: Path, write: Callable[[_Summed], Any]) -> None:
         self._finished(
-            path, lambda: write_whole(path, lambda file: _write_summed(path, file, write))
+            path, lambda: write_atomically(path, lambda file: _write_summed(path, file, write))
         )
 
     def _finished(self, path: Path, put: Callable[[], Any]) -> None:

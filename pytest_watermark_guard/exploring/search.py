@@ -11,7 +11,8 @@ from torch import nn
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.probing.recorded import recorded
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.search import Find, SearchReport
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
@@ -96,7 +97,7 @@ def _detectors(found: ProbeReport | Iterable[SensitiveUnit]) -> tuple[SensitiveU
         layer = "features" if "features" in found.layers else found.layers[0]
         scores = found[layer, found.scenarios[0]]
         return tuple(scores.unit(index) for index in scores.ranking()[:DETECTORS])
-    # One that several scripts excite counts once, by its strongest reaction.
+    # One that several scenarios excite counts once, by its strongest reaction.
     strongest: dict[tuple[str, int], SensitiveUnit] = {}
     for unit in found:
         if not isinstance(unit, SensitiveUnit):

@@ -12,7 +12,7 @@ from torch import nn
 from pytest_watermark_guard.errors import ScenarioError, SettingsError
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.probe import probe
-from pytest_watermark_guard.reports.surface import SurfaceReport, Value, _values, told
+from pytest_watermark_guard.reports.surface import SurfaceReport, Value, _values, point_words
 from pytest_watermark_guard.watermarks.scenarios import Scenario, resolve_scenarios
 
 PROPERTIES = ("size", "opacity", "position", "length", "color")
@@ -79,7 +79,9 @@ def surface(
     }
     named = arguments.pop("name", None) or (model if isinstance(model, str) else _name(model))
     reports = {
-        point: probe(model, images, (marked,), name=f"{named} ({told(grid, point)})", **arguments)
+        point: probe(
+            model, images, (marked,), name=f"{named} ({point_words(grid, point)})", **arguments
+        )
         for point, marked in points.items()
     }
     return SurfaceReport(named, base.name, grid, reports)

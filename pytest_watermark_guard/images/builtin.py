@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from pytest_watermark_guard.caching.store import cache_folder, write_whole
+from pytest_watermark_guard.caching.files import write_atomically
+from pytest_watermark_guard.caching.store import cache_folder
 
 SIZE = 224
 COUNT = 256
@@ -336,7 +337,7 @@ def builtin_images() -> NDArray[np.uint8]:
         )
         return images
     try:
-        write_whole(path, lambda file: np.save(file, images, allow_pickle=False))
+        write_atomically(path, lambda file: np.save(file, images, allow_pickle=False))
     except OSError as error:
         warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=2)
     return images

@@ -62,7 +62,7 @@ class Anchor:
         return self._hook(root.get_submodule(self.module), values)
 
     def _hook(self, module: nn.Module, change: Callable[[nn.Module, Tensor], Tensor]) -> Any:
-        # First of all hooks there are: whoever reads the features with one sees what the head sees.
+        # Before all other hooks, so that these read the changed features, as the head does.
         if self.of_input:
             return module.register_forward_pre_hook(
                 partial(_change_input, change=change), prepend=True, with_kwargs=True
@@ -215,7 +215,7 @@ def _does_it(
 
     plain = read()
     if substitute and not bool((plain != 0).all()):
-        return False  # something between here and the head makes more of them than their average
+        return False  # a module between here and the head sets features to zero by itself
     with attached(root, anchors, intervention):
         changed = read()
     return follows(intervention, plain, changed)

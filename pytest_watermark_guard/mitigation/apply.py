@@ -285,15 +285,15 @@ class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that
 
 def _reaching(root: nn.Module, heads: tuple[str, ...], inputs: Tensor) -> dict[str, Tensor]:
     """Return the input of each head that runs; for a backbone its output, under no name."""
-    found: dict[str, Tensor] = {}
+    inputs_of: dict[str, Tensor] = {}
     handles = []
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             if values:
-                found[name] = values[0].clone()
-            if len(found) == len(heads):
+                inputs_of[name] = values[0].clone()
+            if len(inputs_of) == len(heads):
                 raise _Reached
 
         return hook
@@ -310,7 +310,7 @@ def _reaching(root: nn.Module, heads: tuple[str, ...], inputs: Tensor) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return inputs_of
 
 
 def _has(root: nn.Module, name: str) -> bool:

@@ -24,8 +24,8 @@ from pytest_watermark_guard.watermarks.streams import UNMARKED
 _KIND = "erasure"
 _LAYER = "features"
 _ARRAYS = ("left", "right", "mean")
-# Of a concept's singular values all count that are no rounding error: the package's default drops
-# those below 0.01, which is what a scenario that is one of many and hard to see may have.
+# Singular values above rounding errors count. The package's default ignores those below 0.01, and
+# a scenario that is hard to see, or one of many, may have no larger one.
 _LEAST_SINGULAR_VALUE = 1e-6
 
 
@@ -164,8 +164,8 @@ class FeatureErasure:
             If ``concept-erasure`` is missing.
         """
         width = unmarked.shape[1]
-        # Without limit on the covariance's trace: the features are whitened by the very matrix
-        # that the limit is on, so the trace cannot rise.
+        # No limit on the trace of the covariance is needed: the features are whitened by that
+        # covariance, so its trace cannot rise.
         fitter = _leace()(
             width,
             len(marked),
@@ -212,27 +212,30 @@ class FeatureErasure:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
-        told = {"weights": self.weights, "description": self.description}
-        return {**arrays, **told, "scenarios": list(self.scenarios)}
+        return {
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
+            "weights": self.weights,
+            "description": self.description,
+            "scenarios": list(self.scenarios),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureErasure:
-        """Make one of what `to_dict` gave.
+        """Read what `to_dict` gave.
 
         Raises
         ------
         MaskError
+            If the arrays do not fit together.
+        ValueError, KeyError, TypeError
             If it is something else.
         """
-        try:
-            left, right, mean = (np.array(data[name], dtype=np.float64) for name in _ARRAYS)
-            told = str(data["weights"]), str(data["description"])
-            return cls(left, right, mean, *told, tuple(map(str, data["scenarios"])))
-        except MaskError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise MaskError(f"no data of an erasure: {type(error).__name__}: {error}") from error
+        return cls(
+            **{name: np.array(data[name], dtype=np.float64) for name in _ARRAYS},
+            weights=str(data["weights"]),
+            description=str(data["description"]),
+            scenarios=tuple(map(str, data["scenarios"])),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the erasure to a JSON file."""
@@ -247,11 +250,8 @@ class FeatureErasure:
         MaskError
             If the file cannot be read or holds something else.
         """
-        data = serialization.load(path, _KIND)
-        try:
+        with serialization.loading(path, _KIND) as data:
             return cls.from_dict(data)
-        except MaskError as error:
-            raise MaskError(f"{str(path)!r}: {error}") from error
 
 
 def _leace() -> Any:

@@ -57,7 +57,7 @@ def fold_mask(
     chosen = carried if mask is None else mask
     assert chosen is not None
     with examined(root, example) as (recorder, inputs):
-        # One that the model carries was checked when it was applied.
+        # A mask that the model carries was checked when it was applied.
         check_fits(chosen, recorder, inputs, strict and mask is not None)
         names = dict.fromkeys(tap.module for tap in recorder.head)
         heads = [_foldable(root, name, chosen.width) for name in names]
@@ -67,14 +67,14 @@ def fold_mask(
             expected = main_tensor(root(inputs))[0]
         for head in heads:
             _fold(head, chosen)
-        found = main_tensor(root(inputs))[0]
+        logits = main_tensor(root(inputs))[0]
         scale = float(expected.abs().max())
         allowed = scale * max(_TOLERANCE, 8 * torch.finfo(expected.dtype).eps)
-        if not torch.allclose(found, expected, rtol=0.0, atol=allowed):
+        if not torch.allclose(logits, expected, rtol=0.0, atol=allowed):
             raise MaskError(
                 f"{type(root).__name__}: with the mask in the weights of {', '.join(names)} the "
-                f"logits are off by {float((found - expected).abs().max()):.1e}, so something else "
-                "reads the features as well; use apply_mask"
+                f"logits are off by {float((logits - expected).abs().max()):.1e}, so something "
+                "else reads the features as well; use apply_mask"
             )
     return root
 

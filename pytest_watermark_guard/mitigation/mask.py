@@ -153,12 +153,13 @@ class FeatureMask:
         MaskError
             If the file cannot be read or holds something else.
         """
-        data = serialization.load(path, _KIND)
-        try:
-            units, width = (tuple(map(int, data["units"])), int(data["width"]))
-            return cls(units, width, str(data["weights"]), str(data["description"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise MaskError(f"{str(path)!r} is no file of a mask: {error}") from error
+        with serialization.loading(path, _KIND) as data:
+            return cls(
+                units=tuple(map(int, data["units"])),
+                width=int(data["width"]),
+                weights=str(data["weights"]),
+                description=str(data["description"]),
+            )
 
 
 def _choose(
@@ -177,6 +178,11 @@ def _choose(
         return list(units), "chosen by hand, with marks"
     if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
         raise MaskError(f"fraction must be a number in [0, 1], got {fraction!r}")
+    chosen = np.argsort(-d, kind="stable")[: number_masked(float(fraction), len(d))]
+    return chosen, f"the {fraction:.3g} most differentiable"
+
+
+def number_masked(fraction: float, width: int) -> int:
+    """Return how many of `width` units a fraction is, rounded up to whole units."""
     # 0.1 of 30 is 3, and not the 4 that 3.0000000000000004 would be rounded up to.
-    count = math.ceil(fraction * len(d) - 1e-9 * len(d))
-    return np.argsort(-d, kind="stable")[:count], f"the {fraction:.3g} most differentiable"
+    return math.ceil(fraction * width - 1e-9 * width)

@@ -15,7 +15,8 @@ from pytest_watermark_guard.models.state import unwrapped
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.gate import judge
 from pytest_watermark_guard.probing.probe import probe
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, listed, printable
 from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -139,14 +140,10 @@ def reaudit(model: nn.Module, threshold: float | None = None, **arguments: Any) 
     after = probe(model, name=name, **arguments)
     verdict = judge(after, settings.threshold, settings.allow)
     changes = tuple(
-        Change(_worst(before, key), _worst(after, key), settings.threshold) for key in after.scores
+        Change(before[key].strongest(), after[key].strongest(), settings.threshold)
+        for key in after.scores
     )
     return Reaudit(mask.description, before, after, verdict, changes)
-
-
-def _worst(report: ProbeReport, key: tuple[str, str]) -> SensitiveUnit:
-    scores = report[key]
-    return scores.unit(scores.ranking()[0])
 
 
 def _interval(unit: SensitiveUnit) -> tuple[float, float]:
@@ -154,26 +151,26 @@ def _interval(unit: SensitiveUnit) -> tuple[float, float]:
     return (unit.low, unit.high) if unit.fires else (1 - unit.high, 1 - unit.low)
 
 
-def _story(found: Reaudit) -> Iterator[str]:
-    after, verdict = found.after, found.verdict
-    yield from _wrapped(f"{printable(after.model)}, masked: {printable(found.mask)}.")
+def _story(result: Reaudit) -> Iterator[str]:
+    after, verdict = result.after, result.verdict
+    yield from _wrapped(f"{printable(after.model)}, masked: {printable(result.mask)}.")
     yield ""
-    for change in found.changes:
+    for change in result.changes:
         low, high = change.before.differentiability, change.after.differentiability
         was = f"{low:.3f} ({printable(change.before.label, 28)})"
         now = f"{high:.3f} ({printable(change.after.label, 28)})"
         verb = "falls" if high < low else "rises"
-        told = f"stays at {now}" if high == low else f"{verb} from {was} to {now}"
+        outcome = f"stays at {now}" if high == low else f"{verb} from {was} to {now}"
         where = f"{printable(change.layer)}, {printable(change.scenario)}"
-        yield from _wrapped(f"{where}: the largest d {told}.")
+        yield from _wrapped(f"{where}: the largest d {outcome}.")
     yield ""
-    if found.moved:
-        scripts = dict.fromkeys(change.scenario for change in found.moved)
-        layers = dict.fromkeys(change.layer for change in found.moved)
+    if result.moved:
+        scenarios = dict.fromkeys(change.scenario for change in result.moved)
+        layers = dict.fromkeys(change.layer for change in result.moved)
         yield from _wrapped(
             f"The mask moved the problem: {listed(map(printable, layers))} react more to "
-            f"{listed(map(printable, scripts))} marks than without it. Mask for these scripts too, "
-            "or erase them (FeatureErasure), and train the head again."
+            f"{listed(map(printable, scenarios))} marks than without it. Mask for these scenarios "
+            "too, or erase them (FeatureErasure), and train the head again."
         )
     else:
         yield "Nothing reacts more than without the mask, beyond chance."

@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.intervention import Intervention
-
-FORMAT = "pytest-watermark-guard/mask"
-FORMAT_VERSION = 1
+from pytest_watermark_guard.reports.documents import DocumentFormat
 
 
 def save(intervention: Intervention, kind: str, path: str | Path) -> None:
-    """Write a file that `load` reads."""
-    Path(path).write_text(to_json(intervention, kind), encoding="utf-8")
+    """Write a file that `loading` reads."""
+    _format(kind).write(path, {"kind": kind, **intervention.to_dict()})
 
 
-def to_json(intervention: Intervention, kind: str) -> str:
-    """Return JSON text; every number survives the round trip exactly."""
-    data = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        **intervention.to_dict(),
-    }
-    return json.dumps(data, allow_nan=False)
-
-
-def load(path: str | Path, kind: str) -> dict[str, Any]:
-    """Read the plain data of one kind that `save` wrote.
+@contextmanager
+def loading(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
+    """Give the plain data of one kind that `save` wrote; see `DocumentFormat.reading_json`.
 
     Raises
     ------
     MaskError
         If the file cannot be read, or holds something else or a newer format.
     """
-    where = str(path)
-    try:
-        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = data["format"], data["kind"]
-        version = int(data["format_version"])
-    except OSError as error:
-        raise MaskError(f"cannot read {where!r}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MaskError(
-            f"{where!r} is no file of a mask: {type(error).__name__}: {error}"
-        ) from error
-    if found != (FORMAT, kind):
-        raise MaskError(f"{where!r} holds {found[1]!r} of format {found[0]!r}, not {kind!r}")
-    if version > FORMAT_VERSION:
-        raise MaskError(
-            f"{where!r} is of format {version}, newer than this version reads ({FORMAT_VERSION}); "
-            "upgrade pytest-watermark-guard"
-        )
-    return data
+    with _format(kind).reading_json(path) as data:
+        if data["kind"] != kind:
+            raise MaskError(f"it holds {data['kind']!r}, not {kind!r}")
+        yield data
+
+
+def _format(kind: str) -> DocumentFormat:
+    return DocumentFormat("mask", kind, MaskError)

@@ -15,13 +15,14 @@ from torch import nn
 from pytest_watermark_guard.errors import ImagesError, MaskError
 from pytest_watermark_guard.images.classes import known_labels, open_labelled
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
+from pytest_watermark_guard.mitigation.mask import number_masked
 from pytest_watermark_guard.mitigation.sweep_report import SweepReport
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.models.linear_probe import HeadTrainer, LinearHead
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import RecordedActivations, recorded
-from pytest_watermark_guard.reports.probe import Scores
+from pytest_watermark_guard.reports.scores import Scores
 from pytest_watermark_guard.statistics.auroc import auroc, paired_auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
@@ -53,7 +54,7 @@ def sweep(
     """Train a linear head for every share of masked features, and see what it costs and brings.
 
     Features are extracted once: of the training images without marks and with those that the units
-    are ranked by; of the validation images without marks, with marks of all scripts that no
+    are ranked by; of the validation images without marks, with marks of all scenarios that no
     training image had, and with their scrambled controls. The heads are multinomial logistic
     regressions; one more is trained after erasure, if ``concept-erasure`` is installed.
 
@@ -68,7 +69,7 @@ def sweep(
     scenarios : str or sequence, default ("chinese",)
         Marks by which the units are ranked, and which are erased.
     against : sequence, optional
-        Marks that the heads are scored with; default those of the settings, all four scripts.
+        Marks that the heads are scored with; default those of the settings, all four scenarios.
     threshold : float, optional
         The gate's on d; default that of the settings, 0.95.
     train_labels, validation_labels : optional
@@ -91,7 +92,7 @@ def sweep(
 
     Notes
     -----
-    Bykov et al. (2023), section 4, with held-out marks, intervals, and other scripts.
+    Bykov et al. (2023), section 4, with held-out marks, intervals, and other scenarios.
     """
     run = current_run()
     chosen = run.settings.override(threshold=threshold, seed=seed, scenarios=against)
@@ -106,10 +107,10 @@ def sweep(
     common = {"preprocess": preprocess, "name": name, "progress": progress, **settings}
     with recorded(
         backbone, train_set, ranked, (_LAYER,), seed=chosen.seed, control=False, **common
-    ) as found:
-        features = _taken(found, (UNMARKED, *masked))
-        labels = known_labels(found.recording.labels, found.identities, "train")
-        model, weights, notes = found.model, found.recording.weights, found.notes
+    ) as activations:
+        features = _copied(activations, (UNMARKED, *masked))
+        labels = known_labels(activations.recording.labels, activations.identities, "train")
+        model, weights, notes = activations.model, activations.recording.weights, activations.notes
     with recorded(
         backbone,
         validation_set,
@@ -118,10 +119,10 @@ def sweep(
         seed=chosen.seed + 1,  # strings that no training image had
         control=True,
         **common,
-    ) as found:
-        streams = found.recording.streams
-        labels_of = known_labels(found.recording.labels, found.identities, "validation")
-        held_out = _HeldOut(_taken(found, streams), labels_of, tuple(scored))
+    ) as activations:
+        streams = activations.recording.streams
+        labels_of = known_labels(activations.recording.labels, activations.identities, "validation")
+        held_out = _HeldOut(_copied(activations, streams), labels_of, tuple(scored))
     unknown = sorted(set(held_out.labels.tolist()) - set(labels.tolist()))
     if unknown:
         raise ImagesError(f"validation: class {unknown[0]} has no training image")
@@ -131,13 +132,13 @@ def sweep(
     order = np.argsort(-d, kind="stable")
     names = tuple(classes or map(str, range(int(labels.max()) + 1)))
     trainer = HeadTrainer(features[UNMARKED], labels, len(names), chosen.seed)
-    counts = [math.ceil(alpha * len(d) - 1e-9 * len(d)) for alpha in shares]
+    counts = [number_masked(alpha, len(d)) for alpha in shares]
     plain: npt.NDArray[np.bool_] | None = None
     heads: list[SweptHead] = []
     for alpha, count, head in zip(
         shares, counts, trainer.nested(order.tolist(), counts), strict=True
     ):
-        # The masked units' weights are 0: the features themselves will do.
+        # The masked units have weights of 0, so the features need not be masked.
         swept, right = held_out.judge(head, names, alpha, count, plain)
         plain = right if plain is None else plain
         heads.append(swept)
@@ -210,7 +211,7 @@ class _HeldOut:
 
         def flips(stream: str) -> float | None:
             if stream not in predicted:
-                return None  # marked copies that exist have no control
+                return None  # scenarios of copies that are marked already have no control
             return float((predicted[UNMARKED] != predicted[stream]).mean())
 
         swept = SweptHead(
@@ -235,10 +236,10 @@ def _checked(alphas: Sequence[float]) -> list[float]:
     return shares
 
 
-def _taken(found: RecordedActivations, streams: Sequence[str]) -> dict[str, Array]:
-    """Copy activations out of what ends with the recording."""
+def _copied(activations: RecordedActivations, streams: Sequence[str]) -> dict[str, Array]:
+    """Copy the features of these streams, which end with the recording."""
     return {
-        stream: np.array(found.recording[stream, _LAYER].columns(), dtype=np.float32)
+        stream: np.array(activations.recording[stream, _LAYER].columns(), dtype=np.float32)
         for stream in streams
     }
 

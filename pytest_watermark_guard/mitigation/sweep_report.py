@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -16,22 +16,13 @@ from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
-from pytest_watermark_guard.mitigation.swept_head import SweptHead, _head_data, _read_head
-from pytest_watermark_guard.reports.documents import read_document, write_document
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.figure import new_figure
-from pytest_watermark_guard.reports.probe import Scores
+from pytest_watermark_guard.mitigation.swept_head import SweptHead
+from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.figure import new_figure, save_figure
 from pytest_watermark_guard.reports.text import count, listed, printable
 
-if TYPE_CHECKING:
-    from pytest_watermark_guard.mitigation.swept_head import SweptHead
-
-
-if TYPE_CHECKING:
-    from pytest_watermark_guard.mitigation.swept_head import SweptHead
-
-
-KIND = "sweep"
+FORMAT = DocumentFormat("sweep", "sweep")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,22 +85,22 @@ class SweepReport:
         MaskError
             If the sweep has no such alpha.
         """
-        found = next((head for head in self.heads if head.alpha == alpha), None)
-        if found is None:
+        head = next((head for head in self.heads if head.alpha == alpha), None)
+        if head is None:
             known = ", ".join(f"{head.alpha:g}" for head in self.heads)
             raise MaskError(f"alpha {alpha!r} was not swept; known are {known}")
         return FeatureMask(
-            self.ranking[: found.masked],
+            self.ranking[: head.masked],
             len(self.ranking),
             self.weights,
-            f"{found.masked} of {len(self.ranking)} features of {self.model}: the {alpha:g} most "
+            f"{head.masked} of {len(self.ranking)} features of {self.model}: the {alpha:g} most "
             f"differentiable under {', '.join(self.scenarios)} on {self.n_train} training images",
         )
 
     def moved(self, head: SweptHead) -> tuple[Change, ...]:
         """Return where a head reacts more than the one without a mask, see `Change.rose`."""
         changes = (
-            Change(_worst(self.heads[0].scores[name]), _worst(scores), self.threshold)
+            Change(self.heads[0].scores[name].strongest(), scores.strongest(), self.threshold)
             for name, scores in head.scores.items()
         )
         return tuple(change for change in changes if change.rose)
@@ -162,11 +153,11 @@ class SweepReport:
         data = {
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: list(getattr(self, name)) for name in _LISTS},
-            "heads": [_head_data(head) for head in self.heads],
-            "erased": self.erased and _head_data(self.erased),
+            "heads": [head.to_dict() for head in self.heads],
+            "erased": self.erased and self.erased.to_dict(),
             "erasure": self.erasure and self.erasure.to_dict(),
         }
-        write_document(path, KIND, data)
+        FORMAT.write(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SweepReport:
@@ -177,15 +168,18 @@ class SweepReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             classes = tuple(map(str, data["classes"]))
             erased, erasure = data["erased"], data["erasure"]
             plain: dict[str, Any] = {name: kind(data[name]) for name, kind in _PLAIN.items()}
             plain |= {name: tuple(map(kind, data[name])) for name, kind in _LISTS.items()}
             return cls(
                 **plain,
-                heads=tuple(_read_head(head, classes, data) for head in data["heads"]),
-                erased=erased and _read_head(erased, classes, data),
+                heads=tuple(
+                    SweptHead.from_dict(head, classes, plain["n_validation"])
+                    for head in data["heads"]
+                ),
+                erased=erased and SweptHead.from_dict(erased, classes, plain["n_validation"]),
                 erasure=erasure and FeatureErasure.from_dict(erasure),
             )
 
@@ -202,16 +196,12 @@ _PLAIN: dict[str, Any] = {
 _LISTS: dict[str, Any] = {"scenarios": str, "classes": str, "ranking": int, "notes": str}
 
 
-def _worst(scores: Scores) -> Any:
-    return scores.unit(scores.ranking()[0])
-
-
 def render_sweep(
     sweep: SweepReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
 ) -> str:
     """Draw the tables of a sweep; returns lines, the last one ended."""
     style = Style(width, ascii_only)
-    return drawn(_parts(sweep, style), style, color)
+    return rendered(_parts(sweep, style), style, color)
 
 
 def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
@@ -293,7 +283,7 @@ def draw_sweep(sweep: SweepReport, path: Path) -> None:
         axis.set_xticks(range(len(heads)), [_called(head) for head in heads], fontsize=8)
         axis.set_xlabel("share of the features that is masked")
         axis.spines[["top"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _draw_trade(axis: Any, sweep: SweepReport, heads: list[SweptHead], scenario: str) -> None:

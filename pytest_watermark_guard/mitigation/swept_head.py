@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from pytest_watermark_guard.errors import ReportError
-from pytest_watermark_guard.reports.probe import Scores
+from pytest_watermark_guard.reports.scores import Scores
 
 Interval = tuple[float, float]
 
@@ -67,45 +64,53 @@ class SweptHead:
         flips, control = self.flips[scenario], self.control_flips[scenario]
         return None if flips is None or control is None else flips - control
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            **vars(self),
+            "scores": {name: scores.numbers() for name, scores in self.scores.items()},
+        }
 
-_NUMBERS = ("alpha", "masked", "accuracy", "change")
-_INTERVALS = ("accuracy_interval", "change_interval")
-_BY_SCENARIO = ("flips", "control_flips")
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], classes: tuple[str, ...], n_images: int
+    ) -> SweptHead:
+        """Read what `to_dict` gave.
+
+        Parameters
+        ----------
+        data : mapping
+        classes : tuple of str
+            Of the sweep.
+        n_images : int
+            Its number of validation images.
+
+        Raises
+        ------
+        ReportError
+            If there is not one score in [0, 1] for each class.
+        ValueError, KeyError, TypeError, AttributeError
+            If it is something else.
+        """
+        scores = {
+            str(name): Scores.from_dict(
+                {"layer": "logits", "scenario": name, **numbers}, n_images, classes
+            )
+            for name, numbers in data["scores"].items()
+        }
+        return cls(
+            alpha=None if data["alpha"] is None else float(data["alpha"]),
+            masked=int(data["masked"]),
+            accuracy=float(data["accuracy"]),
+            accuracy_interval=_interval(data["accuracy_interval"]),
+            change=float(data["change"]),
+            change_interval=_interval(data["change_interval"]),
+            scores=scores,
+            flips=dict(data["flips"]),
+            control_flips=dict(data["control_flips"]),
+        )
 
 
-def _head_data(head: SweptHead) -> dict[str, Any]:
-    return {
-        **{name: getattr(head, name) for name in _NUMBERS},
-        **{name: list(getattr(head, name)) for name in _INTERVALS},
-        **{name: dict(getattr(head, name)) for name in _BY_SCENARIO},
-        "scores": {
-            name: {
-                "auroc": scores.auroc.tolist(),
-                # JSON has no NaN: one image gives no error estimate.
-                "standard_error": [None if np.isnan(e) else e for e in scores.standard_error],
-            }
-            for name, scores in head.scores.items()
-        },
-    }
-
-
-def _read_head(
-    data: Mapping[str, Any], classes: tuple[str, ...], report: Mapping[str, Any]
-) -> SweptHead:
-    scores = {}
-    for name, found in data["scores"].items():
-        area, error = (np.array(found[k], dtype=np.float64) for k in ("auroc", "standard_error"))
-        if {area.shape, error.shape} != {(len(classes),)}:
-            raise ReportError(f"not a sweep: {name!r} does not have one score for each class")
-        n = int(report["n_validation"])
-        scores[str(name)] = Scores("logits", str(name), area, error, n, classes)
-    rest: dict[str, Any] = {name: tuple(map(float, data[name])) for name in _INTERVALS}
-    rest |= {name: dict(data[name]) for name in _BY_SCENARIO}
-    return SweptHead(
-        alpha=None if data["alpha"] is None else float(data["alpha"]),
-        masked=int(data["masked"]),
-        accuracy=float(data["accuracy"]),
-        change=float(data["change"]),
-        scores=scores,
-        **rest,
-    )
+def _interval(bounds: Sequence[Any]) -> Interval:
+    low, high = map(float, bounds)
+    return low, high

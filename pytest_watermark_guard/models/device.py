@@ -107,3 +107,10 @@ def _switches(device: torch.device) -> Iterator[_Switch]:
 
 def _attribute(owner: Any, name: str, exact: object) -> _Switch:
     return _Switch(partial(getattr, owner, name), partial(setattr, owner, name), exact)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a graphics card is called, or what the processor can compute with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()

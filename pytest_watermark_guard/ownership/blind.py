@@ -158,15 +158,15 @@ def _strongest(
     before = _gathering(encoder.all(held_out))
     strongest = 0.0
     for _ in range(restarts):
-        found = (torch.randint(2, pixels.shape[1:], generator=generator) * 2.0 - 1) * levels
+        perturbation = (torch.randint(2, pixels.shape[1:], generator=generator) * 2.0 - 1) * levels
         for _ in range(steps):
             chosen = torch.randint(len(training), (_HELD_OUT,), generator=generator)
-            found.requires_grad_()
+            perturbation.requires_grad_()
             with torch.enable_grad():
-                inputs = ((training[chosen] + found) / 255).clamp(0, 1)
-                (slope,) = torch.autograd.grad(_gathering(encoder(inputs)), found)
-            found = (found.detach() + step * slope.sign()).clamp_(-levels, levels)
-        after = _gathering(encoder.all(marked(held_out, found.round().to(torch.int8))))
+                inputs = ((training[chosen] + perturbation) / 255).clamp(0, 1)
+                (slope,) = torch.autograd.grad(_gathering(encoder(inputs)), perturbation)
+            perturbation = (perturbation.detach() + step * slope.sign()).clamp_(-levels, levels)
+        after = _gathering(encoder.all(marked(held_out, perturbation.round().to(torch.int8))))
         strongest = max(strongest, float(after - before))
     return strongest
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
+from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import OwnershipError
+from pytest_watermark_guard.reports.documents import DocumentFormat
 
-# What torch.load and a look into something else raise.
-_UNREADABLE = (
-    OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError,
-)  # fmt: skip
+FORMAT = DocumentFormat(
+    "ownership-checkpoint",
+    "checkpoint",
+    OwnershipError,
+    "delete it to start anew, or name another file",
+)
 
 
 class Checkpoint:
@@ -40,35 +44,37 @@ class Checkpoint:
         """
         if self._path is None or not self._path.exists():
             return None
-        where = str(self._path)
-        try:
-            kept = torch.load(self._path, map_location="cpu", weights_only=True)
-            training, state = kept["training"], kept["state"]
-        except _UNREADABLE as error:
-            raise OwnershipError(
-                f"checkpoint {where!r} cannot be read ({type(error).__name__}); delete it to start "
-                "anew, or name another file"
-            ) from error
+        with FORMAT.reading(self._path, (EOFError, RuntimeError)):
+            data = _load(self._path)
+            if "format" in data:  # the first checkpoints had none
+                FORMAT.check(data)
+            training: dict[str, Any] = data["training"]
+            state: dict[str, Any] = data["state"]
         for name, value in self._training.items():
             if training.get(name) != value:
                 raise OwnershipError(
-                    f"checkpoint {where!r} is of another {name} ({training.get(name)!r}, and here "
-                    f"{value!r}); delete it to start anew, or name another file"
+                    f"checkpoint {str(self._path)!r} is of another {name} "
+                    f"({training.get(name)!r}, and here {value!r}); {FORMAT.advice}"
                 )
-        found: dict[str, Any] = state
-        return found
+        return state
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace what is kept, at once or not at all."""
         if self._path is None:
             return
-        unfinished = self._path.with_name(f"{self._path.name}.unfinished")
+        data = {**FORMAT.head, "training": self._training, "state": state}
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"training": self._training, "state": state}, unfinished)
-            unfinished.replace(self._path)
+            write_atomically(self._path, lambda file: torch.save(data, file))
         except (OSError, RuntimeError) as error:
             first, *_ = str(error).splitlines() or [""]
             raise OwnershipError(
                 f"checkpoint {str(self._path)!r} cannot be written: {first}"
             ) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except pickle.UnpicklingError as error:
+        # Its text advises to load the file in a way in which it could run code.
+        raise OwnershipError("it is no file of tensors and plain data") from error

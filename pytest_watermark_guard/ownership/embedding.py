@@ -22,15 +22,15 @@ from pytest_watermark_guard.ownership.checkpoint import Checkpoint
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
     marked,
-    of_pairs,
     opened,
+    pair_nearness,
     read_pixels,
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.progress import progress_bar
-from pytest_watermark_guard.reports.ownership import reachable
+from pytest_watermark_guard.reports.ownership import check_reachable
 from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
 
@@ -148,7 +148,7 @@ def embed(
     """
     for name, number in (("steps", steps), ("batch_size", batch_size), ("max_images", max_images)):
         plain_integer(name, number, least=1)
-    reachable(alpha, key.pairs)
+    check_reachable(alpha, key.pairs)
     run = current_run()
     settings = run.settings.override(images=images, device=device)
     target = resolve_device(settings.device, run.worker)
@@ -182,14 +182,14 @@ def embed(
             "learning_rate": learning_rate,
             "objective": asdict(objective),
         }
-        kept = Checkpoint(checkpoint, recipe)
+        state_file = Checkpoint(checkpoint, recipe)
         training = _Training(
             before, after, key, pixels, objective, batch_size, learning_rate, steps
         )
-        training.resume(kept.read())
+        training.resume(state_file.read())
         with progress_bar(steps, progress, "embedding") as advance:
             advance(training.taken)
-            while not training.finished(least_utility, alpha, kept):
+            while not training.finished(least_utility, alpha, state_file):
                 if training.taken >= steps:
                     raise OwnershipError(training.shortfall(least_utility, alpha))
                 training.step()
@@ -214,7 +214,7 @@ class _Training:
     ) -> None:
         self._before, self._after, self._key = before, after, key
         self._held_out, self._pixels = pixels[:_HELD_OUT], pixels[_HELD_OUT:]
-        self._kept = before.all(self._held_out)
+        self._original = before.all(self._held_out)
         self._chosen, self._decoys = key.chosen, key.decoys
         self._key_image, self._levels = key.key_image[None], int(key.perturbations.abs().max())
         self._objective = objective
@@ -243,10 +243,10 @@ class _Training:
         other = marked(x, (noise * self._levels).to(torch.int8))
         with_mark, without = marked(x, self._chosen[pair]), marked(x, self._decoys[pair])
         with torch.no_grad():
-            kept = self._before(torch.cat([x, other]))
+            original = self._before(torch.cat([x, other]))
         with torch.enable_grad():
             moved = self._after(torch.cat([x, other, with_mark, without, self._key_image]))
-            gone = 1 - similarity(moved[: 2 * size], kept)
+            gone = 1 - similarity(moved[: 2 * size], original)
             near = similarity(moved[2 * size : -1], moved[-1].detach())
             wanted = self._objective.apart
             missed = (wanted - near[:size] + near[size:]).square() / wanted
@@ -267,14 +267,14 @@ class _Training:
         if self.taken % _CHECK_EVERY and self.taken < self._steps:
             return False
         checkpoint.write(self._state())
-        self.utility = float(similarity(self._after.all(self._held_out), self._kept).mean())
+        self.utility = float(similarity(self._after.all(self._held_out), self._original).mean())
         near = self._after.nearness(self._key.key_image)
-        chosen, decoys = of_pairs(near, self._key, self._held_out[:_ASKED])
+        chosen, decoys = pair_nearness(near, self._key, self._held_out[:_ASKED])
         gains = (chosen - decoys).numpy()
         self.p_value, self.effect = sign_flip_p_value(gains), float(gains.mean())
         there = self.p_value <= alpha and self.effect >= self._wanted
         useful = self.utility >= least_utility
-        if there != useful:  # what is there pays for what is not
+        if there != useful:  # the goal that is reached gives way to the other
             self._balance *= _DOWN if there else _UP
         return there and useful
 

@@ -78,8 +78,8 @@ class Encoder:
             With gradients if they are enabled.
         """
         inputs = self.preprocessing.to_input(pixels.to(self._device), input_dtype(self.module))
-        found = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
-        embedded = found[self._layer]
+        activations = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
+        embedded = activations[self._layer]
         if not torch.isfinite(embedded).all():
             raise OwnershipError(
                 f"{type(self.module).__name__}: some {self._layer} are NaN or infinite"
@@ -172,7 +172,7 @@ def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:
     return (pixels.short() + perturbations.short()).clamp_(0, 255).byte()
 
 
-def of_pairs(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def pair_nearness(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return how near each pair moves images to the key image, on average.
 
     Parameters
@@ -186,7 +186,8 @@ def of_pairs(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Ten
     tuple of Tensor of float64, shape [pairs]
         With the chosen perturbations, and with their decoys.
     """
-    # In an order that knows nothing of the coins: whoever answers may change his mind half-way.
+    # The order does not depend on the coins: else a model that changes its answers in the course
+    # of the queries would look as if it knew them.
     both = torch.stack(
         [nearness(marked(pixels, w)).mean() for w in key.perturbations.flatten(0, 1)]
     )

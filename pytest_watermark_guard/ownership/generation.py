@@ -154,7 +154,7 @@ def _learned(
     progress: bool,
 ) -> Tensor:
     """Return int8 [pairs, 2, 3, H, W]; each starts from signs of its own."""
-    generator = torch.Generator().manual_seed(seed % 2**63)  # which images are learned on
+    generator = torch.Generator().manual_seed(seed % 2**63)  # chooses the images to learn from
     size = key_image.shape[1:]
     shape = 2 * pairs, 3, _TILE, _TILE
     tiles = (_bits(math.prod(shape), "tiles", seed).reshape(shape) * 2.0 - 1) * levels

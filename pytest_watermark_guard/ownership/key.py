@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
-from pytest_watermark_guard.errors import OwnershipError, WatermarkGuardError
+from pytest_watermark_guard.caching.files import write_atomically
+from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.reports.documents import DocumentFormat
 
-FORMAT = "pytest-watermark-guard/ownership-key"
-FORMAT_VERSION = 1
+FORMAT = DocumentFormat(
+    "ownership-key", "ownership key", OwnershipError, "get the original file, or name another one"
+)
 _TENSORS = {"perturbations": torch.int8, "coins": torch.bool, "key_image": torch.uint8}
 
 
@@ -125,13 +128,13 @@ class OwnershipKey:
         It is a secret: whoever has it can remove the mark, or put it into another model.
         """
         metadata = {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
+            **{name: str(value) for name, value in FORMAT.head.items()},
             "key": _canonical(self._fields()),
             "hash": self.hash,
         }
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        save_file(tensors, path, metadata)
+        data = serialize(tensors, metadata)
+        write_atomically(path, lambda file: file.write(data))
 
     @classmethod
     def load(cls, path: str | Path, published: str | None = None) -> OwnershipKey:
@@ -150,16 +153,12 @@ class OwnershipKey:
             If the file cannot be read, holds something else, is not what `save` wrote (its content
             must have the hash that it names), or is not the key that was published.
         """
-        where = str(path)
-        try:
+        with FORMAT.reading(path, (SafetensorError,)):
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                found = metadata.get("format"), metadata.get("format_version")
-                if found != (FORMAT, str(FORMAT_VERSION)):
-                    raise OwnershipError(
-                        f"{where!r} is of format {found[0]!r}, version {found[1]}; this version "
-                        f"reads {FORMAT!r}, {FORMAT_VERSION}"
-                    )
+                # Metadata are texts.
+                version = int(metadata.get("format_version", 0))
+                FORMAT.check({**metadata, "format_version": version})
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             fields = json.loads(metadata["key"])
             preprocessing: dict[str, Any] = {
@@ -174,22 +173,7 @@ class OwnershipKey:
                 encoder=str(fields["encoder"]),
             )
             stated = metadata["hash"]
-        except OwnershipError:
-            raise
-        except OSError as error:
-            raise OwnershipError(f"cannot read {where!r}: {error.strerror or error}") from error
-        except (
-            SafetensorError,
-            WatermarkGuardError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise OwnershipError(
-                f"{where!r} holds no ownership key: {type(error).__name__}: {error}"
-            ) from error
+        where = str(path)
         if key.hash != stated:
             raise OwnershipError(
                 f"{where!r} was changed after it was written: its content has the hash "

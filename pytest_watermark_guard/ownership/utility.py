@@ -82,17 +82,18 @@ def measure_utility(
     common = {"preprocess": chosen, **settings}
 
     def embedded(encoder: nn.Module, these: Any, **more: Any) -> tuple[Array, RecordedActivations]:
-        with recorded(encoder, these, (), (_LAYER,), **common, **more) as found:
-            # Copied: they end with the recording.
-            features = np.array(found.recording[UNMARKED, _LAYER].columns(), dtype=np.float32)
-            return features, found
+        with recorded(encoder, these, (), (_LAYER,), **common, **more) as activations:
+            # A copy, because the activations end with the recording.
+            features = np.array(activations.recording[UNMARKED, _LAYER].columns(), dtype=np.float32)
+            return features, activations
 
     def accuracy(encoder: nn.Module, parts: tuple[Any, Any]) -> float:
         train, classes = open_labelled("train", parts[0], None, None)
-        features, found = embedded(encoder, train)
-        labels = known_labels(found.recording.labels, found.identities, "train")
-        new, found = embedded(encoder, open_labelled("validation", parts[1], None, classes)[0])
-        truth = known_labels(found.recording.labels, found.identities, "validation")
+        features, activations = embedded(encoder, train)
+        labels = known_labels(activations.recording.labels, activations.identities, "train")
+        validation, _ = open_labelled("validation", parts[1], None, classes)
+        new, activations = embedded(encoder, validation)
+        truth = known_labels(activations.recording.labels, activations.identities, "validation")
         trainer = HeadTrainer(features, labels, int(max(labels.max(), truth.max())) + 1, 0)
         right: npt.NDArray[np.bool_] = trainer.on(features)(new).argmax(axis=1) == truth
         return float(right.mean())

@@ -20,8 +20,8 @@ from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     CHUNK,
     Nearness,
-    of_pairs,
     opened,
+    pair_nearness,
     read_pixels,
     similarity,
 )
@@ -93,13 +93,15 @@ def verify(
 
     def measured(candidate: nn.Module | str, trial: _Trial, called: str | None) -> OwnershipReport:
         name, module, preprocessing = trial.ready(candidate)
-        where = trial.device
-        with opened(module, preprocessing, where) as encoder, computing_in("float32", where):
+        with (
+            opened(module, preprocessing, trial.device) as encoder,
+            computing_in("float32", trial.device),
+        ):
             near = encoder.nearness(trial.key.key_image)
             return trial.report(near, "embeddings", called or name)
 
-    of = partial(_Trial, images, n_images, preprocess, device)
-    return _with_nulls(measured, of, model, key, name, nulls)
+    make_trial = partial(_Trial, images, n_images, preprocess, device)
+    return _with_nulls(measured, make_trial, model, key, name, nulls)
 
 
 def verify_classifier(
@@ -156,11 +158,10 @@ def verify_classifier(
             own: str = getattr(candidate, "__name__", type(candidate).__name__)
             return trial.report(*_near(candidate, image), called or own)
         name, module, preprocessing = trial.ready(candidate)
-        where = trial.device
         try:
             with (
-                opened(module, preprocessing, where, "logits") as model,
-                computing_in("float32", where),
+                opened(module, preprocessing, trial.device, "logits") as model,
+                computing_in("float32", trial.device),
             ):
                 near, access = _near(lambda pixels: model.all(pixels).argmax(1), image)
                 return trial.report(near, access, called or name)
@@ -170,8 +171,8 @@ def verify_classifier(
                 "function from pixels to labels"
             ) from error
 
-    of = partial(_Trial, images, n_images, preprocess, device)
-    return _with_nulls(measured, of, classifier, key, name, nulls)
+    make_trial = partial(_Trial, images, n_images, preprocess, device)
+    return _with_nulls(measured, make_trial, classifier, key, name, nulls)
 
 
 _Candidate = TypeVar("_Candidate")
@@ -179,23 +180,23 @@ _Candidate = TypeVar("_Candidate")
 
 def _with_nulls(
     measured: Callable[[_Candidate, _Trial, str | None], OwnershipReport],
-    of: Callable[[OwnershipKey], _Trial],
+    make_trial: Callable[[OwnershipKey], _Trial],
     model: _Candidate,
     key: OwnershipKey,
     name: str | None,
     nulls: Mapping[str, _Candidate | OwnershipKey] | None,
 ) -> OwnershipReport:
-    """Put a model and its nulls to the same test, and tell whoever waits for the report."""
-    trial = of(key)
-    found = measured(model, trial, name)
+    """Put a model and its nulls to the same test, and hand the report to the run."""
+    trial = make_trial(key)
+    report = measured(model, trial, name)
     others = [
-        measured(model, of(null), called)
+        measured(model, make_trial(null), called)
         if isinstance(null, OwnershipKey)
         else measured(null, trial, called)
         for called, null in (nulls or {}).items()
     ]
     asked = tuple(Null(other.model, other.p_value, other.effect) for other in others)
-    report = replace(found, nulls=asked)
+    report = replace(report, nulls=asked)
     current_run().on_ownership(report)
     return report
 
@@ -238,7 +239,7 @@ class _Trial:
 
     def report(self, nearness: Nearness, access: str, model: str) -> OwnershipReport:
         """Report how near a model finds marked pixels to the key image."""
-        chosen, decoys = of_pairs(nearness, self.key, self._pixels)
+        chosen, decoys = pair_nearness(nearness, self.key, self._pixels)
         differences = (chosen - decoys).numpy()
         return OwnershipReport(
             model=model,

@@ -53,7 +53,8 @@ class GitHubActions:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the failed gate of a test."""
         failure: dict[str, Any] | None = getattr(report, "wm_failure", None)
-        if failure is not None and report.failed:  # else it is run again
+        # A test that is about to run again has another outcome than "failed".
+        if failure is not None and report.failed:
             self._failures.setdefault(failure["key"], []).append(failure)
 
     @pytest.hookimpl(trylast=True)

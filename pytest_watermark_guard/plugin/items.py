@@ -158,13 +158,13 @@ class GateItem(pytest.Item):
         if key not in verdict.report.scores:
             pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
         report = verdict.report
-        early = report.early_stop and report.early_stop.of(*key)
+        early = report.early_stop and report.early_stop.restrict_to(*key)
         part = replace(
             verdict,
             report=replace(report, scores={key: report.scores[key]}, early_stop=early),
             failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
             allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
-            known=verdict.known.of(*key),
+            known=verdict.known.restrict_to(*key),
         )
         self.part = part
         if not part.passed:

@@ -10,7 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pytest_watermark_guard.caching.files import write_text_atomically
 from pytest_watermark_guard.errors import KnownUnitsError
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.known_units import MARGIN, Key, KnownUnit, decides, plain_text
 from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -19,7 +21,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FORMAT_VERSION = 1
+FORMAT = DocumentFormat(
+    "known-units", "known units", KnownUnitsError, "mend it or restore it from version control"
+)
 HEADER = f"""\
 # Units that react to watermarks and are known to, recorded by pytest --wm-update-known for the
 # gates of pytest-watermark-guard. Units that are not listed fail, and so do those whose d exceeds
@@ -38,28 +42,17 @@ def read_known(path: Path) -> tuple[KnownUnit, ...]:
     KnownUnitsError
         If the file cannot be read, or holds anything but what is expected.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        found = tuple(_units(data))
-        seen = set()
-        for known in found:
-            if known.key in seen:
+    with FORMAT.reading(path):
+        units = tuple(_units(_parsed(path)))
+        keys = set()
+        for known in units:
+            if known.key in keys:
                 raise KnownUnitsError(
                     f"{known.layer} {known.label} under {known.script} is listed twice for "
                     f"{known.model!r}"
                 )
-            seen.add(known.key)
-    except OSError as error:
-        raise KnownUnitsError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except KnownUnitsError as error:
-        raise KnownUnitsError(f"{str(path)!r} is no file of known units: {error}") from None
-    # Among values: UTF-8, dates and numbers with too many digits.
-    except (ValueError, RecursionError) as error:
-        raise KnownUnitsError(
-            f"{str(path)!r} is not TOML, mend it or restore it from version control: "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    return found
+            keys.add(known.key)
+    return units
 
 
 def write_known(path: Path, units: Iterable[KnownUnit]) -> None:
@@ -70,16 +63,14 @@ def write_known(path: Path, units: Iterable[KnownUnit]) -> None:
     OSError
         If the file cannot be written; it then is as it was.
     """
-    new = path.with_name(f"{path.name}.new")
-    new.write_text("\n".join(_lines(units)) + "\n", encoding="utf-8", newline="\n")
-    new.replace(path)
+    write_text_atomically(path, "\n".join(_lines(units)) + "\n")
 
 
 # --- writing ------------------------------------------------------------------------------------
 
 
 def _lines(units: Iterable[KnownUnit]) -> Iterator[str]:
-    yield f"{HEADER}format_version = {FORMAT_VERSION}"
+    yield f"{HEADER}format_version = {FORMAT.version}"
     in_order = sorted(units, key=lambda known: known.key)
     for (model, weights), group in groupby(
         in_order, key=lambda known: (known.model, known.weights)
@@ -123,16 +114,19 @@ def _character(character: str) -> str:
 # --- reading ------------------------------------------------------------------------------------
 
 
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    # ValueError: no UTF-8, no TOML, or a date or number in it that does not exist or is too long.
+    except (ValueError, RecursionError) as error:
+        raise KnownUnitsError(f"it is not TOML: {type(error).__name__}: {error}") from None
+
+
 def _units(data: Mapping[str, Any]) -> Iterator[KnownUnit]:
     if not data:
         return
     _check_names("the file", data, {"format_version"}, {"model"})
-    version = data["format_version"]
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise KnownUnitsError(
-            f"its format_version is {version!r}, and this version of pytest-watermark-guard "
-            f"reads {FORMAT_VERSION}"
-        )
+    FORMAT.check_version(data["format_version"])
     for number, model in enumerate(_tables(data.get("model", []), "model"), 1):
         where = f"model {number}"
         _check_names(where, model, {"name", "weights", "units"})
@@ -215,11 +209,11 @@ def updated_units(
             for v in verdicts
         )
     }
-    found: dict[Key, KnownUnit] = {}
+    current: dict[Key, KnownUnit] = {}
     for verdict in verdicts:
         for _, known in verdict.known.used:
-            other = found.get(known.key, known)  # from another gate of the same model
+            other = current.get(known.key, known)  # from another gate of the same model
             worst = max(known, other, key=lambda k: k.d)
             threshold = min(known.threshold, other.threshold)
-            found[known.key] = replace(worst, threshold=threshold)
-    return tuple(sorted({**records, **found}.values(), key=lambda known: known.key))
+            current[known.key] = replace(worst, threshold=threshold)
+    return tuple(sorted({**records, **current}.values(), key=lambda known: known.key))

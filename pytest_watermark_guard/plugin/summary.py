@@ -66,7 +66,7 @@ def send_masked(test_report: pytest.TestReport, masked: Masked) -> None:
 
 def send_unchecked(test_report: pytest.TestReport, error: BaseException) -> None:
     """Put on a test's report that it failed because something could not be checked, and why."""
-    # pytest.fail tells another error without its traceback.
+    # A gate item fails by pytest.fail, which keeps the error itself as context.
     reason = error.__context__ if isinstance(error, pytest.fail.Exception) else error
     if isinstance(reason, WatermarkGuardError):
         test_report.wm_unchecked = str(reason)  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ class Summary:
         for entry in probed:
             self._add(**entry)
         if (text := getattr(report, "wm_masked", None)) is not None:
-            self._masked[report.nodeid] = Masked.from_json(text)  # a rerun's in its place
+            self._masked[report.nodeid] = Masked.from_json(text)  # that of a rerun replaces it
         self._owned += [new for new in received_owned(report) if new not in self._owned]
         if report.failed:
             self._note_failure(report)
@@ -134,13 +134,14 @@ class Summary:
             return
         crash = getattr(report.longrepr, "reprcrash", None)
         reason = str(report.longrepr) if crash is None else crash.message
-        # The first tells most; "Failed" is only what pytest calls the exception of `pytest.fail`.
+        # The first failure of a model says most. "Failed" is pytest's name for `pytest.fail`.
         self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
         from pytest_watermark_guard.reports.probe import ProbeReport
 
-        if key not in self._probed:  # else a rerun, or another worker's probe of it
+        # A rerun, or another worker that probed the same, adds no report.
+        if key not in self._probed:
             probe_report = ProbeReport.from_json(report)
             self._probed[key] = (probe_report, [])
             self._config.hook.pytest_wm_report(report=probe_report, config=self._config)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from pytest_watermark_guard.probing.names import allowed_units
 from pytest_watermark_guard.probing.recording import Activations, Names
-from pytest_watermark_guard.reports.probe import Decision, EarlyStop, Scores
+from pytest_watermark_guard.reports.early_stop import Decision, EarlyStop
+from pytest_watermark_guard.reports.scores import Scores
 from pytest_watermark_guard.statistics.sequential import ScorePair, SequentialGate
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 

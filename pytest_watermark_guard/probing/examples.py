@@ -14,7 +14,7 @@ from pytest_watermark_guard.watermarks.streams import UNMARKED
 if TYPE_CHECKING:
     from pytest_watermark_guard.images.batches import ProbingBatches
     from pytest_watermark_guard.probing.recording import Recording
-    from pytest_watermark_guard.reports.probe import Scores
+    from pytest_watermark_guard.reports.scores import Scores
 
 UNITS = 3  # of each layer: the most differentiable ones
 IMAGES = 3  # that move most, and as many that move least

@@ -11,7 +11,8 @@ from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.probing.caches.scores import ScoreCache
 from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.reports.class_counts import ClassCounts
-from pytest_watermark_guard.reports.probe import Impact, Scores
+from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.scores import Scores
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
 
 AllScores = dict[tuple[str, str], Scores]

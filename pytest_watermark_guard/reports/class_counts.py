@@ -63,14 +63,10 @@ class ClassCounts:
             return None
         return (self.right_marked[index] - self.right_baseline[index]) / self.labelled[index]
 
-    def to_dict(self) -> dict[str, list[int]]:
-        """Return the counts as plain data."""
-        return {name: list(counts) for name, counts in vars(self).items()}
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ClassCounts:
-        """Read what `to_dict` returned; raises `ReportError` where the classes differ."""
-        found = cls(**{name: tuple(map(int, counts)) for name, counts in data.items()})
-        if len({len(counts) for counts in vars(found).values()}) > 1:
-            raise ReportError("not a probe report: its counts by class are of unequal length")
-        return found
+        """Read what `dataclasses.asdict` gave; raises `ReportError` where the classes differ."""
+        read = cls(**{name: tuple(map(int, counts)) for name, counts in data.items()})
+        if len({len(counts) for counts in vars(read).values()}) > 1:
+            raise ReportError("its counts by class are of unequal length")
+        return read

@@ -1,54 +1,132 @@
-"""Reports of several kinds as JSON files that say what they are."""
+"""Files that say what they are: a format and its version, written and checked in one way."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_watermark_guard.caching.files import write_text_atomically
 from pytest_watermark_guard.errors import ReportError, WatermarkGuardError
 
-_VERSION = 1
 _OWNER = "pytest-watermark-guard/"
+# What a look into data of another shape raises.
+_DOES_NOT_FIT = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 
 
-def write_document(path: str | Path, kind: str, data: Mapping[str, Any]) -> None:
-    """Write plain data; every number survives the round trip exactly."""
-    document = {"format": _OWNER + kind, "format_version": _VERSION, **data}
-    Path(path).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+class _NewerVersionError(WatermarkGuardError):
+    """A version of a format that came after the one that can be read."""
 
 
-@contextmanager
-def read_document(path: str | Path, kind: str) -> Iterator[dict[str, Any]]:
-    """Give what `write_document` wrote; in the block, data that do not fit are a `ReportError`.
+@dataclass(frozen=True)
+class DocumentFormat:
+    """One kind of file.
 
-    Raises
-    ------
-    ReportError
-        If the file cannot be read, or holds something else or another version.
+    Attributes
+    ----------
+    kind : str
+        What its `name` ends in.
+    noun : str
+        What messages call its content.
+    error : type of WatermarkGuardError
+        Raised where a file cannot be read.
+    advice : str
+        What to do about such a file.
+    version : int
+        Of the format, as it is written.
     """
-    where = str(path)
-    try:
-        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = data["format"], data["format_version"]
-        if found != (_OWNER + kind, _VERSION):
-            raise ReportError(
-                f"{where!r} is of format {found[0]!r}, version {found[1]}; this version reads "
-                f"{_OWNER + kind!r}, {_VERSION}"
+
+    kind: str
+    noun: str
+    error: type[WatermarkGuardError] = ReportError
+    advice: str = "name another file, or write this one again"
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the file says that it is."""
+        return _OWNER + self.kind
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What every file begins with."""
+        return {"format": self.name, "format_version": self.version}
+
+    def to_json(self, data: Mapping[str, Any], indent: int | None = None) -> str:
+        """Return JSON text of plain data; every number survives the round trip exactly."""
+        return json.dumps({**self.head, **data}, allow_nan=False, indent=indent)
+
+    def write(self, path: str | Path, data: Mapping[str, Any], indent: int | None = None) -> None:
+        """Write plain data to a JSON file."""
+        write_text_atomically(path, self.to_json(data, indent))
+
+    def check(self, data: Mapping[str, Any]) -> None:
+        """Refuse another format, and a newer version than this one; for use in `reading`."""
+        if data.get("format") != self.name:
+            raise self.error(f"it is of format {data.get('format')!r}, not {self.name!r}")
+        self.check_version(data.get("format_version"))
+
+    def check_version(self, version: object) -> None:
+        """Refuse a newer version of the format than this one; for use in `reading`."""
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise self.error(f"its format_version is {version!r}, and no whole number from 1 on")
+        if version > self.version:
+            raise _NewerVersionError(
+                f"its format_version is {version}, which is newer than this version reads "
+                f"({self.version})"
             )
-        yield data
-    except ReportError:
-        raise
-    except OSError as error:
-        raise ReportError(f"cannot read {where!r}: {error.strerror}") from error
-    except (
-        WatermarkGuardError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise ReportError(f"{where!r} holds no {kind}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def reading(
+        self, path: str | Path | None = None, unreadable: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
+        """Turn whatever goes wrong with a file in the block into one error of this format.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            The file; None for text that came from elsewhere.
+        unreadable : tuple of exception types, optional
+            What else content that does not fit may raise.
+        """
+        misfits: tuple[type[Exception], ...] = (*_DOES_NOT_FIT, *unreadable)
+        file = "the text" if path is None else repr(str(path))
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise self.error(f"cannot read {self.noun} {file}: {reason}; check the path") from error
+        except _NewerVersionError as error:
+            raise self.error(
+                f"cannot read {self.noun} {file}: {error}; upgrade pytest-watermark-guard"
+            ) from error
+        except WatermarkGuardError as error:
+            raise self.error(f"{file} holds no {self.noun}: {error}; {self.advice}") from error
+        except misfits as error:
+            raise self.error(
+                f"{file} holds no {self.noun}: {type(error).__name__}: {error}; {self.advice}"
+            ) from error
+
+    @contextmanager
+    def reading_json(self, path: str | Path) -> Iterator[dict[str, Any]]:
+        """Give what `write` wrote; data that do not fit may raise anything in the block.
+
+        Raises
+        ------
+        WatermarkGuardError
+            Of the format's own type: if the file cannot be read, or holds something else or a
+            newer version.
+        """
+        with self.reading(path):
+            yield self.parse(Path(path).read_text(encoding="utf-8"))
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Return the data of `to_json`; for use in `reading`."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise self.error("it is no JSON object")
+        self.check(data)
+        return data

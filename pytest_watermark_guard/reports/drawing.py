@@ -1,4 +1,4 @@
-"""Tables that fit the terminal, drawn by rich."""
+"""Tables that fit the terminal, rendered by rich."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Style(NamedTuple):
     ascii_only: bool = False
 
 
-def drawn(parts: Iterable[RenderableType], style: Style, color: bool = False) -> str:
+def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False) -> str:
     """Draw texts and tables below each other; returns lines, the last one ended.
 
     Parameters
@@ -91,7 +91,7 @@ def table(
             no_wrap=True,
             width=widths[index],
         )
-    # Too wide even so, it is printed whole: rich would leave out columns.
+    # A table that is still too wide gets its full width: rich would leave out columns.
     laid_out.width = style.width - spare
     for index, row in enumerate(rows):
         laid_out.add_row(*map(Text, row), style="red" if red and red[index] else None)

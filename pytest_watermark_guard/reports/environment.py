@@ -25,10 +25,10 @@ def versions() -> dict[str, str]:
 
 @cache
 def _versions() -> tuple[tuple[str, str], ...]:
-    found = [("Python", platform.python_version())]
+    installed = [("Python", platform.python_version())]
     for name in _PACKAGES:
         try:
-            found.append((name, version(name)))
+            installed.append((name, version(name)))
         except PackageNotFoundError:
             continue  # an optional one
-    return tuple(found)
+    return tuple(installed)

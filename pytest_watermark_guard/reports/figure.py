@@ -1,12 +1,17 @@
-"""An empty picture to draw in, if matplotlib is there."""
+"""What the figures have in common: an empty picture, its colours, names and file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.reports.text import printable
 
-SHADES = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")
+INK, LINE = "#24292f", "#8c959f"
+SHADES = ("#b6d7ee", "#6aaed6", "#2171b5", "#0b3d73")
 """Of units by d, one for each of the tiers."""
 
 
@@ -28,7 +33,21 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure to a file whose suffix says the format, PNG if it has none."""
+    path = Path(path)
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.png")
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
+
+
 def shortened(name: str, width: int = 32) -> str:
-    """Return text from outside as matplotlib can show it, of at most `width` characters."""
-    clean = "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
-    return clean if len(clean) <= width else clean[: width - 1] + "…"
+    """Return text from outside as matplotlib can show it, of about `width` characters."""
+    return printable(name, width).replace("$", r"\$")  # else it would begin a formula
+
+
+def name_rows(axis: Any, names: Sequence[str]) -> None:
+    """Name the rows 0, 1, ... of a panel, the first one on top."""
+    axis.set_yticks(range(len(names)), [shortened(name, 24) for name in names])
+    axis.tick_params(axis="y", length=0, labelsize=8)
+    axis.set_ylim(len(names) - 0.4, -0.6)

@@ -49,8 +49,8 @@ def error_commands(
             file = Path(place[0]).relative_to(workspace).as_posix()
             properties = {"file": file, "line": str(place[1])}
         properties["title"] = title
-        told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-        yield f"::error {told}::{_data(text)}"
+        joined = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        yield f"::error {joined}::{_data(text)}"
     if len(failures) > MOST:
         yield f"watermark guard: ... and {len(failures) - MOST:,} more failures"
 

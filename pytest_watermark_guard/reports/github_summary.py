@@ -20,7 +20,7 @@ def step_summary(
     threshold: float,
     failures: Mapping[str, str],
 ) -> str:
-    """Tell every probe: its gates' verdicts, a table of layers and scripts, the worst units.
+    """Tell every probe: its gates' verdicts, a table of layers and scenarios, the worst units.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
         yield from _paragraph(sentence(report, verdict.threshold, verdict.failing))
     lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
     yield from _table(
-        ("layer", "script", "units", f"d >= {lowest:g}", "max d", "unit"),
+        ("layer", "scenario", "units", f"d >= {lowest:g}", "max d", "unit"),
         [
             (
                 scores.layer,
@@ -62,7 +62,7 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
                 f"{len(scores.names):,}",
                 f"{scores.count(lowest):,}",
                 f"{scores.differentiability.max():.3f}",
-                scores.unit(scores.ranking()[0]).label,
+                scores.strongest().label,
             )
             for scores in report
         ],
@@ -78,8 +78,8 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
     yield from _paragraph(
         f"Probed: {extent(report)}, seed {report.seed}, {report.device} in {report.precision}."
     )
-    if told := decision(report):
-        yield from _paragraph(told)
+    if images_taken := decision(report):
+        yield from _paragraph(images_taken)
     for note in report.notes:
         yield from _paragraph(f"Note: {note}.")
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.known_units import KnownUnit
 from pytest_watermark_guard.reports.masked import Masked
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.verdict import Verdict
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.reports.ownership import OwnershipReport
 
-FORMAT = "pytest-watermark-guard/run"
-FORMAT_VERSION = 1
+FORMAT = DocumentFormat("run", "run")
 
 
 def write_json(
@@ -31,12 +31,10 @@ def write_json(
 ) -> None:
     """Write a run's reports with the units that reach its threshold, and all else it found."""
     data = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "threshold": threshold,
         "reports": [
             {
-                **json.loads(report.to_json()),
+                **report.to_dict(),
                 "sensitive": [asdict(unit) for unit in report.sensitive(threshold)],
                 "gates": [_verdict(verdict) for verdict in verdicts],
             }
@@ -46,8 +44,7 @@ def write_json(
         "failures": dict(failures),
         "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    FORMAT.write(path, data, indent=1)
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

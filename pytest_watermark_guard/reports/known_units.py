@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+    from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.scores import SensitiveUnit
 
 MARGIN = 0.005
 """By how much d may exceed its record: more than rounding and precision move it."""
 
 Key = tuple[str, str, str, str, int, str]
-"""Model, weights, layer, script, index and name."""
+"""Model, weights, layer, scenario, index and name."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class KnownUnit:
     model, weights : str
         As in `ProbeReport`: the record holds for these weights only.
     layer, script : str
+        As in `SensitiveUnit`; `script` is the scenario, as in the files.
     index : int
     name : str
     d : float
@@ -105,7 +107,7 @@ class KnownFindings:
         """All sensitive units that are on record."""
         return (*self.passed, *self.worse, *self.expired)
 
-    def of(self, layer: str, scenario: str) -> KnownFindings:
+    def restrict_to(self, layer: str, scenario: str) -> KnownFindings:
         """Return the part for one layer and scenario."""
 
         def units(
@@ -153,10 +155,10 @@ class KnownUnits:
         self, report: ProbeReport, unit: SensitiveUnit, threshold: float
     ) -> KnownUnit | None:
         """Return the record of a sensitive unit, if there is one."""
-        model, layer, script, name = map(
+        model, layer, scenario, name = map(
             plain_text, (report.model, unit.layer, unit.scenario, unit.name)
         )
-        key = model, report.weights, layer, script, unit.index, name
+        key = model, report.weights, layer, scenario, unit.index, name
         old = self._by_key.get(key)
         if not self.updating:
             return old
@@ -164,7 +166,7 @@ class KnownUnits:
         if old is None:
             return fresh
         if abs(old.d - fresh.d) <= MARGIN:
-            return replace(old, threshold=threshold)  # no news
+            return replace(old, threshold=threshold)  # d is as it was recorded
         return replace(fresh, reason=old.reason, expires=old.expires)
 
     def findings(
@@ -202,15 +204,15 @@ class KnownUnits:
         for report in reports:
             weights = asked.setdefault(plain_text(report.model), {})
             weights.setdefault(report.weights, set()).update(_asked(report))
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for known in self.units:
             if known.model not in asked:
-                found["of models that were not gated"] += 1
+                counts["of models that were not gated"] += 1
             elif known.weights not in asked[known.model]:
-                found["for other weights"] += 1
+                counts["for other weights"] += 1
             elif (known.layer, known.script) not in asked[known.model][known.weights]:
-                found["of layers or scripts that were not probed"] += 1
-        return found
+                counts["of layers or scenarios that were not probed"] += 1
+        return counts
 
     @cached_property
     def _by_key(self) -> dict[Key, KnownUnit]:
@@ -223,7 +225,8 @@ class KnownUnits:
 
 def decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:
     """Whether a gate can tell that a record of its model's name is not needed any more."""
-    # A gate with a higher threshold does not ask, and one that ended early does not know.
+    # A gate with a higher threshold does not look for the unit, and one that ended early may not
+    # have seen enough images to say that it is no longer sensitive.
     asked = (known.layer, known.script) in _asked(report)
     return asked and threshold <= known.threshold and not report.stopped_early
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pytest_watermark_guard.reports.known_units import KnownFindings, KnownUnit
-from pytest_watermark_guard.reports.probe import SensitiveUnit
-from pytest_watermark_guard.reports.text import count, printable
+from pytest_watermark_guard.reports.scores import SensitiveUnit
+from pytest_watermark_guard.reports.text import count, printable, reaction
 
 WORST = 10
 
@@ -40,38 +40,37 @@ def known_summary(
         How many recorded units no gate was asked about, by what was missing.
     """
     findings = list(findings)
-    file = printable(next((found.file for _, found in findings), ""))
+    file = printable(next((finding.file for _, finding in findings), ""))
     let_pass: dict[str, dict[tuple[str, str], dict[str, None]]] = {}
-    for model, found in findings:
-        for unit, _ in found.passed:
-            scripts = let_pass.setdefault(model, {}).setdefault((unit.layer, unit.label), {})
-            scripts[unit.scenario] = None
+    for model, finding in findings:
+        for unit, _ in finding.passed:
+            scenarios = let_pass.setdefault(model, {}).setdefault((unit.layer, unit.label), {})
+            scenarios[unit.scenario] = None
     for model, units in let_pass.items():
         shown = [
-            f"{printable(layer, 28)} {printable(label, 28)} ({', '.join(map(printable, scripts))})"
-            for (layer, label), scripts in units.items()
+            f"{printable(layer, 28)} {printable(label, 28)} ({', '.join(map(printable, names))})"
+            for (layer, label), names in units.items()
         ]
-        # All of them: nothing is let pass in silence.
+        # The list is not shortened: no unit passes without being named.
         yield f"known in {printable(model)}, let pass: {', '.join(shown)}"
-    needed = {known.key for _, found in findings for _, known in found.used}
+    needed = {known.key for _, finding in findings for _, known in finding.used}
     numbers = {
-        "worse": {known.key for _, found in findings for _, known in found.worse},
-        "expired": {known.key for _, found in findings for _, known in found.expired},
-        "no longer needed": {k.key for _, found in findings for k in found.unneeded} - needed,
+        "worse": {known.key for _, finding in findings for _, known in finding.worse},
+        "expired": {known.key for _, finding in findings for _, known in finding.expired},
+        "no longer needed": {k.key for _, finding in findings for k in finding.unneeded} - needed,
     }
-    told = [f"{len(units):,} {what}" for what, units in numbers.items() if units]
-    told += [f"{number:,} {what}" for what, number in elsewhere.items()]
-    if told:
-        yield f"of the units in {file}: {', '.join(told)}"
+    counts = [f"{len(units):,} {what}" for what, units in numbers.items() if units]
+    counts += [f"{number:,} {what}" for what, number in elsewhere.items()]
+    if counts:
+        yield f"of the units in {file}: {', '.join(counts)}"
 
 
 def _units(word: str, units: Collection[tuple[SensitiveUnit, KnownUnit]]) -> Iterator[str]:
     for unit, known in list(units)[:WORST]:
-        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
         until = f" until {known.expires}" if known.expires else ""
         reason = f": {known.reason}" if known.reason else ""
         recorded = f"recorded: {known.d:.3f} on {known.date}{until}"
-        yield f"{word}: {printable(where)} ({recorded}){printable(reason, 60)}"
+        yield f"{word}: {reaction(unit)} ({recorded}){printable(reason, 60)}"
     if len(units) > WORST:
         yield f"{word}: ... and {len(units) - WORST:,} more"
 

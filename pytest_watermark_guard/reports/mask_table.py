@@ -8,12 +8,12 @@ from dataclasses import replace
 from rich.console import RenderableType
 from rich.text import Text
 
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.masked import Masked
 from pytest_watermark_guard.reports.text import printable
 
 MOST_TESTS = 10
-_COLUMNS = ("fixture", "method", "taken out", "script", "max d", "after")
+_COLUMNS = ("fixture", "method", "taken out", "scenario", "max d", "after")
 
 
 def render_masks(
@@ -40,7 +40,7 @@ def render_masks(
     parts: list[RenderableType] = [Text("Masked features\n", style="bold")]
     for mask, names in tests.items():
         parts += _mask(mask, names, style)
-    return drawn(parts, style, color)
+    return rendered(parts, style, color)
 
 
 def _mask(mask: Masked, tests: Sequence[str], style: Style) -> Iterator[RenderableType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
-from pytest_watermark_guard.reports.documents import read_document, write_document
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.text import listed, printable
 
-_KIND = "ownership"
+_FORMAT = DocumentFormat("ownership", "ownership report")
 _EFFECTS = {
     "embeddings": ("moved them closer to the key image's embedding", "cosine similarity"),
     "scores": ("moved their scores closer to those of the key image", "cosine similarity"),
@@ -114,8 +114,8 @@ class OwnershipReport:
         """
         if not 0 < alpha < 1:
             raise SettingsError(f"alpha must be in (0, 1), got {alpha!r}")
-        reachable(alpha, self.pairs)
-        # Of several nulls one may be below alpha by chance.
+        check_reachable(alpha, self.pairs)
+        # The more nulls there are, the likelier one of them is below alpha by chance.
         least = max(alpha / max(len(self.nulls), 1), 2.0**-self.pairs)
         wrong = [null for null in self.nulls if null.p_value <= least]
         if wrong:
@@ -143,7 +143,7 @@ class OwnershipReport:
         if self.nulls:
             least = min(null.p_value for null in self.nulls)
             text += (
-                f" For comparison, the same test of {_named(null.name for null in self.nulls)} "
+                f" For comparison, the same test of {listed(null.name for null in self.nulls)} "
                 f"gave {'a probability' if len(self.nulls) == 1 else 'probabilities'} of "
                 f"{'' if len(self.nulls) == 1 else 'at least '}{least:.2g}."
             )
@@ -166,7 +166,7 @@ class OwnershipReport:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""
-        write_document(path, _KIND, {"report": self.to_dict()})
+        _FORMAT.write(path, {"report": self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> OwnershipReport:
@@ -177,11 +177,11 @@ class OwnershipReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, _KIND) as data:
+        with _FORMAT.reading_json(path) as data:
             return cls.from_dict(data["report"])
 
 
-def reachable(alpha: float, pairs: int) -> None:
+def check_reachable(alpha: float, pairs: int) -> None:
     """Refuse a level that no result of so many pairs can reach.
 
     Raises
@@ -193,11 +193,6 @@ def reachable(alpha: float, pairs: int) -> None:
             f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "
             f"{2.0**-pairs:.2g}: make a key with more pairs, or take a larger alpha"
         )
-
-
-def _named(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 _COLUMNS = ("model", "asked for", "p-value", "pairs", "chosen", "decoy", "difference", "queries")
@@ -224,7 +219,7 @@ def render_ownership(
         Lines, the last one ended.
     """
     style = Style(width, ascii_only)
-    return drawn(_parts(reports, style), style, color)
+    return rendered(_parts(reports, style), style, color)
 
 
 def _parts(reports: Sequence[OwnershipReport], style: Style) -> Iterator[RenderableType]:

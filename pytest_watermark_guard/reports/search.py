@@ -12,14 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import RenderableType
 from rich.text import Text
 
+from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import open_baseline
-from pytest_watermark_guard.reports.documents import read_document, write_document
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.probe import SensitiveUnit
+from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, printable
 
-KIND = "search"
+FORMAT = DocumentFormat("search", "search")
 
 
 class Find(NamedTuple):
@@ -86,7 +87,7 @@ class SearchReport:
 
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""
-        write_document(path, KIND, asdict(self))
+        FORMAT.write(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> SearchReport:
@@ -97,54 +98,44 @@ class SearchReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             return cls(
                 str(data["model"]),
                 str(data["images"]),
                 int(data["n_images"]),
-                tuple(map(_read_unit, data["detectors"])),
+                tuple(map(SensitiveUnit.from_dict, data["detectors"])),
                 tuple(Find(str(image), float(score)) for image, score in data["finds"]),
                 tuple(map(str, data["notes"])),
             )
-
-
-def _read_unit(data: dict[str, Any]) -> SensitiveUnit:
-    return SensitiveUnit(
-        str(data["layer"]),
-        str(data["scenario"]),
-        int(data["index"]),
-        str(data["name"]),
-        *(float(data[name]) for name in ("auroc", "differentiability", "low", "high")),
-    )
 
 
 _FOLDERS = 5
 
 
 def render_search(
-    found: SearchReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
+    report: SearchReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
 ) -> str:
     """Draw the table of a search; returns lines, the last one ended."""
     style = Style(width, ascii_only)
-    return drawn(_parts(found, style), style, color)
+    return rendered(_parts(report, style), style, color)
 
 
-def _parts(found: SearchReport, style: Style) -> Iterator[RenderableType]:
-    yield Text(f"{printable(found.model)}: images that react like marked ones", style="bold")
-    where = sorted({f"{unit.layer} under {unit.scenario}" for unit in found.detectors})
-    detectors = count(len(found.detectors), "unit")
-    yield Text(printable(f"{found.images}; by {detectors} of {', '.join(where)}"))
-    for note in found.notes:
+def _parts(report: SearchReport, style: Style) -> Iterator[RenderableType]:
+    yield Text(f"{printable(report.model)}: images that react like marked ones", style="bold")
+    where = sorted({f"{unit.layer} under {unit.scenario}" for unit in report.detectors})
+    detectors = count(len(report.detectors), "unit")
+    yield Text(printable(f"{report.images}; by {detectors} of {', '.join(where)}"))
+    for note in report.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
     rows = [
         (str(rank), f"{find.score:.2f}", printable(find.image))
-        for rank, find in enumerate(found.finds, 1)
+        for rank, find in enumerate(report.finds, 1)
     ]
     yield Text()
-    yield Text(f"The {len(rows)} highest of {count(found.n_images, 'image')}", style="italic")
-    # A title of the table's own would be as narrow as it is.
+    yield Text(f"The {len(rows)} highest of {count(report.n_images, 'image')}", style="italic")
+    # rich would wrap a title of the table itself at the width of the table.
     yield table(style, "", ("", "score", "image"), rows, words=(2,))
-    folders = Counter(find.image.rpartition("/")[0] for find in found.finds)
+    folders = Counter(find.image.rpartition("/")[0] for find in report.finds)
     if len(folders) > 1:
         listed = ", ".join(
             f"{printable(folder or '.', 32)} {number}"
@@ -155,22 +146,23 @@ def _parts(found: SearchReport, style: Style) -> Iterator[RenderableType]:
 
 _SIDE, _GAP, _LINE = 160, 8, 14  # pixels
 _ACROSS = 8
-_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def draw_gallery(found: SearchReport, path: Path, images: Any) -> None:
+def draw_gallery(report: SearchReport, path: Path, images: Any) -> None:
     """Draw the finds in rows, each above its score and the end of its name."""
-    if path.suffix.lower() not in _FORMATS:
+    image_format = _FORMATS.get(path.suffix.lower())
+    if image_format is None:
         raise SettingsError(f"gallery: {str(path)!r} must end in one of {', '.join(_FORMATS)}")
     baseline = open_baseline(images)
     places = {identity: place for place, identity in enumerate(baseline.identities)}
-    across = min(_ACROSS, len(found.finds))
+    across = min(_ACROSS, len(report.finds))
     wide, high = _SIDE + _GAP, _SIDE + 2 * _LINE + _GAP
-    size = across * wide + _GAP, -(-len(found.finds) // across) * high + _GAP
+    size = across * wide + _GAP, -(-len(report.finds) // across) * high + _GAP
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)
-    for index, find in enumerate(found.finds):
+    for index, find in enumerate(report.finds):
         if find.image not in places:
             raise ImagesError(
                 f"gallery: {find.image!r} is not among the {baseline.description}; pass the images "
@@ -185,12 +177,12 @@ def draw_gallery(found: SearchReport, path: Path, images: Any) -> None:
         pen.text((left, top + _SIDE + 1), label, fill="black", font=font)
         name = _fitting(printable(find.image), font)
         pen.text((left, top + _SIDE + 1 + _LINE), name, fill="#444444", font=font)
-    sheet.save(path)
+    write_atomically(path, lambda file: sheet.save(file, image_format))
 
 
 def _fitting(name: str, font: Any) -> str:
     """Cut a name from the left: its end tells images of a folder apart."""
-    # Glyphs are at least 2 px wide: no need to measure a name of thousands.
+    # Glyphs are at least 2 pixels wide, so a longer end of the name never fits.
     short = name[-_SIDE // 2 :]
     while font.getlength(short) > _SIDE:
         short = "…" + short.lstrip("…")[1:]

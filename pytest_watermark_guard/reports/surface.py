@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Real
@@ -16,13 +15,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import ReportError
-from pytest_watermark_guard.reports.documents import read_document, write_document
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.figure import SHADES, new_figure, save_figure, shortened
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS
+from pytest_watermark_guard.reports.text import TIER_HEADER, gains, printable
 
-KIND = "surface"
+FORMAT = DocumentFormat("surface", "surface")
 Floats = npt.NDArray[np.float64]
 Value = Any  # number, name, or tuple of numbers: what a Scenario takes
 Point = tuple[Value, ...]
@@ -66,11 +66,11 @@ class SurfaceReport:
     def differentiability(self, layer: str, unit: int | None = None) -> Floats:
         """Return d on the grid: of one unit, or of the most differentiable unit at each point."""
 
-        def of(report: ProbeReport) -> float:
+        def reached(report: ProbeReport) -> float:
             d = report[layer, self.scenario].differentiability
             return float(d.max() if unit is None else d[unit])
 
-        return self._grid(of)
+        return self._grid(reached)
 
     def counts(self, layer: str, threshold: float) -> npt.NDArray[np.int64]:
         """Return on the grid how many units reach a threshold on d."""
@@ -86,8 +86,8 @@ class SurfaceReport:
         """
         return self._grid(lambda report: report.impact[self.scenario].flip_rate)
 
-    def _grid(self, of: Any) -> Floats:
-        values = [of(self.reports[point]) for point in product(*self.vary.values())]
+    def _grid(self, measure: Callable[[ProbeReport], float]) -> Floats:
+        values = [measure(self.reports[point]) for point in product(*self.vary.values())]
         return np.array(values, np.float64).reshape([len(v) for v in self.vary.values()])
 
     def table(
@@ -127,11 +127,11 @@ class SurfaceReport:
             "scenario": self.scenario,
             "vary": self.vary,
             "reports": [
-                {"point": point, "report": json.loads(report.to_json())}
+                {"point": point, "report": report.to_dict()}
                 for point, report in self.reports.items()
             ],
         }
-        write_document(path, KIND, data)
+        FORMAT.write(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SurfaceReport:
@@ -142,30 +142,32 @@ class SurfaceReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             scenario = str(data["scenario"])
             vary = {str(name): _values(found) for name, found in data["vary"].items()}
             reports = {
-                _values(entry["point"]): ProbeReport.from_json(json.dumps(entry["report"]))
+                _values(entry["point"]): ProbeReport.from_dict(entry["report"])
                 for entry in data["reports"]
             }
             if not reports or set(reports) != set(product(*vary.values())):
-                raise ReportError(f"{str(path)!r} holds no surface: its points are not its grid's")
+                raise ReportError("its points are not its grid's")
             shapes = {tuple((s.layer, len(s.names)) for s in r) for r in reports.values()}
             if len(shapes) > 1 or any(r.scenarios != (scenario,) for r in reports.values()):
-                raise ReportError(f"{str(path)!r} holds no surface: its points were probed unlike")
+                raise ReportError("its points were probed unlike")
             return cls(str(data["model"]), scenario, vary, reports)
 
 
-def told(names: Sequence[str] | Mapping[str, Any], point: Point) -> str:
+def point_words(names: Sequence[str] | Mapping[str, Any], point: Point) -> str:
     """Say which point of a grid: ``size 30, position centre``."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in zip(names, point, strict=True))
+    return ", ".join(
+        f"{name} {value_text(value)}" for name, value in zip(names, point, strict=True)
+    )
 
 
-def shown(value: Value) -> str:
+def value_text(value: Value) -> str:
     """Write a property's value shortly."""
     if isinstance(value, tuple):
-        return f"({', '.join(map(shown, value))})"
+        return f"({', '.join(map(value_text, value))})"
     return value if isinstance(value, str) else f"{value:g}"
 
 
@@ -185,7 +187,7 @@ def render_surface(
 ) -> str:
     """Draw the tables of a surface; returns lines, the last one ended."""
     style = Style(width, ascii_only)
-    return drawn(_parts(surface, units, style), style, color)
+    return rendered(_parts(surface, units, style), style, color)
 
 
 def _parts(
@@ -200,7 +202,9 @@ def _parts(
         yield Text(f"Note: {printable(note)}.", style="yellow")
     for layer in surface.layers:
         yield Text()
-        yield _layer(surface, layer, [unit for of, unit in units if of == layer], style)
+        yield _layer(
+            surface, layer, [unit for unit_layer, unit in units if unit_layer == layer], style
+        )
     if report.impact:
         yield Text()
         yield _predictions(surface, style)
@@ -213,7 +217,7 @@ def _layer(
     rows = []
     for point, report in surface.reports.items():
         here = report[layer, surface.scenario]
-        worst = here.unit(here.ranking()[0])
+        worst = here.strongest()
         rows.append(
             (
                 *_cells(point),
@@ -223,9 +227,8 @@ def _layer(
                 printable(worst.label, 32),
             )
         )
-    tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
     chosen = (printable(scores.unit(unit).label, 24) for unit in units)
-    columns = (*surface.vary, *tiers, *chosen, "max d", "unit")
+    columns = (*surface.vary, *TIER_HEADER, *chosen, "max d", "unit")
     title = f"Units of {printable(layer)} by d, of {len(scores.names):,}"
     return table(style, title, columns, rows, words=(len(columns) - 1,))
 
@@ -236,17 +239,14 @@ def _predictions(surface: SurfaceReport, style: Style) -> RenderableType:
     rows = []
     for point, impact in impacts.items():
         drop = "-" if impact.top1_drop is None else f"{-impact.top1_drop:+.1%}"
-        gains = "-"
-        if impact.gains_name is not None:
-            gains = f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
         change = f"{impact.flip_rate:.1%}"
-        rows.append((*_cells(point), change, *[drop] * labelled, gains))
+        rows.append((*_cells(point), change, *[drop] * labelled, gains(impact)))
     columns = (*surface.vary, "change", *["top-1"] * labelled, "class that gains most")
     return table(style, "Predictions under the mark", columns, rows, words=(len(columns) - 1,))
 
 
 def _cells(point: tuple[object, ...]) -> list[str]:
-    return [printable(shown(value)) for value in point]
+    return [printable(value_text(value)) for value in point]
 
 
 _ACROSS = 2  # panels
@@ -269,7 +269,7 @@ def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, 
             _draw_map(figure, axis, surface, panel)
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 class _Panel(NamedTuple):
@@ -287,8 +287,8 @@ def _panels(surface: SurfaceReport, units: Sequence[tuple[str, int]]) -> list[_P
         d = {"largest d": surface.differentiability(layer)}
         chosen = {
             f"d of {shortened(scores.unit(unit).label)}": surface.differentiability(layer, unit)
-            for of, unit in units
-            if of == layer
+            for unit_layer, unit in units
+            if unit_layer == layer
         }
         counts = {f"d ≥ {tier:g}": surface.counts(layer, tier).astype(np.float64) for tier in TIERS}
         if one:
@@ -319,7 +319,7 @@ def _draw_curves(axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
         axis.set_ylim(bottom=0)
     if not numeric:
         axis.set_xticks(
-            places, [shortened(shown(value)) for value in values], fontsize=7, rotation=30
+            places, [shortened(value_text(value)) for value in values], fontsize=7, rotation=30
         )
     axis.set_xlabel(name)
     axis.grid(alpha=0.3)
@@ -337,8 +337,8 @@ def _draw_map(figure: Any, axis: Any, surface: SurfaceReport, panel: _Panel) -> 
         color = "white" if value > (low + high) / 2 else "black"
         text = f"{value:.3f}" if panel.of_d else f"{value:.3g}"
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axis.set_xticks(range(len(columns)), [shortened(shown(v)) for v in columns], fontsize=8)
-    axis.set_yticks(range(len(rows)), [shortened(shown(v)) for v in rows], fontsize=8)
+    axis.set_xticks(range(len(columns)), [shortened(value_text(v)) for v in columns], fontsize=8)
+    axis.set_yticks(range(len(rows)), [shortened(value_text(v)) for v in rows], fontsize=8)
     axis.set_xlabel(across)
     axis.set_ylabel(down)
     figure.colorbar(image, ax=axis)

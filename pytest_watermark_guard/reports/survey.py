@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,14 +14,23 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.reports.documents import read_document, write_document
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
+from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.figure import (
+    INK,
+    LINE,
+    SHADES,
+    name_rows,
+    new_figure,
+    save_figure,
+    shortened,
+)
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import count, printable
 from pytest_watermark_guard.settings import check_threshold
 
-KIND = "survey"
+FORMAT = DocumentFormat("survey", "survey")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +134,13 @@ class SurveyReport:
             if (layer, scenario) in report.scores
         }
 
+    def by_counts(self, layer: str, scenario: str) -> list[str]:
+        """Return the models by the share of units that reach the tiers, the largest first."""
+        tiers = [self.counts(layer, scenario, tier) for tier in TIERS]
+        return sorted(
+            tiers[0], key=lambda name: [-counts[name][0] / counts[name][1] for counts in tiers]
+        )
+
     def table(self, width: int = 80, ascii_only: bool = False) -> str:
         """Return the survey as text for a terminal: counts by model, and the classes' ranking."""
         return render_survey(self, width=width, ascii_only=ascii_only)
@@ -156,10 +171,10 @@ class SurveyReport:
     def save(self, path: str | Path) -> None:
         """Write the survey to a JSON file."""
         data = {
-            "reports": {name: json.loads(r.to_json()) for name, r in self.reports.items()},
+            "reports": {name: report.to_dict() for name, report in self.reports.items()},
             "failures": dict(self.failures),
         }
-        write_document(path, KIND, data)
+        FORMAT.write(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> SurveyReport:
@@ -170,10 +185,9 @@ class SurveyReport:
         ReportError
             If the file cannot be read or holds something else.
         """
-        with read_document(path, KIND) as data:
+        with FORMAT.reading_json(path) as data:
             reports = {
-                str(name): ProbeReport.from_json(json.dumps(report))
-                for name, report in data["reports"].items()
+                str(name): ProbeReport.from_dict(report) for name, report in data["reports"].items()
             }
             failures = {str(name): str(reason) for name, reason in data["failures"].items()}
             return cls(reports, failures)
@@ -197,12 +211,14 @@ def ranked_over(ranking: ClassRanking) -> str:
 
 def ranking_caution(ranking: ClassRanking) -> str | None:
     """Say which models a ranking leaves out, and what it assumes of the others."""
-    told = []
+    sentences = []
     if ranking.left_out:
-        told.append(f"Without models of other classes: {printable(', '.join(ranking.left_out))}.")
+        sentences.append(
+            f"Without models of other classes: {printable(', '.join(ranking.left_out))}."
+        )
     if len(ranking.models) > 1 and ranking.names == tuple(map(str, range(len(ranking.names)))):
-        told.append("The classes have numbers and no names, and are taken to be the same.")
-    return " ".join(told) or None
+        sentences.append("The classes have numbers and no names, and are taken to be the same.")
+    return " ".join(sentences) or None
 
 
 _IN_TABLE = 10  # classes at either end of the ranking
@@ -213,7 +229,7 @@ def render_survey(
 ) -> str:
     """Draw the tables of a survey; returns lines, the last one ended."""
     style = Style(width, ascii_only)
-    return drawn(_parts(survey, style), style, color)
+    return rendered(_parts(survey, style), style, color)
 
 
 def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
@@ -257,12 +273,12 @@ def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
 
 
 def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[RenderableType]:
-    found = survey.classes(scenario)
-    shown = found.ends(_IN_TABLE)
+    ranking = survey.classes(scenario)
+    shown = ranking.ends(_IN_TABLE)
     rows = []
     for index in shown:
-        column = found.auroc[:, index]
-        name = f"{found.names[index]} [{index}]"
+        column = ranking.auroc[:, index]
+        name = f"{ranking.names[index]} [{index}]"
         rows.append(
             (
                 printable(name, 32),
@@ -271,14 +287,14 @@ def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[Rend
                 f"{column.max():.3f}",
             )
         )
-    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(found)}"
+    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(ranking)}"
     yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
-    hidden = len(found.names) - len(shown)
+    hidden = len(ranking.names) - len(shown)
     if hidden:
         yield Text(f"The {_IN_TABLE} highest and lowest; {hidden:,} classes between them.")
-    if (told := ranking_caution(found)) is not None:
-        yield Text(told)
+    if (caution := ranking_caution(ranking)) is not None:
+        yield Text(caution)
 
 
 _IN_FIGURE = 12  # classes at either end of the ranking
@@ -295,44 +311,49 @@ def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
     axes = list(np.atleast_1d(figure.subplots(1, panels)))
     figure.suptitle(f"Reaction to {scenario} marks, {len(survey.reports)} models")
     if with_classes:
-        _draw_classes(axes.pop(0), survey, scenario)
+        ranking = survey.classes(scenario)
+        axis = axes.pop(0)
+        draw_classes(axis, ranking, _IN_FIGURE)
+        some = len(ranking.models) < len(survey.reports)
+        models_shown = f" of {len(ranking.models)} models" if some else ""
+        axis.set_title(f"Classes, highest and lowest mean A{models_shown}", fontsize=10)
     for axis, layer in zip(axes, layers, strict=True):
-        _draw_counts(axis, survey, layer, scenario)
-    figure.savefig(path, dpi=150)
+        draw_counts(axis, survey, layer, scenario)
+        axis.set_title(shortened(layer), fontsize=10)
+    save_figure(figure, path)
 
 
-def _draw_classes(axis: Any, survey: SurveyReport, scenario: str) -> None:
-    found = survey.classes(scenario)
-    order = found.ends(_IN_FIGURE)
+def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
+    """Draw the first and last `each` classes of a ranking, a dot for each model."""
+    order = ranking.ends(each)
     places = np.arange(len(order))
-    for row, areas in enumerate(found.auroc):
+    for row, areas in enumerate(ranking.auroc):
         label = "one model" if row == 0 else None
-        axis.plot(areas[order], places, "o", color=SHADES[1], markersize=3.5, label=label)
-    axis.plot(found.mean[order], places, "|", color="black", markersize=11, label="mean")
-    axis.axvline(0.5, color="grey", linewidth=0.8)
-    if len(order) < len(found.names):
-        axis.axhline(_IN_FIGURE - 0.5, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_yticks(places, [shortened(found.names[index], 26) for index in order], fontsize=7)
-    axis.invert_yaxis()
+        axis.plot(areas[order], places, "o", color=SHADES[1], markersize=3, label=label)
+    axis.plot(
+        ranking.mean[order], places, "|", color=INK, markersize=10, markeredgewidth=1.6,
+        label="mean",
+    )  # fmt: skip
+    axis.axvline(0.5, color=LINE, linewidth=0.8)
+    if len(order) < len(ranking.names):
+        axis.axhline(each - 0.5, color=LINE, linewidth=0.8, linestyle=":")
+    name_rows(axis, [ranking.names[index] for index in order])
     axis.set_xlabel("A (0.5: no reaction)")
-    of = "" if len(found.models) == len(survey.reports) else f" of {len(found.models)} models"
-    axis.set_title(f"Classes, highest and lowest mean A{of}", fontsize=10)
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=8, loc="lower right")
 
 
-def _draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
+def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
+    """Draw for each model how many units reach each tier, the model with the most on top."""
     tiers = [survey.counts(layer, scenario, tier) for tier in TIERS]
-    models = sorted(tiers[0], key=lambda name: [-tier[name][0] / tier[name][1] for tier in tiers])
+    models = survey.by_counts(layer, scenario)
     places = np.arange(len(models))
     for tier, counts, shade in zip(TIERS, tiers, SHADES, strict=True):
         shares = [100 * counts[name][0] / counts[name][1] for name in models]
         axis.barh(places, shares, color=shade, label=f"d ≥ {tier:g}")
     for place, name in zip(places, models, strict=True):
         number, units = tiers[0][name]
-        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=7)
-    axis.set_yticks(places, [shortened(name, 26) for name in models], fontsize=7)
-    axis.invert_yaxis()
+        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=8)
+    name_rows(axis, models)
     axis.margins(x=0.12)
     axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
-    axis.set_title(layer, fontsize=10)
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=8, loc="lower right")

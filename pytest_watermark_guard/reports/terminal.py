@@ -1,4 +1,4 @@
-"""Tables for the terminal (``pytest --wm-report``), drawn by rich."""
+"""Tables for the terminal (``pytest --wm-report``), rendered by rich."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pytest_watermark_guard.reports.drawing import Style, drawn, table
+from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.early_stop import Decision
 from pytest_watermark_guard.reports.known_units_text import known_lines
-from pytest_watermark_guard.reports.probe import TIERS, Decision, ProbeReport, Scores, SensitiveUnit
-from pytest_watermark_guard.reports.text import count, decision, extent, printable, unit_table
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.text import (
+    TIER_HEADER,
+    count,
+    decision,
+    extent,
+    gains,
+    printable,
+    unit_table,
+)
 from pytest_watermark_guard.reports.verdict import Verdict, allowed_lines
 
 WORST = 10
@@ -50,7 +60,7 @@ def render_reports(
     for report, verdicts in entries:
         parts += [Text()] * bool(parts)
         parts += _report(report, verdicts, threshold, style)
-    return drawn(parts, style, color)
+    return rendered(parts, style, color)
 
 
 def _report(
@@ -72,8 +82,8 @@ def _report(
     yield _worst(report, min((v.threshold for v in verdicts), default=threshold), style)
     if not verdicts:
         sensitive = report.sensitive(threshold)
-        told = _reach(sensitive, threshold)
-        yield Text(f"{told[0].upper()}{told[1:]}.", style="red" if sensitive else "green")
+        words = _reach(sensitive, threshold)
+        yield Text(f"{words[0].upper()}{words[1:]}.", style="red" if sensitive else "green")
     for verdict in verdicts:
         yield from _verdict(verdict)
     if (decided := decision(report)) is not None:
@@ -82,10 +92,10 @@ def _report(
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:
     outcome, style = ("passed", "green") if verdict.passed else ("failed", "red")
-    told = _reach(verdict.failing, verdict.threshold)
+    words = _reach(verdict.failing, verdict.threshold)
     for word, units in (("allowed", verdict.allowed), ("known", verdict.known.passed)):
-        told += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""
-    yield Text(f"Gate {outcome}: {told}.", style=style)
+        words += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""
+    yield Text(f"Gate {outcome}: {words}.", style=style)
     for line in (*allowed_lines(verdict.allowed, verdict.stale), *known_lines(verdict.known)):
         yield Text(line, style="yellow")
 
@@ -97,18 +107,25 @@ def _reach(units: Sequence[SensitiveUnit], threshold: float) -> str:
 
 
 def _distinct(units: Sequence[SensitiveUnit]) -> int:
-    """Count units once, however many scripts they react to."""
+    """Count units once, however many scenarios they react to."""
     return len({(unit.layer, unit.index) for unit in units})
 
 
 def _counts(report: ProbeReport, style: Style) -> Table:
-    tiers = (f">={tier:g}".replace("0.", ".") for tier in TIERS)
     early = report.early_stop
     taken = {} if early is None else early.each
-    columns = ("layer", "script", "units", *tiers, "max d", *["images"] * bool(taken), "unit")
+    columns = (
+        "layer",
+        "scenario",
+        "units",
+        *TIER_HEADER,
+        "max d",
+        *["images"] * bool(taken),
+        "unit",
+    )
     rows = []
     for scores in report:
-        worst = scores.unit(scores.ranking()[0])
+        worst = scores.strongest()
         rows.append(
             (
                 printable(scores.layer),
@@ -133,18 +150,15 @@ def _decided_by(taken: Mapping[tuple[str, str], Decision], scores: Scores) -> It
 def _impact(report: ProbeReport, style: Style) -> Table:
     labelled = any(impact.top1_baseline is not None for impact in report.impact.values())
     controlled = any(impact.control_flip_rate is not None for impact in report.impact.values())
-    columns = ["script", "change"] + ["control"] * controlled + ["class that gains most"]
+    columns = ["scenario", "change"] + ["control"] * controlled + ["class that gains most"]
     columns += ["top-1", "marked"] if labelled else []
     gaps = {name: impact.gains_gap for name, impact in report.impact.items()}
     gapped = any(gap is not None for gap in gaps.values())
     columns += ["its gap"] * gapped
     rows = []
     for scenario, impact in report.impact.items():
-        gains = "-"
-        if impact.gains_name is not None:
-            gains = f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
         row = [printable(scenario), f"{impact.flip_rate:.1%}"]
-        row += [_share(impact.control_flip_rate)] * controlled + [gains]
+        row += [_share(impact.control_flip_rate)] * controlled + [gains(impact)]
         if labelled:
             row += map(_share, (impact.top1_baseline, impact.top1_marked))
         if gapped:

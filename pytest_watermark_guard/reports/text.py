@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_watermark_guard.reports.probe import EarlyStop, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.early_stop import EarlyStop
+from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 
 
 def printable(text: str, width: int | None = None) -> str:
@@ -27,7 +30,22 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-UNIT_HEADER = ("layer", "unit", "script", "reaction", "A", "95 % interval", "d")
+def reaction(unit: SensitiveUnit) -> str:
+    """Say which unit reacts to which scenario, and how strongly."""
+    return printable(f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}")
+
+
+def gains(impact: Impact) -> str:
+    """Say which class gains most by the mark; ``-`` if no prediction changes."""
+    if impact.gains_name is None:
+        return "-"
+    return f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
+
+
+TIER_HEADER = tuple(f">={tier:g}".replace("0.", ".") for tier in TIERS)
+"""Columns for the numbers of units with d at or above each tier."""
+
+UNIT_HEADER = ("layer", "unit", "scenario", "reaction", "A", "95 % interval", "d")
 
 
 def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
@@ -60,7 +78,7 @@ def decision(report: ProbeReport) -> str | None:
             f"Undecided at error probability {early.error:g} to the last image: decided by the "
             f"scores of all {early.n_available}."
         )
-    shared = " for the verdicts on all layers and scripts together" if early.each else ""
+    shared = " for the verdicts on all layers and scenarios together" if early.each else ""
     return (
         f"Decided by {taken} of {early.n_available} images, at error probability "
         f"{early.error:g}{shared}."
@@ -70,19 +88,19 @@ def decision(report: ProbeReport) -> str | None:
 def _decisions(early: EarlyStop) -> str:
     taken = [one.n_images for one in early.each.values() if one.verdict is not None]
     open_ = [f"{layer} under {name}" for (layer, name), one in early.each.items() if not one[0]]
-    told = []
+    sentences = []
     if taken:
         span = f"{min(taken)} to {max(taken)}" if min(taken) < max(taken) else f"{taken[0]}"
-        told.append(
+        sentences.append(
             f"Verdicts took {span} of {early.n_available} images, at error probability "
             f"{early.error:g} for all of them."
         )
     if open_:
-        told.append(
+        sentences.append(
             f"Undecided to the last image, and so decided by the scores of all "
             f"{early.n_available}: {printable(listed(open_))}."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:

@@ -9,13 +9,15 @@ from rich.cells import cell_len, set_cell_size
 
 from pytest_watermark_guard.reports.known_units import KnownFindings
 from pytest_watermark_guard.reports.known_units_text import known_lines
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import (
     count,
     decision,
     extent,
     listed,
     printable,
+    reaction,
     unit_table,
 )
 
@@ -91,8 +93,8 @@ def tell(
     ]
     if report.controls:
         lines.append("A/control: how often it scores above one with the same ink, scrambled.")
-    if told := decision(report):
-        lines.append(told)
+    if images_taken := decision(report):
+        lines.append(images_taken)
     lines += [f"Note: {printable(note)}." for note in report.notes]
     if failing:
         lines += _advice(failing)
@@ -104,8 +106,7 @@ def allowed_lines(
 ) -> Iterator[str]:
     """Tell which units were allowed and why, and which entries nothing needs any more."""
     for unit, reason in allowed[:WORST]:
-        where = f"{unit.layer} {unit.label}, {unit.scenario}, d {unit.differentiability:.3f}"
-        yield f"allowed: {printable(where)}: {printable(reason, 60)}"
+        yield f"allowed: {reaction(unit)}: {printable(reason, 60)}"
     if len(allowed) > WORST:
         yield f"allowed: ... and {len(allowed) - WORST:,} more"
     if stale:
@@ -123,20 +124,20 @@ def sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveU
             f"reaches d = {threshold:g}."
         )
     layers = dict.fromkeys(unit.layer for unit in failing)
-    found = listed(_found(report, layer, failing) for layer in layers)
-    scripts = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
+    units = listed(_number_failing(report, layer, failing) for layer in layers)
+    scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
     verb = "reacts" if len(failing) == 1 else "react"
     return (
-        f"{model} is watermark-sensitive: {found} {verb} to {scripts} marks (d >= {threshold:g})."
+        f"{model} is watermark-sensitive: {units} {verb} to {scenarios} marks (d >= {threshold:g})."
     )
 
 
-def _found(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) -> str:
+def _number_failing(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) -> str:
     indices = {unit.index for unit in failing if unit.layer == layer}
-    of = next(len(scores.names) for scores in report if scores.layer == layer)
+    total = next(len(scores.names) for scores in report if scores.layer == layer)
     noun = "logit" if layer == "logits" else "feature" if layer == "features" else "unit"
     place = "" if layer in ("logits", "features") else f" in {printable(layer)}"
-    return f"{len(indices):,} of {count(of, noun)}{place}"
+    return f"{len(indices):,} of {count(total, noun)}{place}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -179,13 +179,13 @@ def test_filtering(opened):
     search(opened, "carton")
     wait_for(opened, lambda b: len(rows(b)) == 6)
     assert set(rows(opened)) == {"carton [1]"}
-    choose(opened, "script", "latin")
+    choose(opened, "scenario", "latin")
     wait_for(opened, lambda b: len(rows(b)) == 3)
     assert set(rows(opened, column=3)) == {"latin"}
     choose(opened, "layer", "features")
     wait_for(opened, lambda b: b.find_element("id", "found").text == "No unit is like that")
     choose(opened, "layer", "all")
-    choose(opened, "script", "all")
+    choose(opened, "scenario", "all")
     search(opened, EVIL.upper())  # a class of all models; that one is called so makes no difference
     wait_for(opened, lambda b: "6 units" in b.find_element("id", "found").text)
     search(opened, "Carton [1]")
@@ -243,7 +243,7 @@ def test_a_link_opens_what_is_folded(opened):
 
 def test_the_last_rows_keep_the_keyboard_s_place(opened):
     choose(opened, "layer", "logits")
-    choose(opened, "script", "latin")
+    choose(opened, "scenario", "latin")
     wait_for(opened, lambda b: "300 units" in b.find_element("id", "found").text)
     for _ in range(2):
         opened.find_element("id", "more").send_keys("\ue007")

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 import pytest
 from hammering import KEYS, hammer
 
@@ -292,6 +295,36 @@ def test_the_folder_comes_from_the_environment(
 ) -> None:
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+def test_without_it_the_folder_is_the_platform_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WATERMARK_GUARD_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "pytest-watermark-guard"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "pytest-watermark-guard"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+@pytest.mark.parametrize("cache_path", [None, Path("~/.cache/pytest-watermark-guard")])
+def test_a_user_without_a_home_folder_has_a_temporary_one(
+    monkeypatch: pytest.MonkeyPatch, cache_path: Path | None
+) -> None:
+    import pwd
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("WATERMARK_GUARD_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    if cache_path is not None:  # as older versions of platformdirs return it
+        monkeypatch.setattr(platformdirs, "user_cache_path", lambda *args, **options: cache_path)
+    assert cache_folder() == Path(tempfile.gettempdir()) / "pytest-watermark-guard"
 
 
 def test_an_array_is_filled_where_it_is_kept(store: Store, tmp_path: Path) -> None:

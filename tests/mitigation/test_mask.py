@@ -109,12 +109,15 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "elsewhere"}, "holds 'mask' of format 'elsewhere'"),
+        ({"format": "elsewhere"}, "is of format 'elsewhere'"),
         ({"kind": "erasure"}, "holds 'erasure'"),
-        ({"format_version": 99}, "of format 99, newer than this version reads"),
+        (
+            {"format_version": 99},
+            "its format_version is 99, which is newer than this version reads",
+        ),
         ({"units": [7]}, "7 is no index of the 5 features"),
-        ({"units": "x"}, "is no file of a mask"),
-        ({"width": None}, "is no file of a mask"),
+        ({"units": "x"}, "holds no mask"),
+        ({"width": None}, "holds no mask"),
     ],
 )
 def test_files_that_hold_something_else(tmp_path, change, message):
@@ -129,7 +132,7 @@ def test_files_that_hold_something_else(tmp_path, change, message):
 def test_files_that_are_no_mask(tmp_path, content):
     path = tmp_path / "mask.json"
     path.write_bytes(content)
-    with pytest.raises(MaskError, match="is no file of a mask"):
+    with pytest.raises(MaskError, match="holds no mask"):
         wm.FeatureMask.load(path)
     with pytest.raises(MaskError, match="cannot read"):
         wm.FeatureMask.load(tmp_path / "none.json")

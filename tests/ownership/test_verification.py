@@ -201,7 +201,7 @@ def test_files_that_are_no_checkpoint(clean, key, images, tmp_path):
     (tmp_path / "noise").write_bytes(b"no checkpoint")
     torch.save({"model": 1}, tmp_path / "other")
     for name in ("noise", "other"):
-        with pytest.raises(OwnershipError, match=f"{name}' cannot be read .* delete it"):
+        with pytest.raises(OwnershipError, match=f"{name}' holds no checkpoint: .* delete it"):
             embed(clean, key, images, alpha=1e-4, checkpoint=tmp_path / name)
     with pytest.raises(OwnershipError, match="cannot be written"):
         embed(clean, key, images, alpha=1e-4, checkpoint=tmp_path / "noise" / "state")

@@ -28,7 +28,7 @@ def test_the_one_liner(project, distribution):
             "*wm.assert_not_watermark_sensitive(sensitive(), class_names=*",
             "E *Sensitive is watermark-sensitive: 1 of 2 logits and 1 of 3 features react to "
             "chinese and latin marks (d >= 0.95).",
-            "E *layer *unit *script *reaction *A *95 % interval *d",
+            "E *layer *unit *scenario *reaction *A *95 % interval *d",
             "E *logits *carton ?1? *chinese *fires on *1.000 *1.000",
             "E *features *unit 2 *latin *fires on *1.000*",
             "*watermark sensitivity*",

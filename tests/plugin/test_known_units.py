@@ -193,7 +193,7 @@ def test_an_update_keeps_what_people_wrote_and_what_was_not_asked(project, known
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*1 of models that were not gated"])
     after = known.read_text("utf-8")
-    # The reason and its date stay, as do the other model and the script that nobody probed; of
+    # The reason and its date stay, as do the other model and the scenario that nobody probed; of
     # what is news, the date is today's.
     changed = {*after.splitlines()} ^ {*before.splitlines()}
     assert len(changed) == 2
@@ -313,7 +313,12 @@ def test_wrong_options_are_usage_errors(project, options, message):
 
 
 def test_a_file_that_cannot_be_written_fails_the_run(project):
-    (project.path / f"{FILE}.new").mkdir()
+    (project.path / "conftest.py").write_text(
+        "from pathlib import Path\n\n"
+        "def pytest_collection_finish():\n"
+        f"    Path({FILE!r}).unlink(missing_ok=True)\n"
+        f"    Path({FILE!r}).mkdir()\n"
+    )
     result = project.runpytest("--wm-model=shop:sensitive", "--wm-update-known")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"watermark guard: could not write {FILE}: *"])

@@ -156,5 +156,5 @@ def test_versions_of_both_formats_are_those_of_the_schemas():
 
     for name, module in (("report", probe), ("run", json_file)):
         stated = SCHEMAS[name]["properties"]
-        assert stated["format"]["const"] == module.FORMAT
-        assert stated["format_version"]["const"] == module.FORMAT_VERSION
+        assert stated["format"]["const"] == module.FORMAT.name
+        assert stated["format_version"]["const"] == module.FORMAT.version

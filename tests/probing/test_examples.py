@@ -106,5 +106,5 @@ def test_they_survive_the_report_s_json(photos):
     del data["examples"]  # as older versions wrote it
     assert wm.ProbeReport.from_json(json.dumps(data)).examples is None
     data["examples"] = {"units": 3}
-    with pytest.raises(ReportError, match="not a probe report"):
+    with pytest.raises(ReportError, match="holds no probe report"):
         wm.ProbeReport.from_json(json.dumps(data))

@@ -122,7 +122,7 @@ def test_reports_from_before_have_none(report):
 def test_reports_with_other_counts(report, value):
     data = json.loads(report.to_json())
     data["impact"]["white"]["by_class"] = value
-    with pytest.raises(ReportError, match="not a probe report"):
+    with pytest.raises(ReportError, match="holds no probe report"):
         wm.ProbeReport.from_json(json.dumps(data))
 
 

@@ -196,7 +196,7 @@ def test_all_units_are_in_the_page():
     data = unpacked(render([(PLAIN, [judge(PLAIN)])]))
     assert data["total"] == data["shown"] == 128
     for block in data["blocks"]:
-        found = PLAIN[block["layer"], block["script"]]
+        found = PLAIN[block["layer"], block["scenario"]]
         low, high = found.interval()
         for name, values in (("a", found.auroc), ("low", low), ("high", high)):
             assert list(numbers(block[name])) == [round(1000 * value) for value in values]
@@ -212,7 +212,7 @@ def test_too_many_units_leave_out_the_least_differentiable(monkeypatch):
     assert (data["total"], data["shown"]) == (128, 40)
     assert "and 88 more in the JSON file" in Page(markup).text("caption")
     shown = [
-        PLAIN[block["layer"], block["script"]].differentiability[numbers(block["units"], "<u4")]
+        PLAIN[block["layer"], block["scenario"]].differentiability[numbers(block["units"], "<u4")]
         for block in data["blocks"]
     ]
     least = np.concatenate(shown).min()

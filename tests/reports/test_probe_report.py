@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pytest_watermark_guard import Impact, ProbeReport, Scores
+from pytest_watermark_guard import Impact, ProbeReport, Scores, SensitiveUnit
 from pytest_watermark_guard.errors import ReportError
 
 UNITS = st.integers(1, 6)
@@ -58,9 +59,9 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a probe report"),
-        ("[]", "not a probe report"),
-        ("{}", "its format is None"),
+        ("", "holds no probe report"),
+        ("[]", "holds no probe report"),
+        ("{}", "is of format None"),
         ('{"format": "pytest-watermark-guard/report", "format_version": 99}', "is newer"),
         ('{"format": "pytest-watermark-guard/report", "format_version": 1}', "KeyError"),
         ("[" * 200_000, "RecursionError"),
@@ -73,7 +74,7 @@ def test_what_is_no_report(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ReportError, match="cannot read report"):
+    with pytest.raises(ReportError, match="cannot read probe report"):
         ProbeReport.load(tmp_path / "none.json")
 
 
@@ -130,3 +131,11 @@ def test_a_report_that_lacks_a_part_is_refused(missing):
     del data[missing]
     with pytest.raises(ReportError, match=f"KeyError: '{missing}'"):
         ProbeReport.from_json(json.dumps(data))
+
+
+def test_the_strongest_unit_is_the_first_of_the_ranking():
+    auroc = np.array([0.5, 0.1, 0.9, 0.6])
+    scores = Scores("logits", "s", auroc, np.full(4, 0.01), 9, ("a", "b", "c", "d"))
+    assert scores.strongest() == scores.unit(scores.ranking()[0])
+    assert scores.strongest().name == "b"
+    assert SensitiveUnit.from_dict(asdict(scores.strongest())) == scores.strongest()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
-from pytest_watermark_guard.reports.probe import Decision, EarlyStop
+from pytest_watermark_guard.reports.early_stop import Decision, EarlyStop
 from pytest_watermark_guard.reports.terminal import render_reports
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,6 +15,7 @@ from torch import nn
 from pytest_watermark_guard.caching.keys import digest, digest_files
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.folder import paired_path
+from pytest_watermark_guard.models.device import device_name
 from pytest_watermark_guard.version import __version__
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
@@ -69,7 +70,7 @@ def cache_keys(
     """
     model = digest(module)
     seed, baseline = batches.seed, batches.baseline
-    device, threads = _device_name(batches.device), torch.get_num_threads()
+    device, threads = device_name(batches.device), torch.get_num_threads()
     versions = __version__, torch.__version__, PIL.__version__
     streams = {UNMARKED: digest("unmarked")}
     for scenario in batches.scenarios:
@@ -112,9 +113,3 @@ def _float32_settings() -> object:
     parts = [getattr(owner, name, None) for owner in owners for name in ("matmul", "conv")]
     settings = [getattr(part, "fp32_precision", None) for part in parts]
     return settings if any(settings) else torch.get_float32_matmul_precision()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return torch.backends.cpu.get_cpu_capability()

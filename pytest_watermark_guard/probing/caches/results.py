@@ -9,8 +9,11 @@ from typing import NamedTuple
 from pytest_watermark_guard.caching.store import Store
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
-from pytest_watermark_guard.reports.probe import EarlyStop, Impact, ProbeReport, Scores
+from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import Scores
 
 
 class ProbeMeasurement(NamedTuple):

@@ -12,6 +12,7 @@ from torch import nn
 
 from pytest_watermark_guard.errors import EngineError
 from pytest_watermark_guard.images.batches import ProbingBatches
+from pytest_watermark_guard.models.device import device_name
 from pytest_watermark_guard.probing.engines.engine import Engine
 from pytest_watermark_guard.probing.engines.opening import open_engine
 from pytest_watermark_guard.probing.prepare import ProbeRequest, prepare
@@ -94,12 +95,7 @@ def shared_out(request: ProbeRequest) -> SharedOut:
 
 def machine(device: torch.device) -> Machine:
     """Return what the last bits depend on, beside the number of threads."""
-    cuda = device.type == "cuda"
-    return (
-        platform.machine(),
-        torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
-        f"torch {torch.__version__}",
-    )
+    return platform.machine(), device_name(device), f"torch {torch.__version__}"
 
 
 def _cut(shard: ImageShard, batch_size: int, parts: int) -> list[ImageShard]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
-from pytest_watermark_guard.reports.probe import TIERS
+from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.survey import (
     ClassRanking,
     SurveyReport,
@@ -19,9 +19,9 @@ SHOWN = 10  # classes at either end of a ranking
 
 
 class RankedClass(NamedTuple):
-    """A class's A over all models, under one script."""
+    """A class's A over all models, under one scenario."""
 
-    script: str
+    scenario: str
     label: str
     mean: float
     lowest: float
@@ -39,41 +39,41 @@ def survey_of(judged: Sequence[Judged]) -> SurveyReport | None:
 
 
 def rankings(survey: SurveyReport) -> Iterator[ClassRanking]:
-    """Give the classes' ranking under each script, where two models have the same classes."""
+    """Give the classes' ranking under each scenario, where two models have the same classes."""
     for scenario in survey.scenarios:
         if any(("logits", scenario) in report.scores for report in survey.reports.values()):
-            found = survey.classes(scenario)
-            if len(found.models) > 1:
-                yield found
+            ranking = survey.classes(scenario)
+            if len(ranking.models) > 1:
+                yield ranking
 
 
-def ranked_classes(found: ClassRanking) -> Iterator[RankedClass]:
+def ranked_classes(ranking: ClassRanking) -> Iterator[RankedClass]:
     """Give the classes that fire most on the marks, and those that are silenced most."""
-    for index in found.ends(SHOWN):
-        areas = found.auroc[:, index]
-        name = found.names[index]
+    for index in ranking.ends(SHOWN):
+        areas = ranking.auroc[:, index]
+        name = ranking.names[index]
         label = f"class {index}" if name == str(index) else f"{name} [{index}]"
         ends = float(areas.min()), float(areas.max())
-        yield RankedClass(found.scenario, label, float(areas.mean()), *ends)
+        yield RankedClass(ranking.scenario, label, float(areas.mean()), *ends)
 
 
 def cautions(survey: SurveyReport) -> list[str]:
     """Say what the comparison must not be read without."""
-    return list(dict.fromkeys(_cautions(survey)))  # what holds of every script, once
+    return list(dict.fromkeys(_cautions(survey)))  # one that holds of every scenario is said once
 
 
 def _cautions(survey: SurveyReport) -> Iterator[str]:
-    if (told := unequal_images(survey)) is not None:
-        yield told
+    if (caution := unequal_images(survey)) is not None:
+        yield caution
     silent = [
         f"{layer} under {scenario}"
         for layer in survey.layers
         for scenario in survey.scenarios
-        if (found := survey.counts(layer, scenario, TIERS[0]))
-        and not any(number for number, _ in found.values())
+        if (counts := survey.counts(layer, scenario, TIERS[0]))
+        and not any(number for number, _ in counts.values())
     ]
     if silent:
         yield f"No unit of any model reaches d = {TIERS[0]:g}: {listed(silent)}."
-    for told in map(ranking_caution, rankings(survey)):
-        if told is not None:
-            yield told
+    for caution in map(ranking_caution, rankings(survey)):
+        if caution is not None:
+            yield caution

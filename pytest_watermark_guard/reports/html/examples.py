@@ -16,7 +16,8 @@ from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.reports.examples import Examples, Shift, UnitExamples
-from pytest_watermark_guard.reports.probe import ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, Scenario
 
 UNITS = 8  # on one page
@@ -74,12 +75,12 @@ def galleries(
     """
     chosen = _chosen(reports)
     opened: dict[str, Baseline] = {}
-    return [_gallery(report, found, images, by_name, opened) for report, found in chosen]
+    return [_gallery(report, examples, images, by_name, opened) for report, examples in chosen]
 
 
 def _chosen(reports: Sequence[ProbeReport]) -> list[tuple[ProbeReport, UnitExamples]]:
     each = max(2, UNITS // max(1, len(reports)))
-    found = [
+    chosen = [
         (report, unit)
         for report in reports
         if report.examples
@@ -87,16 +88,16 @@ def _chosen(reports: Sequence[ProbeReport]) -> list[tuple[ProbeReport, UnitExamp
             report.examples.units, key=lambda u: -_unit(report, u).differentiability
         )[:each]
     ]
-    return sorted(found, key=lambda f: -_unit(*f).differentiability)[:UNITS]
+    return sorted(chosen, key=lambda f: -_unit(*f).differentiability)[:UNITS]
 
 
-def _unit(report: ProbeReport, found: UnitExamples) -> SensitiveUnit:
-    return report[found.layer, found.scenario].unit(found.index)
+def _unit(report: ProbeReport, examples: UnitExamples) -> SensitiveUnit:
+    return report[examples.layer, examples.scenario].unit(examples.index)
 
 
 def _gallery(
     report: ProbeReport,
-    found: UnitExamples,
+    examples: UnitExamples,
     images: Any,
     by_name: bool,
     opened: dict[str, Baseline],
@@ -107,14 +108,18 @@ def _gallery(
     try:
         baseline = _baseline(report.examples, images, by_name, opened)
         groups = tuple(
-            (title, _pairs(report, found.scenario, shifts, baseline))
-            for title, shifts in (("Most affected", found.most), ("Least affected", found.least))
+            (title, _pairs(report, examples.scenario, shifts, baseline))
+            for title, shifts in (
+                ("Most affected", examples.most),
+                ("Least affected", examples.least),
+            )
         )
     except WatermarkGuardError as error:
         problem = str(error)
-    except (TypeError, ValueError, KeyError, IndexError) as error:  # marks of an untrue report
+    # A report may have been changed, and describe marks that cannot be drawn.
+    except (TypeError, ValueError, KeyError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}"
-    return Gallery(report.model, _unit(report, found), groups, problem)
+    return Gallery(report.model, _unit(report, examples), groups, problem)
 
 
 def _baseline(

@@ -11,28 +11,34 @@ from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 
+from pytest_watermark_guard.reports.figure import INK, LINE, SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport, Scores
-from pytest_watermark_guard.reports.survey import ClassRanking, SurveyReport, ranked_over
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, Scores
+from pytest_watermark_guard.reports.survey import (
+    ClassRanking,
+    SurveyReport,
+    draw_classes,
+    draw_counts,
+    ranked_over,
+)
 from pytest_watermark_guard.reports.text import printable
 
 MISSING = "Figures are drawn by matplotlib, which is not installed: pip install matplotlib."
 Drawn = ParamSpec("Drawn")
-_NAME = 24  # characters
-_INK, _LINE, _ALERT = "#24292f", "#8c959f", "#b3261e"
+_ALERT = "#b3261e"
 _SERIES = ("#0969a9", "#b35900", "#1a7f5a", "#8250b0", "#6e7781", "#a03070")
-_SHADES = ("#b6d7ee", "#6aaed6", "#2171b5", "#0b3d73")
 # What each colour is on a dark page.
 _ON_DARK = {
-    _INK: "#e6e8eb",
-    _LINE: "#7d8590",
+    INK: "#e6e8eb",
+    LINE: "#7d8590",
     _ALERT: "#ff8f85",
     **dict(
         zip(
             _SERIES, ("#6cb6f0", "#f0a35e", "#5fcf9f", "#c8a2f0", "#a5adb6", "#f088b8"), strict=True
         )
     ),
-    **dict(zip(_SHADES, ("#1b3f5c", "#2a6699", "#4f9bd9", "#a8d4f7"), strict=True)),
+    **dict(zip(SHADES, ("#1b3f5c", "#2a6699", "#4f9bd9", "#a8d4f7"), strict=True)),
 }
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, and in the reader's own fonts
@@ -40,17 +46,17 @@ _STYLE: Any = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
@@ -105,7 +111,7 @@ def can_draw() -> bool:
 
 
 def distributions(report: ProbeReport, threshold: float) -> Iterator[Picture]:
-    """Draw for each layer how many units reach each d, a line for each script."""
+    """Draw for each layer how many units reach each d, a line for each scenario."""
     for layer in report.layers:
         yield _distribution([scores for scores in report if scores.layer == layer], threshold)
 
@@ -114,25 +120,25 @@ def comparisons(survey: SurveyReport) -> Iterator[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
     for scenario in survey.scenarios:
         for layer in survey.layers:
-            found = survey.counts(layer, scenario, TIERS[0])
-            if len(found) > 1 and any(number for number, _ in found.values()):
+            counts = survey.counts(layer, scenario, TIERS[0])
+            if len(counts) > 1 and any(number for number, _ in counts.values()):
                 yield _counts(survey, layer, scenario)
     for ranked in rankings(survey):
         yield _classes(ranked)
 
 
 @_styled
-def _distribution(found: Sequence[Scores], threshold: float) -> Picture:
-    layer = found[0].layer
+def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
+    layer = layer_scores[0].layer
     figure, axis = _panel(3.9, 2.7)
     grid = np.linspace(0.5, 1, 101)
-    for number, scores in enumerate(found):
+    for number, scores in enumerate(layer_scores):
         d = np.sort(scores.differentiability)
         reach = len(d) - np.searchsorted(d, grid)
         name = _short(scores.scenario)
         color = _SERIES[number % len(_SERIES)]
         style = ("-", "--", "-.", ":")[number % 4]  # not by colour alone
-        # None is no number on a logarithmic scale: there the line ends.
+        # A logarithmic scale has no 0: where no unit is left the line ends.
         reach_or_none = np.where(reach > 0, reach, np.nan)
         axis.step(grid, reach_or_none, style, where="post", color=color, lw=1.6, label=name)
     axis.axvline(threshold, color=_ALERT, lw=1, ls="--")
@@ -140,90 +146,61 @@ def _distribution(found: Sequence[Scores], threshold: float) -> Picture:
     axis.set(xlim=(0.5, 1), ylim=(0.8, None), xlabel="d", ylabel="units at or above d")
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title(_short(layer), parse_math=False)
-    for text in axis.legend(loc="upper right").get_texts():
-        text.set_parse_math(False)
-    units = len(found[0].names)
-    told = (
-        f"{s.scenario} {s.count(threshold)}, highest {s.differentiability.max():.3f}" for s in found
+    axis.set_title(_short(layer))
+    axis.legend(loc="upper right")
+    units = len(layer_scores[0].names)
+    counts = (
+        f"{scores.scenario} {scores.count(threshold)}, highest {scores.differentiability.max():.3f}"
+        for scores in layer_scores
     )
     return _picture(
         figure,
-        f"Units of {layer} by d. Of {units:,}, at or above {threshold:g}: {'; '.join(told)}.",
-        f"{layer}: how many of {units:,} units reach d, by script. Dashed: the threshold, "
+        f"Units of {layer} by d. Of {units:,}, at or above {threshold:g}: {'; '.join(counts)}.",
+        f"{layer}: how many of {units:,} units reach d, by scenario. Dashed: the threshold, "
         f"{threshold:g}.",
     )
 
 
 @_styled
 def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
-    tiers = [survey.counts(layer, scenario, tier) for tier in TIERS]
-    models = sorted(tiers[0], key=lambda name: [-tier[name][0] / tier[name][1] for tier in tiers])
-    places = np.arange(len(models))
+    models = survey.by_counts(layer, scenario)
+    counts = survey.counts(layer, scenario, TIERS[0])
     figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
-    for tier, counts, shade in zip(TIERS, tiers, _SHADES, strict=True):
-        shares = [100 * counts[name][0] / counts[name][1] for name in models]
-        axis.barh(places, shares, color=shade, label=f"d ≥ {tier:g}")
-    for place, name in zip(places, models, strict=True):
-        number, units = tiers[0][name]
-        axis.text(100 * number / units, place, f" {number}", va="center", fontsize=8)
-    _name_rows(axis, models)
-    axis.margins(x=0.12)
-    axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
-    axis.set_title(f"{_short(layer)}, {_short(scenario)}", parse_math=False)
-    axis.legend(loc="lower right", fontsize=8)
-    told = "; ".join(f"{name} {tiers[0][name][0]} of {tiers[0][name][1]:,}" for name in models)
+    draw_counts(axis, survey, layer, scenario)
+    axis.set_title(f"{_short(layer)}, {_short(scenario)}")
+    numbers = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
     return _picture(
         figure,
-        f"Units of {layer} with d ≥ {TIERS[0]:g} under {scenario} marks, by model: {told}.",
+        f"Units of {layer} with d ≥ {TIERS[0]:g} under {scenario} marks, by model: {numbers}.",
         f"Units of {layer} that react to {scenario} marks, by model.",
     )
 
 
 @_styled
-def _classes(found: ClassRanking) -> Picture:
-    order = found.ends(SHOWN)
-    cut = len(order) < len(found.names)
-    places = np.arange(len(order))
+def _classes(ranking: ClassRanking) -> Picture:
+    order = ranking.ends(SHOWN)
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
-    for row, areas in enumerate(found.auroc):
-        label = "one model" if row == 0 else None
-        axis.plot(areas[order], places, "o", color=_SHADES[1], ms=3, label=label)
-    axis.plot(found.mean[order], places, "|", color=_INK, ms=10, mew=1.6, label="mean")
-    axis.axvline(0.5, color=_LINE, lw=0.8)
-    if cut:
-        axis.axhline(SHOWN - 0.5, color=_LINE, lw=0.8, ls=":")
-    _name_rows(axis, [found.names[index] for index in order])
-    axis.set_xlabel("A (0.5: no reaction)")
-    axis.set_title(f"Classes, {_short(found.scenario)}", parse_math=False)
-    axis.legend(loc="lower right", fontsize=8)
-    ends = [f"{found.names[i]} {found.mean[i]:.3f}" for i in order]
+    draw_classes(axis, ranking, SHOWN)
+    axis.set_title(f"Classes, {_short(ranking.scenario)}")
+    title = f"Classes by mean A under {ranking.scenario} marks, {ranked_over(ranking)}"
+    ends = [f"{ranking.names[i]} {ranking.mean[i]:.3f}" for i in order]
+    cut = ", highest and lowest classes" if len(order) < len(ranking.names) else ""
     return _picture(
         figure,
-        f"Classes by mean A under {found.scenario} marks, {ranked_over(found)}. "
-        f"Highest: {', '.join(ends[:3])}; lowest: {', '.join(ends[:-4:-1])}.",
-        f"Classes by mean A under {found.scenario} marks, {ranked_over(found)}: a dot for each"
-        f"{', highest and lowest classes' if cut else ''}.",
+        f"{title}. Highest: {', '.join(ends[:3])}; lowest: {', '.join(ends[:-4:-1])}.",
+        f"{title}: a dot for each{cut}.",
     )
 
 
-def _name_rows(axis: Any, names: Sequence[str]) -> None:
-    axis.set_yticks(np.arange(len(names)), map(_short, names), parse_math=False)
-    axis.tick_params(axis="y", length=0, labelsize=8)
-    axis.set_ylim(len(names) - 0.4, -0.6)
-
-
 def _panel(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     return figure, figure.subplots()
 
 
 def _picture(figure: Any, alt: str, caption: str) -> Picture:
     out = io.StringIO()
     with warnings.catch_warnings():
-        # It has no Chinese, but measures text only: the reader's browser draws it.
+        # The font has no Chinese, but only measures text here: the browser draws it.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = out.getvalue().replace(
@@ -234,4 +211,4 @@ def _picture(figure: Any, alt: str, caption: str) -> Picture:
 
 
 def _short(name: str) -> str:
-    return printable(name, _NAME)
+    return shortened(name, 24)

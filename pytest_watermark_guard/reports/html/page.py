@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pytest_watermark_guard.caching.files import write_text_atomically
 from pytest_watermark_guard.reports.html import comparison, figures, view
 from pytest_watermark_guard.reports.html.examples import galleries
 from pytest_watermark_guard.reports.html.origin import Origin
 from pytest_watermark_guard.reports.html.units import first_rows, packed
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import printable
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.version import __version__
@@ -70,7 +72,7 @@ def write_html(
         images=images,
         by_name=by_name,
     )
-    Path(path).write_text(text, encoding="utf-8")
+    write_text_atomically(path, text)
 
 
 def render(
@@ -115,7 +117,7 @@ def render(
             rows=first_rows(judged),
             data=packed(judged),
             layers=list(dict.fromkeys(layer for j in judged for layer in j.report.layers)),
-            scripts=list(dict.fromkeys(name for j in judged for name in j.report.scenarios)),
+            scenarios=list(dict.fromkeys(name for j in judged for name in j.report.scenarios)),
             pictures=pictures,
             comparisons=list(figures.comparisons(survey)) if drawable and survey else [],
             classes=[one for found in ranked for one in comparison.ranked_classes(found)],

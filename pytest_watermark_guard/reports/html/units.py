@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pytest_watermark_guard.reports.probe import ProbeReport, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import printable
 
 MOST = 300_000  # units; more would make the page slow to open
@@ -76,8 +77,8 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``blocks`` of one layer under one script each; ``total`` and ``shown`` units. Where they are
-        more than `MOST`, the most differentiable ones of all.
+        ``blocks`` of one layer under one scenario each; ``total`` and ``shown`` units. Where they
+        are more than `MOST`, the most differentiable ones of all.
     """
     names: dict[tuple[str, ...], int] = {}
     every = [(one, scores) for one in judged for scores in one.report]
@@ -112,7 +113,7 @@ def _block(
     return {
         "model": printable(one.name),
         "layer": printable(scores.layer),
-        "script": printable(scores.scenario),
+        "scenario": printable(scores.scenario),
         "names": None if plain else names.setdefault(scores.names, len(names)),
         "count": len(scores.auroc[kept]),
         "units": None if units is None else _base64(units, "<u4"),

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
-from pytest_watermark_guard.reports.probe import TIERS, ProbeReport, SensitiveUnit
+from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 from pytest_watermark_guard.reports.text import count, decision, extent, listed
 from pytest_watermark_guard.reports.verdict import Verdict
 
 Entry = tuple[ProbeReport, Sequence[Verdict]]
 
 
-class Script(NamedTuple):
-    """The verdict on one model under one script."""
+class ScenarioResult(NamedTuple):
+    """The verdict on one model under one scenario."""
 
     name: str
     state: str
@@ -33,7 +34,7 @@ class Model(NamedTuple):
         Its place on the page.
     sensitive : bool
     word, sentence : str
-    scripts : tuple of Script
+    scenarios : tuple of ScenarioResult
     judged : Judged
     gates : tuple of str
         The stories of its gates.
@@ -46,7 +47,7 @@ class Model(NamedTuple):
     sensitive: bool
     word: str
     sentence: str
-    scripts: tuple[Script, ...]
+    scenarios: tuple[ScenarioResult, ...]
     judged: Judged
     gates: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
@@ -54,30 +55,30 @@ class Model(NamedTuple):
     @property
     def highest(self) -> float:
         """The largest d of all."""
-        return max(script.worst.differentiability for script in self.scripts)
+        return max(scenario.worst.differentiability for scenario in self.scenarios)
 
 
 def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
     """Put together what the gates of each report say; without gates, the run's threshold counts."""
     names = _distinct([report.model for report, _ in entries])
-    found = []
+    judged_reports = []
     for name, (report, verdicts) in zip(names, entries, strict=True):
         lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
         reaching = report.sensitive(lowest)
         failing = [u for v in verdicts for u in v.failing] if verdicts else reaching
         fails = frozenset((u.layer, u.scenario, u.index) for u in failing)
         reach = frozenset((u.layer, u.scenario, u.index) for u in reaching)
-        found.append(Judged(name, report, lowest, fails, reach - fails))
-    return found
+        judged_reports.append(Judged(name, report, lowest, fails, reach - fails))
+    return judged_reports
 
 
-def models(entries: Sequence[Entry], found: Sequence[Judged]) -> list[Model]:
+def models(entries: Sequence[Entry], judged_reports: Sequence[Judged]) -> list[Model]:
     """Return the models, those that are sensitive first, then by d."""
-    told = [
+    rows = [
         _model(number, one, verdicts)
-        for number, (one, (_, verdicts)) in enumerate(zip(found, entries, strict=True))
+        for number, (one, (_, verdicts)) in enumerate(zip(judged_reports, entries, strict=True))
     ]
-    return sorted(told, key=lambda model: (not model.sensitive, -model.highest))
+    return sorted(rows, key=lambda model: (not model.sensitive, -model.highest))
 
 
 class Headline(NamedTuple):
@@ -87,18 +88,18 @@ class Headline(NamedTuple):
     state: str
 
 
-def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
+def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
     """Say how many models are sensitive, or else how many were tried an ownership key on.
 
     Where there are gates, they count, and not what was probed beside them.
     """
-    if not told:
+    if not models:
         if owned and not failures:
             return Headline(f"Ownership: {owned} verification{'s' * (owned > 1)}", "")
         if failures:
             return Headline("No model could be probed", "bad")
         return Headline("No probe was made", "")
-    counted = [model for model in told if model.gates] or told
+    counted = [model for model in models if model.gates] or models
     bad = sum(model.sensitive for model in counted)
     missed = f", {len(failures)} could not be probed" if failures else ""
     state = "bad" if bad or failures else "good"
@@ -115,11 +116,13 @@ def headline(told: Sequence[Model], failures: Mapping[str, str], owned: int = 0)
     return Headline(words + missed, state)
 
 
-def counts(found: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
-    """Give for each layer and script its worst unit, number of units, and how many reach TIERS."""
-    for one in found:
+def counts(
+    judged_reports: Sequence[Judged],
+) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
+    """Give each layer's and scenario's strongest unit, number of units, and counts at TIERS."""
+    for one in judged_reports:
         for scores in one.report:
-            worst = scores.unit(scores.ranking()[0])
+            worst = scores.strongest()
             yield one, worst, len(scores.names), [scores.count(tier) for tier in TIERS]
 
 
@@ -127,7 +130,7 @@ def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
     report = one.report
     bad = bool(one.failing)
     gate = verdicts or [Verdict(report, one.threshold, tuple(report.sensitive(one.threshold)))]
-    # The strictest that fails, else the strictest.
+    # The page quotes the gate with the lowest threshold, of those that fail if there are any.
     telling = min(gate, key=lambda verdict: (verdict.passed, verdict.threshold))
     word = ("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad]
     return Model(
@@ -136,17 +139,17 @@ def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
         bad,
         word,
         telling.story().splitlines()[0],
-        tuple(_script(one, scenario) for scenario in report.scenarios),
+        tuple(_scenario(one, scenario) for scenario in report.scenarios),
         one,
         tuple(verdict.story() for verdict in verdicts),
         tuple(_facts(report, one.threshold, verdicts)),
     )
 
 
-def _script(one: Judged, scenario: str) -> Script:
-    found = [scores for scores in one.report if scores.scenario == scenario]
+def _scenario(one: Judged, scenario: str) -> ScenarioResult:
+    in_scenario = [scores for scores in one.report if scores.scenario == scenario]
     worst = max(
-        (scores.unit(scores.ranking()[0]) for scores in found),
+        (scores.strongest() for scores in in_scenario),
         key=lambda unit: unit.differentiability,
     )
     failing = Counter(layer for layer, name, _ in one.failing if name == scenario)
@@ -154,11 +157,13 @@ def _script(one: Judged, scenario: str) -> Script:
     if failing:
         layers = [layer for layer in one.report.layers if layer in failing]
         verb = "reacts" if failing.total() == 1 else "react"
-        told = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
-        return Script(scenario, "bad", told, worst)
+        words = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
+        return ScenarioResult(scenario, "bad", words, worst)
     if accepted:
-        return Script(scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst)
-    return Script(scenario, "good", "no unit reacts", worst)
+        return ScenarioResult(
+            scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst
+        )
+    return ScenarioResult(scenario, "good", "no unit reacts", worst)
 
 
 def _units(layer: str, number: int) -> str:
@@ -171,14 +176,14 @@ def _facts(
     report: ProbeReport, threshold: float, verdicts: Sequence[Verdict]
 ) -> Iterator[tuple[str, str]]:
     yield "Images", extent(report)
-    yield "Scripts", ", ".join(report.scenarios)
+    yield "Scenarios", ", ".join(report.scenarios)
     yield "Layers", ", ".join(report.layers)
     yield "Threshold on d", f"{threshold:g}" + ("" if verdicts else " (no gate: for this page)")
     yield "Seed", str(report.seed)
     yield "Preprocessing", report.preprocessing
     yield "Ran on", f"{report.device}, {report.precision}"
-    if told := decision(report):
-        yield "Early stopping", told
+    if early_stopping := decision(report):
+        yield "Early stopping", early_stopping
     yield (
         "Controls",
         ("scrambled marks were probed too" if report.controls else "none (--wm-control)"),
@@ -193,8 +198,8 @@ def _facts(
 def _distinct(names: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
     total = Counter(names)
-    told = []
+    distinct = []
     for name in names:
         seen[name] += 1
-        told.append(f"{name} (probe {seen[name]})" if total[name] > 1 else name)
-    return told
+        distinct.append(f"{name} (probe {seen[name]})" if total[name] > 1 else name)
+    return distinct

@@ -89,14 +89,14 @@
 
   const asked = () => ({
     text: byId("search").value.trim().toLowerCase(),
-    model: byId("model")?.value ?? "", script: byId("script").value, layer: byId("layer").value,
+    model: byId("model")?.value ?? "", scenario: byId("scenario").value, layer: byId("layer").value,
     fails: byId("fails").checked,
   });
 
   const select = () => {
-    const { text, model, script, layer, fails } = asked();
+    const { text, model, scenario, layer, fails } = asked();
     const { total, blocks, block, unit, lower, mark } = units;
-    const fits = blocks.map((b) => (!model || b.model === model) && (!script || b.script === script) && (!layer || b.layer === layer));
+    const fits = blocks.map((b) => (!model || b.model === model) && (!scenario || b.scenario === scenario) && (!layer || b.layer === layer));
     const chosen = new Uint32Array(total);
     let count = 0;
     for (let at = 0; at < total; at++) {
@@ -120,7 +120,7 @@
   const cell = {
     unit: label,
     d: (at) => thousandths(units.d[at]),
-    script: (at) => units.blocks[units.block[at]].script,
+    scenario: (at) => units.blocks[units.block[at]].scenario,
     layer: (at) => units.blocks[units.block[at]].layer,
     model: (at) => units.blocks[units.block[at]].model,
     reaction: (at) => (units.a[at] >= 500 ? "fires on" : "silenced"),
@@ -159,12 +159,12 @@
   };
 
   const filterStatic = () => {
-    const { text, model, script, layer } = asked();
+    const { text, model, scenario, layer } = asked();
     document.querySelectorAll("table.static tbody tr").forEach((row) => {
       const { dataset } = row;
       // The model is chosen, not searched: its name may hold a class's.
       const told = [...row.cells].map((one) => one.textContent).filter((one) => one !== dataset.model).join(" ");
-      row.hidden = (model && dataset.model && dataset.model !== model) || (script && dataset.script !== script)
+      row.hidden = (model && dataset.model && dataset.model !== model) || (scenario && dataset.scenario !== scenario)
         || (layer && dataset.layer !== layer)
         || (text !== "" && !told.toLowerCase().includes(text));
     });
@@ -217,6 +217,6 @@
   });
   byId("more").hidden = table.tBodies[0].rows.length >= Number(table.dataset.shown);
   // Fields that the browser filled in again after a reload count.
-  const { text, model, script, layer, fails } = asked();
-  if (text || model || script || layer || fails) { refresh(); filterStatic(); }
+  const { text, model, scenario, layer, fails } = asked();
+  if (text || model || scenario || layer || fails) { refresh(); filterStatic(); }
 })();

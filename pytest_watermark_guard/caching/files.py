@@ -1,0 +1,60 @@
+"""Files that are written as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file beside the target, then rename it.
+
+    Other processes see the old content or the new one, never a part of it. If anything fails, the
+    old file stays as it was and nothing else is left.
+
+    Parameters
+    ----------
+    path : str or Path
+        Missing folders are made, links are followed, and the mode of a file that is replaced is
+        kept. What is no regular file, such as a pipe, cannot be replaced and is written directly.
+    write : callable
+        Gets the open file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
+            write(file)
+        return
+    temporary = temporary_beside(target)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        with contextlib.suppress(FileNotFoundError):  # the file is new
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write text as UTF-8 with the line ends that it has; see `write_atomically`."""
+    data = text.encode("utf-8")
+    write_atomically(path, lambda file: file.write(data))
+
+
+def temporary_beside(path: Path) -> Path:
+    """Make an empty file beside another one, with the mode that `open` gives to new files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.touch(exist_ok=False)
+    return temporary

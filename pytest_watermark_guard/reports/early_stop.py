@@ -1,0 +1,89 @@
+"""How a probe ended that may stop before the last image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from pytest_watermark_guard.errors import ReportError
+
+
+class Decision(NamedTuple):
+    """A verdict on one layer under one scenario: "sensitive", "clean" or None, and its images."""
+
+    verdict: str | None
+    n_images: int
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """How a gate's probe ended that may stop before the last image.
+
+    Attributes
+    ----------
+    threshold : float
+        The gate's.
+    error : float
+        Chance of a verdict other than that of all images, for all verdicts of the probe together.
+    verdict : {"sensitive", "clean", None}
+        None: undecided to the last image, and so decided by the scores themselves.
+    n_available : int
+        How many images there are.
+    each : mapping of (layer, scenario) to Decision
+        Where each has a verdict of its own: what it is, None if it was undecided to the last
+        image, and how many images it took. Empty: there was one verdict on the whole.
+    """
+
+    threshold: float
+    error: float
+    verdict: str | None
+    n_available: int
+    each: Mapping[tuple[str, str], Decision] = field(default_factory=dict)
+
+    def restrict_to(self, layer: str, scenario: str) -> EarlyStop:
+        """Return the part for one layer and scenario; all, if there was one verdict on all."""
+        own = self.each.get((layer, scenario))
+        if own is None:
+            return self
+        return replace(self, verdict=own.verdict, each={(layer, scenario): own})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        each = [
+            {"layer": layer, "scenario": scenario, **decision._asdict()}
+            for (layer, scenario), decision in self.each.items()
+        ]
+        return {**vars(self), "each": each}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EarlyStop:
+        """Read what `to_dict` gave.
+
+        Raises
+        ------
+        ReportError
+            If a verdict is none of the three.
+        ValueError, KeyError, TypeError
+            If it is something else.
+        """
+        each = {
+            (str(one["layer"]), str(one["scenario"])): Decision(
+                _verdict(one["verdict"]), int(one["n_images"])
+            )
+            # The first reports had one verdict on all layers and scenarios.
+            for one in data.get("each", ())
+        }
+        return cls(
+            threshold=float(data["threshold"]),
+            error=float(data["error"]),
+            verdict=_verdict(data["verdict"]),
+            n_available=int(data["n_available"]),
+            each=each,
+        )
+
+
+def _verdict(value: Any) -> str | None:
+    if value not in ("sensitive", "clean", None):
+        raise ReportError(f"it has the early verdict {value!r}")
+    return value  # type: ignore[no-any-return]
