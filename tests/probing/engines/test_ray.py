@@ -177,9 +177,13 @@ def test_a_survey_whose_driver_is_killed_goes_on(cluster, tmp_path, monkeypatch)
     (tmp_path / "gate").touch()
     models = three(tmp_path)
     found = saved(survey(models, engine="ray", cache=True), tmp_path / "ray.json")
-    assert (tmp_path / "one").read_text() == passes["one"]
-    assert (tmp_path / "two").read_text() == passes["two"]
-    assert (tmp_path / "three").read_text() > passes["three"]
+    more = {
+        name: (tmp_path / name).read_text().count("pass") - text.count("pass")
+        for name, text in passes.items()
+    }
+    # The first images again, and no more, of those that were done.
+    assert max(more["one"], more["two"]) <= 8 < passes["one"].count("pass")
+    assert more["three"] > 8
     assert found == saved(survey(models), tmp_path / "none.json")
 
 
