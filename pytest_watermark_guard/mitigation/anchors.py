@@ -138,7 +138,7 @@ def find_anchors(
     """
     with recorder:
         plain = recorder(example)["features"]
-    heads = [tap.module for tap in recorder.head]
+    heads = list(recorder.head_modules)
     for anchors in _candidates(trace_calls(root, example), heads, plain.shape[-1]):
         try:
             if all(

@@ -79,7 +79,7 @@ def apply_mask(
     with examined(root, example) as (recorder, inputs):
         check_fits(mask, recorder, inputs, strict)
         anchors = find_anchors(root, inputs, mask, recorder)
-        heads = tuple(tap.module for tap in recorder.head)
+        heads = recorder.head_modules
     applied = Applied(root, mask, anchors, heads, inputs.cpu())
     applied.attach()
     return target

@@ -59,7 +59,7 @@ def fold_mask(
     with examined(root, example) as (recorder, inputs):
         # A mask that the model carries was checked when it was applied.
         check_fits(chosen, recorder, inputs, strict and mask is not None)
-        names = dict.fromkeys(tap.module for tap in recorder.head)
+        names = dict.fromkeys(recorder.head_modules)
         heads = [_foldable(root, name, chosen.width) for name in names]
         if not heads:
             raise MaskError(f"{type(root).__name__} is a backbone: it has no head to fold into")

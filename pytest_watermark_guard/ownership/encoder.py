@@ -60,8 +60,8 @@ class Encoder:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the floating-point parameters below the head."""
-        head = {id(p) for tap in self._recorder.head
-                for p in self.module.get_submodule(tap.module).parameters()}  # fmt: skip
+        head = {id(p) for name in self._recorder.head_modules
+                for p in self.module.get_submodule(name).parameters()}  # fmt: skip
         return [p for p in self.module.parameters() if p.is_floating_point() and id(p) not in head]
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.identity import weights_identity
+from pytest_watermark_guard.models.reading.bottleneck import first_tensor, of_images
 from pytest_watermark_guard.models.reading.exported import ExportedReader, is_exported
-from pytest_watermark_guard.models.reading.heads import find_head
+from pytest_watermark_guard.models.reading.heads import Head, find_head
 from pytest_watermark_guard.models.reading.layers import (
     Tap,
+    Trace,
     map_convention,
     named_layer,
     trace_calls,
@@ -26,16 +28,20 @@ from pytest_watermark_guard.models.reading.outputs import (
     combined,
     looks_channels_last,
     main_tensor,
+    vector_outputs,
 )
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
 
 _NO_HEAD = "no head found: the model's output is probed as its features, and there are no logits"
-_EXAMPLES = 2
+_EXAMPLES = 4
 
 
 class _Reader(Protocol):
     headless: bool
     notes: tuple[str, ...]
+
+    @property
+    def more_outputs(self) -> tuple[str, ...]: ...
 
     @property
     def batch_size(self) -> int | None: ...
@@ -96,6 +102,9 @@ class ActivationRecorder:
             )
         with preserved(self._module), eager(self._module):
             self._reader = _reader_of(self._module, wanted, example[:_EXAMPLES])
+        if "logits" in wanted and not self._reader.headless:
+            at = wanted.index("logits") + 1
+            wanted = (*wanted[:at], *self._reader.more_outputs, *wanted[at:])
         if self._reader.headless and "logits" in wanted:
             if "features" not in wanted:
                 raise LayerError(
@@ -103,6 +112,8 @@ class ActivationRecorder:
                     'a backbone\'s: ask for layers=("features",)'
                 )
             wanted = tuple(layer for layer in wanted if layer != "logits")
+        if isinstance(self._reader, _ScriptReader):
+            wanted = tuple(layer for layer in wanted if layer not in self._reader.left_out)
         assumed = (_NO_HEAD,) if self._reader.headless and "features" in wanted else ()
         self.layers = wanted
         self.notes = (*assumed, *self._reader.notes)
@@ -143,9 +154,14 @@ class ActivationRecorder:
         """Inputs of the modules that make the logits; empty for a backbone."""
         return self._reader.head if isinstance(self._reader, _HookReader) else ()
 
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Names of the modules that make the logits; empty for a backbone, or if there is none."""
+        return tuple(tap.module for tap in self.head if tap.of_input)
+
     def weights(self) -> str:
         """Return the identity of the weights below the head; of all for exported programs."""
-        return weights_identity(self._module, [tap.module for tap in self.head])
+        return weights_identity(self._module, self.head_modules)
 
     @property
     def tapped(self) -> frozenset[str]:
@@ -238,19 +254,25 @@ class _ScriptReader:
     """TorchScript has no Python hooks: only what the model returns can be read."""
 
     batch_size = None
-    notes: tuple[str, ...] = ()
+    more_outputs: tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
         self._module = module
         output, self.headless = main_tensor(module(example))
         self._channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
-        allowed = ("features", "logits") if self.headless else ("logits",)
-        for layer in layers:
-            if layer not in allowed:
-                raise LayerError(
-                    f"layer {layer!r} of a TorchScript module cannot be read: ask for "
-                    f"layers={allowed[:1]!r}, or give the model from which it was made"
-                )
+        readable = ("features", "logits") if self.headless else ("logits",)
+        hidden = [layer for layer in layers if layer not in readable]
+        if hidden and (len(hidden) == len(layers) or hidden != ["features"]):
+            raise LayerError(
+                f"layer {hidden[0]!r} of a TorchScript module cannot be read: ask for "
+                f"layers={readable[:1]!r}, or give the model from which it was made"
+            )
+        self.left_out = tuple(hidden)
+        self.notes = tuple(
+            f"{layer} are not probed: a TorchScript module shows what it returns and no more; give "
+            "the model from which it was made"
+            for layer in hidden
+        )
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         units = as_units(main_tensor(self._module(x))[0], channels_last=self._channels_last)
@@ -265,13 +287,17 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
     def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
         self.module = module
         self._run: Callable[[Tensor], Any] = module
+        self._main_name: str | None = None
+        self._more: dict[str, str] = {}
         trace = trace_calls(module, example)
-        output, _ = main_tensor(trace.output)
+        output, is_backbone = main_tensor(trace.output)
         notes: list[str | None] = []
         self._taps: dict[str, tuple[Tap, ...]] = {}
-        head = find_head(module, example, trace)
+        self._vectors = {} if is_backbone else vector_outputs(trace.output)
+        head = None if is_backbone else self._find_head(example, trace, output)
         self.headless = head is None
         self.head = () if head is None else head.taps
+        self._side_by_side = head is not None and head.side_by_side
         self._output = Tap("")
         if head is None:
             channels_last, note = map_convention(module, "", output.shape, trace)
@@ -289,7 +315,39 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self.notes = tuple(note for note in notes if note)
         self._handles: list[Any] = []
         self._counts: dict[tuple[str, bool], int] = {}
-        self._kept: dict[Tap, Tensor] = {}
+        self._kept: dict[Tap, list[Tensor]] = {}
+
+    def _find_head(self, example: Tensor, trace: Trace, output: Tensor) -> Head | None:
+        """Find what makes the logits, and which of several outputs they are."""
+        names = sorted(self._vectors, key=lambda name: self._vectors[name] is not output)
+        head = None
+        for name in names:
+            self._main_name = name
+            head = find_head(
+                self.module,
+                example,
+                trace,
+                self._vectors[name],
+                lambda x: self._main(self.module(x)).float(),
+            )
+            if head is not None:
+                break
+        else:
+            self._main_name = names[0] if names else None
+        if head is not None:
+            rest = [name for name in self._vectors if name != self._main_name]
+            self._more = {f"logits[{name}]": name for name in rest}
+        return head
+
+    def _main(self, output: Any) -> Tensor:
+        """Return the output that the logits, or a backbone's features, are."""
+        if self._main_name is None:
+            return main_tensor(output)[0]
+        return vector_outputs(output)[self._main_name]
+
+    @property
+    def more_outputs(self) -> tuple[str, ...]:
+        return tuple(self._more)
 
     @property
     def tapped(self) -> frozenset[str]:
@@ -345,22 +403,32 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         def keep(_module: nn.Module, args: Any, rest: Any) -> None:
             # `rest` holds a pre-hook's keyword arguments, or a forward hook's output.
             index = self._counts[name, of_input] = self._counts.get((name, of_input), -1) + 1
-            value = _first_tensor(args, rest) if of_input else rest
+            value = first_tensor(args, rest) if of_input else rest
             for tap in taps:
                 if tap.call in (-1, index):
                     if not isinstance(value, Tensor):
                         raise LayerError(f"layer {name!r} did not run on a tensor")
-                    self._kept[tap] = tap.read(value)
+                    self._kept.setdefault(tap, []).append(tap.read(value))
 
         return keep
+
+    def _units(self, tap: Tap, images: int) -> Tensor:
+        """Return [B, units] of what one tap took."""
+        taken = self._kept[tap]
+        if tap.layout == "calls":
+            return torch.cat(taken)
+        return of_images(taken[-1], images, tap.layout)
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         self._counts.clear()
         self._kept.clear()
         try:
-            output, _ = main_tensor(self._run(self._filled(x)))
-            units = self._output.read(output)
+            output = self._run(self._filled(x))
+            units = self._output.read(self._main(output))
             result = {"logits": units, "features": units}
+            if self._more:
+                vectors = vector_outputs(output)
+                result |= {layer: vectors[name].clone() for layer, name in self._more.items()}
             for layer, taps in self._taps.items():
                 missing = [tap for tap in taps if tap not in self._kept]
                 if missing:
@@ -368,7 +436,9 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
                         f"layer {layer!r} ran when the layers were found and did not run on a "
                         f"batch of shape {[*x.shape]}"
                     )
-                result[layer] = combined([self._kept[tap] for tap in taps])
+                parts = [self._units(tap, len(x)) for tap in taps]
+                alike = layer != "features" or not self._side_by_side
+                result[layer] = combined(parts) if alike else torch.cat(parts, dim=1)
             return {layer: units[: len(x)] for layer, units in result.items()}
         finally:
             self._kept.clear()
@@ -381,8 +451,3 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         missing = self.batch_size - len(x)
         return nn.functional.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) if missing else x
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    values = [*args, *kwargs.values()]
-    return next((value for value in values if isinstance(value, Tensor)), None)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pytest_watermark_guard.models.reading.bottleneck import Run, find_bottleneck, is_pointwise
 from pytest_watermark_guard.models.reading.layers import (
     NO_CLASSIFIER,
     Call,
@@ -21,15 +22,13 @@ from pytest_watermark_guard.models.reading.layers import (
     Trace,
     classifier_names,
 )
-from pytest_watermark_guard.models.reading.outputs import main_tensor
 
-_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+_RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.relu,
     functional.relu6,
     functional.gelu,
     functional.silu,
     functional.hardswish,
-    torch.tanh,
 )
 _PROBABILITIES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda logits: logits.softmax(-1),
@@ -40,13 +39,31 @@ _PROBABILITIES: tuple[Callable[[Tensor], Tensor], ...] = (
 
 @dataclass(frozen=True)
 class Head:
-    """Where the features are: the inputs of the layers that make the logits, averaged."""
+    """Where the features are.
+
+    Attributes
+    ----------
+    taps : tuple of Tap
+        Mostly the inputs of the layers that make the logits.
+    note : str or None
+        How they were found, where no layer returns the logits themselves.
+    side_by_side : bool
+        Several taps hold units of their own; else they are averaged.
+    """
 
     taps: tuple[Tap, ...]
     note: str | None = None
+    side_by_side: bool = False
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the layers that make the logits, where these are modules."""
+        return tuple(tap.module for tap in self.taps if tap.of_input)
 
 
-def find_head(module: nn.Module, example: Tensor, trace: Trace) -> Head | None:
+def find_head(
+    module: nn.Module, example: Tensor, trace: Trace, output: Tensor, run: Run
+) -> Head | None:
     """Return the head that explains the model's logits; None for a backbone without a head.
 
     Parameters
@@ -57,10 +74,13 @@ def find_head(module: nn.Module, example: Tensor, trace: Trace) -> Head | None:
         The batch that was traced; a guess needs two different images.
     trace : Trace
         Of `trace_calls`.
+    output : Tensor
+        Which of the model's outputs it is about, [B, C].
+    run : callable
+        Gives that output for a batch.
     """
-    output, is_backbone = main_tensor(trace.output)
     named = classifier_names(module)
-    if is_backbone or named == NO_CLASSIFIER:
+    if named == NO_CLASSIFIER:
         return None
     logits = output.float()
     candidates = [
@@ -76,7 +96,7 @@ def find_head(module: nn.Module, example: Tensor, trace: Trace) -> Head | None:
     if calls is None and not _ends_with_identity(module, trace):
         calls = _transformed_head(candidates, logits, trace, module)
         if calls is None:
-            return _guessed_head(module, example, candidates, named, logits)
+            return _tried_head(module, example, candidates, named, logits, run)
     if calls is None:
         return None
     return Head(tuple(call.input_tap() for call in calls))
@@ -124,7 +144,10 @@ def _transformed_head(
     for call in candidates:
         units = _units(call)
         if call.rectified:
-            if _is_last_with_parameters(call, trace, module) and _close(units, logits):
+            # As in SqueezeNet; a wider convolution is a backbone's last one.
+            pointwise = is_pointwise(module.get_submodule(call.tap.module))
+            last = _is_last_with_parameters(call, trace, module)
+            if pointwise and last and _close(units, logits):
                 return [call]
         elif any(_close(transform(units), logits) for transform in _PROBABILITIES) or (
             _is_last_with_parameters(call, trace, module) and _proportional(units, logits)
@@ -154,18 +177,15 @@ def _ends_with_identity(module: nn.Module, trace: Trace) -> bool:
     return isinstance(next(leaves, None), nn.Identity)
 
 
-def _guessed_head(
+def _tried_head(
     module: nn.Module,
     example: Tensor,
     candidates: Sequence[Call],
     named: tuple[str, ...],
     logits: Tensor,
+    run: Run,
 ) -> Head | None:
-    """Take what the model calls its classifier, or the projection on which the logits depend.
-
-    They depend on the image only through the last projections of their width when giving all
-    images the first one's projections gives all of them its logits.
-    """
+    """Take what the model calls its classifier, or the last tensor on which the logits depend."""
     for call in candidates:
         if call.tap.module in named:
             return _guess(call, "the model names it as its classifier")
@@ -173,12 +193,18 @@ def _guessed_head(
     plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
     if len(example) < 2 or _close(logits[:1].expand_as(logits), logits):
         return None
-    for size in range(1, min(3, len(plain)) + 1):
-        group = plain[:size]
-        if size == 1 and any(_close(act(_units(group[0])), logits) for act in _ACTIVATIONS):
-            return None  # an activated hidden layer, with the head cut off behind it
-        if _determine_output(module, example, [call.tap for call in group]):
-            return _guess(group[0], "it determines the model's output")
+    if plain and any(_close(act(_units(plain[0])), logits) for act in _RECTIFIERS):
+        return None  # an activated hidden layer, with the head cut off behind it
+    taps = find_bottleneck(module, example, run)
+    if taps:
+        (first, *_) = taps
+        place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
+        note = f"features: found by trying to be {place}: on it alone the model's output depends"
+        return Head(taps, note, side_by_side=True)
+    # Several projections that only together determine the output.
+    for size in range(2, min(3, len(plain)) + 1):
+        if _determine_output(module, example, [call.tap for call in plain[:size]], run):
+            return _guess(plain[0], "it determines the model's output")
     return None
 
 
@@ -190,7 +216,8 @@ def _guess(call: Call, reason: str) -> Head:
     )
 
 
-def _determine_output(module: nn.Module, example: Tensor, taps: Sequence[Tap]) -> bool:
+def _determine_output(module: nn.Module, example: Tensor, taps: Sequence[Tap], run: Run) -> bool:
+    """Tell whether all images get one output when they get the first one's projections."""
     counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
@@ -206,7 +233,7 @@ def _determine_output(module: nn.Module, example: Tensor, taps: Sequence[Tap]) -
     try:
         for name in {tap.module for tap in taps}:
             handles.append(module.get_submodule(name).register_forward_hook(hook_for(name)))
-        output = main_tensor(module(example))[0].float()
+        output = run(example)
     finally:
         for handle in handles:
             handle.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.outputs import as_units, describe, looks_channels_last
+
+Layout = Literal["", "groups", "neighbours", "calls"]
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -33,6 +35,9 @@ class Tap:
         Take this one of a sequence's tokens instead of their mean.
     channels_last : bool
         Maps are [B, H, W, C].
+    layout : {"", "groups", "neighbours", "calls"}
+        How rows belong to images: one each; k groups of all images; k rows of each image; each
+        image is a call of its own.
     """
 
     module: str
@@ -40,6 +45,7 @@ class Tap:
     of_input: bool = False
     token: int | None = None
     channels_last: bool = False
+    layout: Layout = ""
 
     def read(self, tensor: Tensor) -> Tensor:
         """Return [B, units] in memory of its own: later layers may work in place."""
@@ -146,9 +152,14 @@ def classifier_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:
-    return not isinstance(module, _NORMS) and any(
-        parameter is not None and parameter.ndim >= 2 for parameter in module._parameters.values()
-    )
+    if isinstance(module, _NORMS):
+        return False
+    if any(p is not None and p.ndim >= 2 for p in module._parameters.values()):
+        return True
+    if not hasattr(type(module), "weight"):  # of a parametrised or quantised layer it is made
+        return False
+    weight = module.weight() if callable(module.weight) else module.weight
+    return isinstance(weight, Tensor) and weight.ndim >= 2
 
 
 def _readings(call: Call, module: nn.Module, output: Tensor) -> Iterator[Call]:

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from pytest_watermark_guard.errors import LayerError
 
-_BACKBONE_FIELDS = ("pooler_output", "last_hidden_state")
+# What users of a model without class logits take, the first of them that it returns.
+_BACKBONE_FIELDS = ("image_embeds", "pooler_output", "last_hidden_state")
+# Beside them an output that reads as tokens or as a vector is one of many per image.
+_DENSE_FIELDS = ("boxes", "pred_boxes", "pred_masks", "masks_queries_logits")
+_DEEPEST = 3  # structures within structures
 
 
 def main_tensor(output: Any) -> tuple[Tensor, bool]:
@@ -21,30 +25,93 @@ def main_tensor(output: Any) -> tuple[Tensor, bool]:
     LayerError
         When no tensor can be read as logits, a feature map or tokens.
     """
-    if isinstance(output, Tensor):
-        candidates = [output]
-    elif isinstance(named := _field(output, "logits"), Tensor):
-        candidates = [named]
-    elif isinstance(pooled := _backbone_field(output), Tensor):
-        return pooled, True
-    elif isinstance(output, (tuple, list)):
-        candidates = [item for item in output if isinstance(item, Tensor)]
-    elif isinstance(output, Mapping):
-        candidates = [item for item in output.values() if isinstance(item, Tensor)]
-    else:
-        candidates = []
-    for tensor in candidates:
-        if tensor.ndim == 2 and tensor.is_floating_point():
-            return tensor, False
+    vectors = vector_outputs(output)
+    if _is_dense(output, vectors):
+        raise LayerError(
+            f"the model returned {describe(output)}, a dense prediction: many per image, of which "
+            "none is its logits. Name the layers to probe, such as its backbone's last one "
+            '(layers=("backbone.layer4",)), or wrap the model so that forward returns [B, C]'
+        )
+    if "logits" in vectors:
+        return vectors["logits"], False
+    field = None if isinstance(output, Tensor) else _backbone_field(output)
+    if field is not None:
+        return field, True
+    for tensor in vectors.values():
+        return tensor, False
     # A dictionary of maps is a dense prediction, for instance a segmentation, not a backbone.
-    if not isinstance(output, Mapping):
-        for tensor in candidates[:1]:
-            if tensor.ndim in (3, 4) and tensor.is_floating_point():
-                return tensor, True
+    maps = [] if isinstance(output, Mapping) else _maps(output)
+    if maps:
+        return maps[0], True
     raise LayerError(
         f"the model returned {describe(output)}, where logits of shape [B, C] were expected: "
         "wrap the model so that forward returns them"
     )
+
+
+def vector_outputs(output: Any) -> dict[str, Tensor]:
+    """Return every output of shape [B, C] by its name: a field, or its place, or "" for the only.
+
+    [B] and [B, C, 1, 1] are read as [B, C].
+    """
+    vectors: dict[str, Tensor] = {}
+
+    def collect(value: Any, name: str, depth: int = 0) -> None:
+        if isinstance(value, Tensor):
+            if value.is_floating_point() and _is_vector(value):
+                vectors[name] = value if value.ndim == 2 else value.reshape(len(value), -1)
+            return
+        for key, item in fields_of(value).items() if depth < _DEEPEST else ():
+            collect(item, f"{name}.{key}" if name else key, depth + 1)
+
+    collect(output, "")
+    return vectors
+
+
+def fields_of(output: Any) -> dict[str, Any]:
+    """Return what a tuple, list, dictionary or an object of fields holds, by name or place."""
+    if isinstance(output, Mapping):
+        return {str(key): value for key, value in output.items()}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return dict(zip(output._fields, output, strict=True))
+    if isinstance(output, (tuple, list)):
+        return {str(index): value for index, value in enumerate(output)}
+    if isinstance(output, (Tensor, str, bytes)) or output is None:
+        return {}
+    return dict(getattr(output, "__dict__", {}))
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    return tensor.ndim == 1 or is_units(tensor)
+
+
+def _is_dense(output: Any, vectors: Mapping[str, Tensor]) -> bool:
+    """Tell detectors and segmenters by what they return."""
+    fields = fields_of(output)
+    if any(name in fields and fields[name] is not None for name in _DENSE_FIELDS):
+        return True
+    if vectors:
+        return False
+    if isinstance(output, (tuple, list)) and output:
+        first, *rest = output
+        # One box or class an anchor, and the maps that they were made of, as YOLO returns them.
+        return (
+            isinstance(first, Tensor)
+            and first.ndim == 3
+            and any(isinstance(item, (list, tuple, Mapping)) for item in rest)
+        )
+    return False
+
+
+def _maps(output: Any) -> list[Tensor]:
+    """Return maps and tokens, the deepest first: the smallest side, then the last."""
+    if isinstance(output, Tensor):
+        tensors = [output]
+    else:
+        tensors = [item for item in fields_of(output).values() if isinstance(item, Tensor)]
+    maps = [t for t in tensors if t.ndim in (3, 4) and t.is_floating_point()]
+    maps.reverse()  # of equal ones the last
+    return sorted(maps, key=lambda t: t.shape[2:].numel() if t.ndim == 4 else 0)
 
 
 def _field(output: Any, name: str) -> Any:
@@ -55,7 +122,7 @@ def _field(output: Any, name: str) -> Any:
 
 def _backbone_field(output: Any) -> Any:
     fields = (_field(output, name) for name in _BACKBONE_FIELDS)
-    return next((value for value in fields if value is not None), None)
+    return next((value for value in fields if isinstance(value, Tensor)), None)
 
 
 def describe(output: Any) -> str:
@@ -132,3 +199,8 @@ def looks_channels_last(shape: torch.Size) -> bool | None:
     if (second == third) == (third == fourth):
         return None
     return second == third
+
+
+def is_units(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds one number per image and unit already, [B, C] or [B, C, 1, 1]."""
+    return tensor.ndim == 2 or (tensor.ndim > 2 and tensor.shape[2:].numel() == 1)

@@ -110,7 +110,7 @@ def test_two_heads_averaged_as_in_distillation(x: Tensor) -> None:
 def test_a_head_behind_an_unknown_operation_is_a_guess(x: Tensor) -> None:
     model = net(lambda m, x: functional.normalize(m.head(m.features(x)) - 3.0))
     read, notes = record(model, x)
-    assert "guessed to be the input of 'head'" in notes[0]
+    assert "found by trying to be the input of 'head'" in notes[0]
     with torch.no_grad():
         torch.testing.assert_close(read["features"], model.features(x))
 
@@ -318,5 +318,9 @@ def test_torchscript_has_logits_only(x: Tensor) -> None:
     read, _ = record(scripted, x, "logits")
     with torch.no_grad():
         torch.testing.assert_close(read["logits"], model(x))
-    with pytest.raises(LayerError, match=r"TorchScript.*layers=\('logits',\)"):
-        ActivationRecorder(scripted, ("logits", "features"), x)
+    read, notes = record(scripted, x, "logits", "features")
+    assert [*read] == ["logits"]
+    assert "features are not probed: a TorchScript module shows what it returns" in notes[0]
+    for layers in (("features",), ("logits", "1")):
+        with pytest.raises(LayerError, match=r"TorchScript.*layers=\('logits',\)"):
+            ActivationRecorder(scripted, layers, x)

@@ -54,7 +54,7 @@ def test_backbones(output: Any) -> None:
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        (torch.zeros(2), r"float32 tensor of shape \[2\]"),
+        (torch.zeros(()), r"float32 tensor of shape \[\]"),
         (torch.zeros(2, 5, dtype=torch.long), r"int64 tensor of shape \[2, 5\]"),
         ({"out": MAP}, r"dict \(out: \[2, 4, 3, 3\]\)"),
         ((None, "text"), r"tuple \(NoneType, str\)"),

@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from pytest_watermark_guard.probing.caches.plans import PlanCache
 from scipy import stats
 from torch import nn
 
@@ -23,6 +22,7 @@ from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
 from pytest_watermark_guard.models.running.tuning import AGREEMENT, TuningPolicy, disagreement
 from pytest_watermark_guard.probing import running
+from pytest_watermark_guard.probing.caches.plans import PlanCache
 from pytest_watermark_guard.statistics.auroc import paired_auroc
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
