@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.models.state import unwrapped
+from pytest_watermark_guard.models.tensor_bytes import NoValuesError, tensor_bytes
 
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
 _FILES_AT_ONCE = 64
@@ -58,8 +59,8 @@ def digest(*values: object) -> str:
             # With its length, so that parts never read alike when they are put together.
             total.update(struct.pack("<Q", len(part)))
             total.update(part)
-    except NoKeyError:
-        raise
+    except (NoKeyError, NoValuesError) as error:
+        raise NoKeyError(str(error)) from None
     except Exception as error:  # whatever the properties of someone's objects raise
         raise NoKeyError(f"{type(error).__name__}: {error}") from error
     return total.hexdigest()
@@ -123,7 +124,7 @@ def _value(value: Any, inside: Inside) -> Iterator[Part]:
     elif isinstance(value, _NAMED):
         yield str(value).encode()
     elif isinstance(value, Tensor):
-        yield from _tensor(value, inside)
+        yield from tensor_bytes(value)
     elif isinstance(value, np.ndarray | np.generic):
         yield from _array(np.asarray(value), inside)
     elif id(value) in inside:
@@ -166,33 +167,6 @@ def _array(array: npt.NDArray[Any], inside: Inside) -> Iterator[Part]:
         yield from _value(array.tolist(), inside)
     else:
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _tensor(tensor: Tensor, inside: Inside) -> Iterator[Part]:
-    """Give a tensor's values, wherever they lie in memory."""
-    if tensor.is_meta or nn.parameter.is_lazy(tensor):
-        raise NoKeyError(f"a {type(tensor).__name__} on the {tensor.device} device has no values")
-    tensor = tensor.detach()
-    yield f"{tensor.dtype} {tuple(tensor.shape)} {tensor.layout}".encode()
-    if hasattr(tensor, "__tensor_flatten__"):  # subclasses say what they are made of
-        names, context = tensor.__tensor_flatten__()
-        yield from _value({name: getattr(tensor, name) for name in names}, inside)
-        yield from _value(context, inside)
-    elif tensor.is_quantized:
-        yield from _tensor(tensor.int_repr(), inside)
-        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            yield from _value((tensor.q_scale(), tensor.q_zero_point()), inside)
-        else:
-            scales = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
-            yield from _value((*scales, tensor.q_per_channel_axis()), inside)
-    elif tensor.is_nested:
-        yield from _value(tensor.unbind(), inside)
-    elif tensor.layout is not torch.strided:
-        yield from _tensor(tensor.to_dense(), inside)
-    else:
-        plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
-        # As bytes, because NumPy has no bfloat16.
-        yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _module(module: nn.Module, inside: Inside) -> Iterator[Part]:

@@ -6,12 +6,12 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 
 from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.anchors import attached, find_anchors
 from pytest_watermark_guard.mitigation.apply import applied_mask, check_fits, examined, remove_mask
 from pytest_watermark_guard.mitigation.intervention import Intervention
-from pytest_watermark_guard.models.reading.outputs import main_tensor
 from pytest_watermark_guard.models.state import unwrapped
 
 _TOLERANCE = 1e-4  # of the largest logit: the matrices are multiplied in another order
@@ -64,10 +64,10 @@ def fold_mask(
         if not heads:
             raise MaskError(f"{type(root).__name__} is a backbone: it has no head to fold into")
         with attached(root, find_anchors(root, inputs, chosen, recorder), chosen):
-            expected = main_tensor(root(inputs))[0]
+            expected = recorder.main_output(root(inputs))
         for head in heads:
             _fold(head, chosen)
-        logits = main_tensor(root(inputs))[0]
+        logits = recorder.main_output(root(inputs))
         scale = float(expected.abs().max())
         allowed = scale * max(_TOLERANCE, 8 * torch.finfo(expected.dtype).eps)
         if not torch.allclose(logits, expected, rtol=0.0, atol=allowed):
@@ -94,7 +94,23 @@ def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
             f"{type(root).__name__}: the head {name!r} is a {type(module).__name__}, and a mask "
             f"can be folded into a Linear or a 1x1 Conv2d of {width} inputs only; use apply_mask"
         )
+    _make_plain(module)
+    if type(module.weight) not in (Tensor, nn.Parameter):
+        raise MaskError(
+            f"{type(root).__name__}: the weight of the head {name!r} is a "
+            f"{type(module.weight).__name__}, which takes no other values; fold the mask before "
+            "the model is quantised, or use apply_mask"
+        )
     return module  # type: ignore[return-value]
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Let a normed weight be the plain tensor that it is now: a mask changes its norm."""
+    if parametrize.is_parametrized(module, "weight"):
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    for name, remove in (("weight_g", remove_weight_norm), ("weight_orig", remove_spectral_norm)):
+        if name in module._parameters:
+            remove(module)
 
 
 def _fold(head: nn.Linear | nn.Conv2d, mask: Intervention) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
+
+from pytest_watermark_guard.models.tensor_bytes import tensor_bytes
 
 OWN_BUFFER = "_wm_"
 """How the names of buffers begin that this package adds to a model for a while."""
@@ -29,9 +30,8 @@ def weights_identity(module: nn.Module, head: Sequence[str]) -> str:
     """
     total = hashlib.sha256()
     for tensor in _backbone_tensors(module, head):
-        total.update(f"{tensor.dtype}{[*tensor.shape]}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(values.view(torch.uint8).numpy().data)
+        for part in tensor_bytes(tensor):
+            total.update(part)
     return total.hexdigest()
 
 

@@ -159,6 +159,12 @@ class ActivationRecorder:
         """Names of the modules that make the logits; empty for a backbone, or if there is none."""
         return tuple(tap.module for tap in self.head if tap.of_input)
 
+    def main_output(self, output: Any) -> Tensor:
+        """Return the one of a model's outputs that its logits are, or a backbone's features."""
+        if isinstance(self._reader, _HookReader):
+            return self._reader.main(output)
+        return main_tensor(output)[0]
+
     def weights(self) -> str:
         """Return the identity of the weights below the head; of all for exported programs."""
         return weights_identity(self._module, self.head_modules)
@@ -328,7 +334,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
                 example,
                 trace,
                 self._vectors[name],
-                lambda x: self._main(self.module(x)).float(),
+                lambda x: self.main(self.module(x)).float(),
             )
             if head is not None:
                 break
@@ -339,7 +345,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
             self._more = {f"logits[{name}]": name for name in rest}
         return head
 
-    def _main(self, output: Any) -> Tensor:
+    def main(self, output: Any) -> Tensor:
         """Return the output that the logits, or a backbone's features, are."""
         if self._main_name is None:
             return main_tensor(output)[0]
@@ -424,7 +430,7 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
         self._kept.clear()
         try:
             output = self._run(self._filled(x))
-            units = self._output.read(self._main(output))
+            units = self._output.read(self.main(output))
             result = {"logits": units, "features": units}
             if self._more:
                 vectors = vector_outputs(output)

@@ -191,13 +191,16 @@ def _tried_head(
             return _guess(call, "the model names it as its classifier")
     plain = [call for call in candidates if not call.rectified and call.tap.token is None]
     plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
+    if _are_shares(logits):
+        run = _logarithmic(run)
+        logits = run(example)
     if len(example) < 2 or _close(logits[:1].expand_as(logits), logits):
         return None
     if plain and any(_close(act(_units(plain[0])), logits) for act in _RECTIFIERS):
         return None  # an activated hidden layer, with the head cut off behind it
     taps = find_bottleneck(module, example, run)
     if taps:
-        (first, *_) = taps
+        first = taps[0]
         place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
         note = f"features: found by trying to be {place}: on it alone the model's output depends"
         return Head(taps, note, side_by_side=True)
@@ -206,6 +209,17 @@ def _tried_head(
         if _determine_output(module, example, [call.tap for call in plain[:size]], run):
             return _guess(plain[0], "it determines the model's output")
     return None
+
+
+def _are_shares(logits: Tensor) -> bool:
+    """Tell whether outputs are those of a softmax: steep ones all look alike but in logarithms."""
+    total = logits.sum(-1)
+    shares = bool((logits >= 0).all()) and logits.shape[-1] > 1
+    return shares and torch.allclose(total, torch.ones_like(total), atol=1e-3)
+
+
+def _logarithmic(run: Run) -> Run:
+    return lambda x: run(x).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _guess(call: Call, reason: str) -> Head:
