@@ -18,6 +18,7 @@ from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("ray",)
+OUTPUTS = ("auto", "logits", "features")
 
 # --- values from text ---------------------------------------------------------------------------
 
@@ -137,6 +138,12 @@ def _check_layers(name: str, value: Any) -> tuple[str, ...]:
 def _check_precision(name: str, value: str) -> str:
     if value not in PRECISIONS:
         raise SettingsError(f"{name} must be one of {', '.join(PRECISIONS)}, got {value!r}")
+    return value
+
+
+def _check_outputs(name: str, value: str) -> str:
+    if value not in OUTPUTS:
+        raise SettingsError(f"{name} must be one of {', '.join(OUTPUTS)}, got {value!r}")
     return value
 
 
@@ -282,6 +289,13 @@ class Settings:
         metavar="NAMES",
         check=_check_layers,
         ini_type="args",
+    )
+    outputs: str = setting(
+        "auto",
+        meaning="what the model returns: logits, features (an encoder's embedding), or auto (found "
+        "by trying, else what its attribute outputs says)",
+        metavar="NAME",
+        check=_check_outputs,
     )
     device: str = setting(
         "auto",

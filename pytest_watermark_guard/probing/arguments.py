@@ -25,6 +25,9 @@ class ProbeArguments(TypedDict, total=False):
     labels : sequence or mapping of int
         True class indices: one for each image, or by file name. Known without it where a Dataset
         gives (image, label), or folders carry the classes' names.
+    outputs : {"auto", "logits", "features"}
+        What the model returns. Default ``"auto"``: its attribute ``outputs`` if it has one, else
+        found by trying: logits where something makes them of features, else features.
     device : str
         Default ``"auto"``: the GPU if there is one.
     precision : {"auto", "float32", "bfloat16"}
@@ -65,6 +68,7 @@ class ProbeArguments(TypedDict, total=False):
 
     class_names: Sequence[str] | Mapping[int, str] | None
     labels: Sequence[int] | Mapping[str, int] | None
+    outputs: str | None
     device: str | torch.device | None
     precision: str | None
     max_images: int | None

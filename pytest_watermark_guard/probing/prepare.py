@@ -133,6 +133,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     bfloat16 = settings.precision == "bfloat16"
     execution = ExecutionConfig(
         settings.layers,
+        settings.outputs,
         Plan(batch_size or default_size, "bfloat16" if bfloat16 else "float32"),
         tuning=settings.precision == "auto" and batches.dtype is torch.float32,
         sizes=batch_size is None,
@@ -145,7 +146,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     uncached: tuple[str, ...] = ()
     if settings.cache:
         with ONE_AT_A_TIME:
-            batches, cache, uncached = _with_caches(batches, module, settings.precision, batch_size)
+            batches, cache, uncached = _with_caches(batches, module, settings, batch_size)
     assumed: tuple[str, ...] = ()
     if preprocessing.assumed:
         advice = "pass preprocess=, or set the model's attribute preprocessing"
@@ -155,7 +156,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
 
 
 def _with_caches(
-    batches: ProbingBatches, module: nn.Module, precision: str, batch_size: int | None
+    batches: ProbingBatches, module: nn.Module, settings: Settings, batch_size: int | None
 ) -> tuple[ProbingBatches, ProbeCache | None, tuple[str, ...]]:
     """Open the caches of pixels and activations, or note why no keys for them can be given."""
     store = Store(cache_folder() / "cache", cache_bytes())
@@ -166,7 +167,7 @@ def _with_caches(
             geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
             decoded = DecodedImages(store, batches.baseline, geometry)
             batches = replace(batches, decoded=decoded)
-        keys = cache_keys(module, batches, precision, batch_size)
+        keys = cache_keys(module, batches, settings.precision, settings.outputs, batch_size)
         return batches, open_cache(store, keys), ()
     except NoKeyError as reason:
         # What cannot be told apart from its like must not be mixed up with it.

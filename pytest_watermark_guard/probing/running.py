@@ -35,6 +35,8 @@ class ExecutionConfig:
     ----------
     layers : tuple of str
         As asked for.
+    outputs : str
+        What the model returns: "auto", "logits" or "features".
     plan : Plan
         To begin with.
     tuning : bool
@@ -46,6 +48,7 @@ class ExecutionConfig:
     """
 
     layers: tuple[str, ...]
+    outputs: str
     plan: Plan
     tuning: bool
     sizes: bool
@@ -113,7 +116,9 @@ def compute(
             stack.enter_context(kept_memory())
         # Layers are told apart by comparing numbers: in full precision.
         with computing_in("float32", batches.device):
-            recorder = ActivationRecorder(module, execution.layers, batches.example())
+            recorder = ActivationRecorder(
+                module, execution.layers, batches.example(), outputs=execution.outputs
+            )
         stack.enter_context(recorder)
         weights = recorder.weights()
         executor = stack.enter_context(

@@ -33,11 +33,15 @@ from pytest_watermark_guard.models.reading.outputs import (
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
 
 _NO_HEAD = "no head found: the model's output is probed as its features, and there are no logits"
+_NO_FEATURES = (
+    "features are not probed: no tensor was found of which the model makes its output; name a layer"
+)
 _EXAMPLES = 4
 
 
 class _Reader(Protocol):
     headless: bool
+    left_out: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -65,6 +69,8 @@ class ActivationRecorder:
     example : Tensor
         Preprocessed batch [B, C, H, W] on the model's device, used to find the layers. Two
         different images are enough.
+    outputs : {"auto", "logits", "features"}
+        What the model returns; "auto" goes by its attribute ``outputs``, then by trying.
 
     Attributes
     ----------
@@ -90,7 +96,9 @@ class ActivationRecorder:
     torch.Size([7, 5])
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str], example: Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, layers: Sequence[str], example: Tensor, outputs: str = "auto"
+    ) -> None:
         wanted = tuple(dict.fromkeys([layers] if isinstance(layers, str) else layers))
         if not wanted:
             raise LayerError('no layers were asked for; the default is ("logits", "features")')
@@ -101,9 +109,12 @@ class ActivationRecorder:
                 "batch first: a probe leaves a model as it was"
             )
         with preserved(self._module), eager(self._module):
-            self._reader = _reader_of(self._module, wanted, example[:_EXAMPLES])
-        if "logits" in wanted and not self._reader.headless:
-            at = wanted.index("logits") + 1
+            self._reader = _reader_of(
+                self._module, wanted, example[:_EXAMPLES], _declared(self._module, outputs)
+            )
+        of = "features" if self._reader.headless else "logits"
+        if of in wanted:
+            at = wanted.index(of) + 1
             wanted = (*wanted[:at], *self._reader.more_outputs, *wanted[at:])
         if self._reader.headless and "logits" in wanted:
             if "features" not in wanted:
@@ -112,8 +123,9 @@ class ActivationRecorder:
                     'a backbone\'s: ask for layers=("features",)'
                 )
             wanted = tuple(layer for layer in wanted if layer != "logits")
-        if isinstance(self._reader, _ScriptReader):
-            wanted = tuple(layer for layer in wanted if layer not in self._reader.left_out)
+        wanted = tuple(layer for layer in wanted if layer not in self._reader.left_out)
+        if not wanted:
+            raise LayerError(f"{type(self._module).__name__}: {'; '.join(self._reader.notes)}")
         assumed = (_NO_HEAD,) if self._reader.headless and "features" in wanted else ()
         self.layers = wanted
         self.notes = (*assumed, *self._reader.notes)
@@ -248,12 +260,20 @@ def extract_features(model: nn.Module, x: Tensor) -> Tensor:
         return recorder(x)["features"]
 
 
-def _reader_of(module: nn.Module, layers: tuple[str, ...], example: Tensor) -> _Reader:
+def _declared(module: nn.Module, outputs: str) -> str:
+    """Return what the argument, else the model itself says that it returns."""
+    own = getattr(module, "outputs", None)
+    return own if outputs == "auto" and own in ("logits", "features") else outputs
+
+
+def _reader_of(
+    module: nn.Module, layers: tuple[str, ...], example: Tensor, outputs: str
+) -> _Reader:
     if isinstance(module, torch.jit.ScriptModule):
         return _ScriptReader(module, layers, example)
     if is_exported(module):
         return ExportedReader(module, layers, example)  # type: ignore[arg-type]
-    return _HookReader(module, layers, example)
+    return _HookReader(module, layers, example, outputs)
 
 
 class _ScriptReader:
@@ -290,18 +310,25 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
 
     batch_size: int | None = None
 
-    def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, layers: tuple[str, ...], example: Tensor, outputs: str
+    ) -> None:
         self.module = module
         self._run: Callable[[Tensor], Any] = module
         self._main_name: str | None = None
-        self._more: dict[str, str] = {}
         trace = trace_calls(module, example)
         output, is_backbone = main_tensor(trace.output)
+        is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
         notes: list[str | None] = []
         self._taps: dict[str, tuple[Tap, ...]] = {}
         self._vectors = {} if is_backbone else vector_outputs(trace.output)
         head = None if is_backbone else self._find_head(example, trace, output)
-        self.headless = head is None
+        self.headless = head is None and outputs != "logits"
+        missing = head is None and not self.headless
+        self.left_out: tuple[str, ...] = ("features",) if missing else ()
+        kind = "features" if self.headless else "logits"
+        rest = [name for name in self._vectors if name != self._main_name]
+        self._more = {f"{kind}[{name}]": name for name in rest}
         self.head = () if head is None else head.taps
         self._side_by_side = head is not None and head.side_by_side
         self._output = Tap("")
@@ -310,7 +337,9 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
             self._output = Tap("", channels_last=channels_last)
             notes.append(note)
         for layer in layers:
-            if layer == "features":
+            if layer in self.left_out:
+                notes.append(_NO_FEATURES)
+            elif layer == "features":
                 if head is not None:
                     self._taps[layer] = head.taps
                     notes.append(head.note)
@@ -340,9 +369,6 @@ class _HookReader(contextlib.AbstractContextManager["_HookReader"]):
                 break
         else:
             self._main_name = names[0] if names else None
-        if head is not None:
-            rest = [name for name in self._vectors if name != self._main_name]
-            self._more = {f"logits[{name}]": name for name in rest}
         return head
 
     def main(self, output: Any) -> Tensor:

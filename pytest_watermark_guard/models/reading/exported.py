@@ -75,6 +75,7 @@ class ExportedReader:
     """
 
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     more_outputs: tuple[str, ...] = ()
 
     def __init__(self, module: fx.GraphModule, layers: Sequence[str], example: Tensor) -> None:

@@ -52,7 +52,11 @@ class CacheKeys:
 
 
 def cache_keys(
-    module: nn.Module, batches: ProbingBatches, precision: str, batch_size: int | None
+    module: nn.Module,
+    batches: ProbingBatches,
+    precision: str,
+    outputs: str,
+    batch_size: int | None,
 ) -> CacheKeys:
     """Make the keys of a probe.
 
@@ -60,7 +64,7 @@ def cache_keys(
     ----------
     module : torch.nn.Module
     batches : ProbingBatches
-    precision, batch_size
+    precision, outputs, batch_size
         As asked for: what is found to be the fastest may differ from run to run.
 
     Raises
@@ -80,7 +84,7 @@ def cache_keys(
     return CacheKeys(
         base=digest(
             _FORMAT,
-            model,
+            (model, outputs),
             versions,
             (batches.device.type, device, precision, batches.dtype, _float32_settings()),
             batches.preprocessing,

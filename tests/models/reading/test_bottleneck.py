@@ -235,3 +235,27 @@ def test_the_image_is_never_its_features(x: Tensor) -> None:
     with torch.no_grad():
         expected = model.visual.norm(model.visual.stem(x).mean((2, 3)))
     torch.testing.assert_close(read["features"], expected)
+
+
+def test_what_the_output_is_can_be_said(x: Tensor) -> None:
+    embedding = pooled_net(lambda net, features: features)
+    with ActivationRecorder(embedding, ("logits", "features"), x, outputs="logits") as recorder:
+        read = recorder(x)
+    assert [*read] == ["logits"]
+    assert "features are not probed" in recorder.notes[0]
+    projected = pooled_net(lambda net, features: net.fc(features))
+    projected.outputs = "features"
+    read, _ = record(projected, x)
+    assert [*read] == ["features"]
+    with torch.no_grad():
+        torch.testing.assert_close(read["features"], projected(x))
+
+
+def test_a_probe_goes_by_what_the_output_is_said_to_be() -> None:
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = pooled_net(lambda net, features: net.fc(features))
+    layers = []
+    for outputs in ("auto", "features", "auto"):
+        report = wm.probe(model, images, ("latin",), preprocess="none", outputs=outputs)
+        layers.append(report.layers)
+    assert layers == [("logits", "features"), ("features",), ("logits", "features")]
