@@ -18,25 +18,10 @@ def logit_interval(
 ) -> tuple[Floats, Floats]:
     """Interval for each unit's AUROC, symmetric on the logit scale, so never outside [0, 1].
 
-    Parameters
-    ----------
-    auroc, standard_error : ndarray of float64, shape [units]
-    n_images : int
-        Number of image pairs.
-    level : float
-        Coverage aimed at, in (0, 1).
-
-    Returns
-    -------
-    low, high : ndarray of float64, shape [units]
-        Where A is exactly 0 or 1 the estimated error is 0 and says nothing: there the bound is
-        that of `n_images` successes out of as many trials (Clopper-Pearson), ((1 − level)/2)^(1/n).
-        Where the error cannot be estimated (one image) the interval is [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If `level` is not in (0, 1).
+    Where A is exactly 0 or 1 the estimated error is 0 and says nothing: there the bound is that of
+    `n_images` successes out of as many trials (Clopper-Pearson), ((1 − level)/2)^(1/n). Where the
+    error cannot be estimated (one image) the interval is [0, 1]. A `level` outside (0, 1) is a
+    ValueError.
     """
     tail = _tail(level)
     z = NormalDist().inv_cdf(1 - tail)
@@ -65,30 +50,11 @@ def bootstrap_interval(
     """Percentile interval of each unit's AUROC over resampled images: a check of `logit_interval`.
 
     It shares neither the standard error nor the logit scale with `logit_interval`, and costs
-    hundreds of times as much; nothing but the checks of that interval should need it.
-
-    Parameters
-    ----------
-    baseline, marked : array_like, shape [n, units] or [n]
-        Scores without and with the mark; row i of both is the same image.
-    level : float
-        Coverage aimed at, in (0, 1).
-    resamples : int
-        How often n images are drawn with replacement, each with both its scores
-        (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3).
-    seed : int
-        Of the drawing, which is the same for every unit.
-
-    Returns
-    -------
-    low, high : ndarray of float64, shape [units]
-        Where A is exactly 0 or 1 every resample says the same and the interval is that point.
-
-    Raises
-    ------
-    ValueError
-        If `level` is not in (0, 1), `resamples` is less than 1, a score is NaN or infinite, there
-        is no image, or the shapes differ.
+    hundreds of times as much; nothing but the checks of that interval should need it. Row i of both
+    arrays is the same image; n images are drawn with replacement, each with both its scores (Efron
+    and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3), the same ones for every
+    unit. Where A is exactly 0 or 1 every resample says the same and the interval is that point. A
+    ValueError tells of bad scores, `level` and `resamples`.
     """
     tail = _tail(level)
     if resamples < 1:
