@@ -34,23 +34,11 @@ class NoKeyError(Exception):
 
 
 def digest(*values: object) -> str:
-    """Return a digest of values, the same in every process.
+    """Return a digest of values (hexadecimal SHA-256), the same in every process.
 
-    Parameters
-    ----------
-    *values
-        Plain data, paths, enums, arrays, tensors, modules and dataclasses, nested in any way. Of
-        functions and classes the name is taken, of other objects the class and the attributes.
-
-    Returns
-    -------
-    str
-        Hexadecimal SHA-256.
-
-    Raises
-    ------
-    NoKeyError
-        If a tensor has no values, or someone's object cannot be read.
+    Takes plain data, paths, enums, arrays, tensors, modules and dataclasses, nested in any way. Of
+    functions and classes the name is taken, of other objects the class and the attributes. Raises
+    `NoKeyError` if a tensor has no values, or someone's object cannot be read.
     """
     total = hashlib.sha256()
     try:
@@ -66,19 +54,7 @@ def digest(*values: object) -> str:
 
 
 def digest_files(root: Path, names: Sequence[str]) -> str:
-    """Return a digest of files' names and contents, in the order given.
-
-    Parameters
-    ----------
-    root : Path
-    names : sequence of str
-        Relative to `root`.
-
-    Raises
-    ------
-    NoKeyError
-        If a file cannot be read.
-    """
+    """Return a digest of files' names and contents, in order; `NoKeyError` as `digest`."""
 
     def contents(some: Sequence[str]) -> list[bytes]:
         return [_file_digest(os.path.join(root, name)) for name in some]  # noqa: PTH118 - speed
