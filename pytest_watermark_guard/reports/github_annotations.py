@@ -34,14 +34,9 @@ def gate_failure(verdict: Verdict) -> str:
 def error_commands(
     failures: Sequence[tuple[str, str, tuple[str, int] | None]], workspace: str
 ) -> Iterator[str]:
-    """Return the lines to print.
+    """Return the lines to print for failures: title, text, and file and line if it has them.
 
-    Parameters
-    ----------
-    failures : sequence of (str, str, (str, int) or None)
-        Title, text, and file and line if it has them.
-    workspace : str
-        The checkout: GitHub wants files relative to it, and knows no others.
+    GitHub wants files relative to the checkout `workspace`, and knows no others.
     """
     for title, text, place in failures[:MOST]:
         properties = {}

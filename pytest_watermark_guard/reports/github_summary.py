@@ -22,18 +22,8 @@ def step_summary(
 ) -> str:
     """Tell every probe: its gates' verdicts, a table of layers and scenarios, the worst units.
 
-    Parameters
-    ----------
-    entries : sequence of (ProbeReport, sequence of Verdict)
-    threshold : float
-        For probes that no gate used.
-    failures : mapping of str to str
-        Models that could not be probed, and why.
-
-    Returns
-    -------
-    str
-        Text from outside, such as names of classes, is text in it.
+    `threshold` is for probes that no gate used; `failures` says by model why it could not be
+    probed. Text from outside, such as names of classes, stays text in the Markdown.
     """
     lines = ["## Watermark sensitivity", ""]
     for model, reason in failures.items():

@@ -25,39 +25,19 @@ Key = tuple[str, str, str, str, int, str]
 
 @dataclass(frozen=True)
 class KnownUnit:
-    """One recorded unit.
-
-    Attributes
-    ----------
-    model, weights : str
-        As in `ProbeReport`: the record holds for these weights only.
-    layer, script : str
-        As in `SensitiveUnit`; `script` is the scenario, as in the files.
-    index : int
-    name : str
-    d : float
-        max(A, 1 − A) when it was recorded.
-    threshold : float
-        Of the gate that it was recorded for.
-    date : date
-        When.
-    reason : str
-        Why it may stay; by people, may be empty.
-    expires : date or None
-        The last day on which it may stay; by people.
-    """
+    """One recorded unit."""
 
     model: str
-    weights: str
+    weights: str  # the record holds for these only, see `ProbeReport`
     layer: str
-    script: str
+    script: str  # the scenario, under its name in the files
     index: int
     name: str
-    d: float
-    threshold: float
+    d: float  # when it was recorded
+    threshold: float  # of the gate that it was recorded for
     date: datetime.date
-    reason: str = ""
-    expires: datetime.date | None = None
+    reason: str = ""  # why it may stay; written by people
+    expires: datetime.date | None = None  # the last day on which it may stay; set by people
 
     @property
     def key(self) -> Key:
@@ -79,27 +59,14 @@ class KnownUnit:
 
 @dataclass(frozen=True)
 class KnownFindings:
-    """What one gate made of the record.
+    """What one gate made of the record."""
 
-    Attributes
-    ----------
-    file : str
-        Where the record is kept, for people.
-    passed : tuple of (SensitiveUnit, KnownUnit)
-        Sensitive, and let pass.
-    worse, expired : tuple of (SensitiveUnit, KnownUnit)
-        On record, and failing all the same.
-    unneeded : tuple of KnownUnit
-        Not sensitive (any more), or allowed in another way.
-    other_weights : tuple of KnownUnit
-        Recorded for a model of this name with other weights, while none is for these.
-    """
-
-    file: str = ""
-    passed: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
-    worse: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
+    file: str = ""  # where the record is kept, for people
+    passed: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()  # sensitive, and let pass
+    worse: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()  # on record, and failing all the same
     expired: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
-    unneeded: tuple[KnownUnit, ...] = ()
+    unneeded: tuple[KnownUnit, ...] = ()  # not sensitive (any more), or allowed in another way
+    # Of a model of this name with other weights, while none is for these.
     other_weights: tuple[KnownUnit, ...] = ()
 
     @property
@@ -130,21 +97,11 @@ class KnownFindings:
 
 @dataclass(frozen=True)
 class KnownUnits:
-    """The record that a run's gates go by.
+    """The record that a run's gates go by."""
 
-    Attributes
-    ----------
-    file : str
-        Where it is kept, for people.
-    units : tuple of KnownUnit
-    updating : bool
-        Whether this run records what it finds: then a unit is known as it is today.
-    today : date
-    """
-
-    file: str = ""
+    file: str = ""  # where it is kept, for people
     units: tuple[KnownUnit, ...] = ()
-    updating: bool = False
+    updating: bool = False  # this run records what it finds: a unit is known as it is today
     today: datetime.date = field(default_factory=datetime.date.today)
 
     def concerns(self, model: str) -> bool:
@@ -172,15 +129,7 @@ class KnownUnits:
     def findings(
         self, report: ProbeReport, threshold: float, used: Iterable[tuple[SensitiveUnit, KnownUnit]]
     ) -> KnownFindings:
-        """Say what became of the record.
-
-        Parameters
-        ----------
-        report : ProbeReport
-        threshold : float
-        used : iterable of (SensitiveUnit, KnownUnit)
-            Sensitive units with their records.
-        """
+        """Say what became of the record, given the sensitive units with their records."""
         pairs = tuple(used)
         needed = {known.key for _, known in pairs}
         model = [known for known in self.units if known.model == plain_text(report.model)]

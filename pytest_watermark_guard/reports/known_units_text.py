@@ -32,12 +32,8 @@ def known_summary(
 ) -> Iterator[str]:
     """Tell of a whole run: a line for each model with units let pass, a line for the file.
 
-    Parameters
-    ----------
-    findings : iterable of (str, KnownFindings)
-        The model and what its gate found, gate by gate.
-    elsewhere : mapping of str to int
-        How many recorded units no gate was asked about, by what was missing.
+    `findings` holds a model and what its gate found, gate by gate; `elsewhere` the numbers of units
+    that no gate was asked about, by what was missing.
     """
     findings = list(findings)
     file = printable(next((finding.file for _, finding in findings), ""))

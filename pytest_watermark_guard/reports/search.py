@@ -24,18 +24,10 @@ FORMAT = DocumentFormat("search", "search")
 
 
 class Find(NamedTuple):
-    """One image that the detectors react to.
+    """One image that the detectors react to."""
 
-    Attributes
-    ----------
-    image : str
-        Its path within the folder, or its index.
-    score : float
-        Mean reaction of the detectors, in standard deviations over all images searched.
-    """
-
-    image: str
-    score: float
+    image: str  # its path within the folder, or its index
+    score: float  # mean reaction of the detectors, in standard deviations over all images searched
 
 
 @dataclass(frozen=True)

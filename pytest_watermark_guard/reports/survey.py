@@ -35,26 +35,13 @@ FORMAT = DocumentFormat("survey", "survey")
 
 @dataclass(frozen=True, eq=False)
 class ClassRanking:
-    """How the same classes react in several models, under one scenario.
-
-    Attributes
-    ----------
-    scenario : str
-    models : tuple of str
-        Those with these classes, M of them.
-    left_out : tuple of str
-        Models with other classes, or without logits.
-    names : tuple of str
-        Of the C classes.
-    auroc : ndarray of float64, shape [M, C]
-        A of each class in each model.
-    """
+    """How the same classes react in several models, under one scenario."""
 
     scenario: str
-    models: tuple[str, ...]
-    left_out: tuple[str, ...]
-    names: tuple[str, ...]
-    auroc: npt.NDArray[np.float64]
+    models: tuple[str, ...]  # those with these classes, M of them
+    left_out: tuple[str, ...]  # models with other classes, or without logits
+    names: tuple[str, ...]  # of the C classes
+    auroc: npt.NDArray[np.float64]  # A of each class in each model, [M, C]
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:

@@ -35,25 +35,9 @@ def render_reports(
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of several probes.
+    """Draw the tables of several probes, each with the verdicts of the gates that used it.
 
-    Parameters
-    ----------
-    entries : sequence of (ProbeReport, sequence of Verdict)
-        Each probe with the verdicts of the gates that used it.
-    threshold : float
-        For probes that no gate used: units with d at or above it are shown as sensitive.
-    width : int, default 80
-        Columns of the terminal.
-    color : bool, default False
-        Whether to use ANSI colours.
-    ascii_only : bool, default False
-        For terminals that cannot show box-drawing characters.
-
-    Returns
-    -------
-    str
-        Lines, the last one ended.
+    `threshold` is for probes that no gate used.
     """
     style = Style(width, ascii_only)
     parts: list[RenderableType] = []

@@ -36,42 +36,22 @@ class Pair(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """The images of one unit.
-
-    Attributes
-    ----------
-    model : str
-    unit : SensitiveUnit
-    groups : tuple of (str, tuple of Pair)
-        Most and least affected.
-    problem : str
-        Why images could not be drawn; empty if all were.
-    """
+    """The images of one unit, most and least affected, by title."""
 
     model: str
     unit: SensitiveUnit
     groups: tuple[tuple[str, tuple[Pair, ...]], ...]
-    problem: str
+    problem: str  # why images could not be drawn; empty if all were
 
 
 def galleries(
     reports: Sequence[ProbeReport], images: Any = None, by_name: bool = False
 ) -> list[Gallery]:
-    """Draw the images of the worst units.
+    """Draw the images of the worst units, of every model about as many, the worst unit first.
 
-    Parameters
-    ----------
-    reports : sequence of ProbeReport
-    images : optional
-        The baseline, as for `probe`.
-    by_name : bool, default False
-        Where there is no `images`, open what each report names: only for reports that are
-        trusted, since images of a folder of their choice are put on the page.
-
-    Returns
-    -------
-    list of Gallery
-        Worst first, of every model about as many. One whose images cannot be drawn says why.
+    Without `images`, `by_name` opens what each report names: only for reports that are trusted,
+    since images of a folder of their choice are put on the page. A gallery whose images cannot be
+    drawn says why.
     """
     chosen = _chosen(reports)
     opened: dict[str, Baseline] = {}

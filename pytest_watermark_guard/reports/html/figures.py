@@ -72,19 +72,10 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 class Picture(NamedTuple):
-    """A figure for the page.
+    """A figure for the page."""
 
-    Attributes
-    ----------
-    uri : str
-        The figure as a ``data:`` URI.
-    alt : str
-        What it shows, for those who cannot see it.
-    caption : str
-    """
-
-    uri: str
-    alt: str
+    uri: str  # data: URI
+    alt: str  # what it shows, for those who cannot see it
     caption: str
 
 

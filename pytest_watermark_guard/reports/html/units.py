@@ -18,23 +18,12 @@ FIRST = 40  # rows that the page shows before its script does anything
 
 
 class Judged(NamedTuple):
-    """A report on the page, with what its gates make of it.
+    """A report on the page, with what its gates make of it."""
 
-    Attributes
-    ----------
-    name : str
-        The model's, told apart from others of the same name.
-    report : ProbeReport
-    threshold : float
-        The lowest of its gates.
-    failing, accepted : frozenset of (layer, scenario, index)
-        Units that reach it.
-    """
-
-    name: str
+    name: str  # the model's, told apart from others of the same name
     report: ProbeReport
-    threshold: float
-    failing: frozenset[tuple[str, str, int]]
+    threshold: float  # the lowest of its gates
+    failing: frozenset[tuple[str, str, int]]  # (layer, scenario, index) of units that reach it
     accepted: frozenset[tuple[str, str, int]]
 
     def word(self, unit: SensitiveUnit) -> str:
@@ -74,11 +63,8 @@ def first_rows(judged: Sequence[Judged]) -> list[Row]:
 def packed(judged: Sequence[Judged]) -> dict[str, Any]:
     """Pack the units: thousandths of A and its interval as little-endian bytes in base64.
 
-    Returns
-    -------
-    dict
-        ``blocks`` of one layer under one scenario each; ``total`` and ``shown`` units. Where they
-        are more than `MOST`, the most differentiable ones of all.
+    One block for each layer under each scenario. Where there are more than `MOST` units, the most
+    differentiable ones of all.
     """
     names: dict[tuple[str, ...], int] = {}
     every = [(one, scores) for one in judged for scores in one.report]

@@ -25,32 +25,17 @@ class ScenarioResult(NamedTuple):
 
 
 class Model(NamedTuple):
-    """The verdict on one model.
-
-    Attributes
-    ----------
-    name : str
-    number : int
-        Its place on the page.
-    sensitive : bool
-    word, sentence : str
-    scenarios : tuple of ScenarioResult
-    judged : Judged
-    gates : tuple of str
-        The stories of its gates.
-    facts : tuple of (str, str)
-        How it was probed.
-    """
+    """The verdict on one model."""
 
     name: str
-    number: int
+    number: int  # its place on the page
     sensitive: bool
     word: str
     sentence: str
     scenarios: tuple[ScenarioResult, ...]
     judged: Judged
-    gates: tuple[str, ...]
-    facts: tuple[tuple[str, str], ...]
+    gates: tuple[str, ...]  # their stories
+    facts: tuple[tuple[str, str], ...]  # how it was probed: name and value
 
     @property
     def highest(self) -> float:
