@@ -59,8 +59,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
             "passed": [_known_unit(*pair) for pair in verdict.known.passed],
             "worse": [_known_unit(*pair) for pair in verdict.known.worse],
             "expired": [_known_unit(*pair) for pair in verdict.known.expired],
-            "unneeded": [_record(known) for known in verdict.known.unneeded],
-            "other_weights": [_record(known) for known in verdict.known.other_weights],
+            "unneeded": list(map(_record, verdict.known.unneeded)),
+            "other_weights": list(map(_record, verdict.known.other_weights)),
         },
     }
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.reports.probe import ProbeReport
     from pytest_watermark_guard.reports.scores import SensitiveUnit
 
+    Pairs = tuple[tuple[SensitiveUnit, "KnownUnit"], ...]
+
 MARGIN = 0.005
 """By how much d may exceed its record: more than rounding and precision move it."""
 
@@ -47,8 +49,8 @@ class KnownUnit:
     @property
     def label(self) -> str:
         """Name and index, as `SensitiveUnit.label`."""
-        index = str(self.index)
-        return f"unit {index}" if self.name == index else f"{self.name} [{index}]"
+        named = self.name != str(self.index)
+        return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
 
     def state(self, d: float, today: datetime.date) -> Literal["passed", "worse", "expired"]:
         """Say whether the unit may stay today, with this d."""
@@ -62,24 +64,22 @@ class KnownFindings:
     """What one gate made of the record."""
 
     file: str = ""  # where the record is kept, for people
-    passed: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()  # sensitive, and let pass
-    worse: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()  # on record, and failing all the same
-    expired: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
+    passed: Pairs = ()  # sensitive, and let pass
+    worse: Pairs = ()  # on record, and failing all the same
+    expired: Pairs = ()
     unneeded: tuple[KnownUnit, ...] = ()  # not sensitive (any more), or allowed in another way
     # Of a model of this name with other weights, while none is for these.
     other_weights: tuple[KnownUnit, ...] = ()
 
     @property
-    def used(self) -> tuple[tuple[SensitiveUnit, KnownUnit], ...]:
+    def used(self) -> Pairs:
         """All sensitive units that are on record."""
         return (*self.passed, *self.worse, *self.expired)
 
     def restrict_to(self, layer: str, scenario: str) -> KnownFindings:
         """Return the part for one layer and scenario."""
 
-        def units(
-            pairs: tuple[tuple[SensitiveUnit, KnownUnit], ...],
-        ) -> tuple[tuple[SensitiveUnit, KnownUnit], ...]:
+        def units(pairs: Pairs) -> Pairs:
             return tuple(p for p in pairs if (p[0].layer, p[0].scenario) == (layer, scenario))
 
         def records(known: tuple[KnownUnit, ...]) -> tuple[KnownUnit, ...]:

@@ -54,9 +54,8 @@ class SensitiveUnit:
     @property
     def label(self) -> str:
         """Name and index: ``carton [478]``, or ``unit 937`` where there is no name."""
-        return (
-            f"unit {self.index}" if self.name == str(self.index) else f"{self.name} [{self.index}]"
-        )
+        named = self.name != str(self.index)
+        return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SensitiveUnit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.impact import Impact
@@ -22,6 +22,11 @@ def printable(text: str, width: int | None = None) -> str:
 def count(number: int, noun: str) -> str:
     """Return ``1 unit``, ``1,280 units``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def and_more(items: Sized, shown: int) -> str:
+    """Return `` and 3 more`` for a list that is cut, else nothing."""
+    return f" and {len(items) - shown:,} more" if len(items) > shown else ""
 
 
 def listed(words: Iterable[str]) -> str:
@@ -46,6 +51,12 @@ TIER_HEADER = tuple(f">={tier:g}".replace("0.", ".") for tier in TIERS)
 """Columns for the numbers of units with d at or above each tier."""
 
 UNIT_HEADER = ("layer", "unit", "scenario", "reaction", "A", "95 % interval", "d")
+
+
+def most_differentiable(report: ProbeReport, number: int) -> list[SensitiveUnit]:
+    """Return the units with the highest d in any layer and scenario, highest first."""
+    units = (scores.unit(index) for scores in report for index in scores.ranking()[:number])
+    return sorted(units, key=lambda unit: -unit.differentiability)[:number]
 
 
 def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pytest_watermark_guard.reports.figure import INK, LINE, SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
-from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.html.units import Judged
 from pytest_watermark_guard.reports.scores import TIERS, Scores
 from pytest_watermark_guard.reports.survey import (
     ClassRanking,
@@ -25,19 +24,15 @@ from pytest_watermark_guard.reports.survey import (
 from pytest_watermark_guard.reports.text import printable
 
 MISSING = "Figures are drawn by matplotlib, which is not installed: pip install matplotlib."
-Drawn = ParamSpec("Drawn")
 _ALERT = "#b3261e"
 _SERIES = ("#0969a9", "#b35900", "#1a7f5a", "#8250b0", "#6e7781", "#a03070")
+_SERIES_ON_DARK = ("#6cb6f0", "#f0a35e", "#5fcf9f", "#c8a2f0", "#a5adb6", "#f088b8")
 # What each colour is on a dark page.
 _ON_DARK = {
     INK: "#e6e8eb",
     LINE: "#7d8590",
     _ALERT: "#ff8f85",
-    **dict(
-        zip(
-            _SERIES, ("#6cb6f0", "#f0a35e", "#5fcf9f", "#c8a2f0", "#a5adb6", "#f088b8"), strict=True
-        )
-    ),
+    **dict(zip(_SERIES, _SERIES_ON_DARK, strict=True)),
     **dict(zip(SHADES, ("#1b3f5c", "#2a6699", "#4f9bd9", "#a8d4f7"), strict=True)),
 }
 _STYLE: Any = {
@@ -79,19 +74,6 @@ class Picture(NamedTuple):
     caption: str
 
 
-def _styled(draw: Callable[Drawn, Picture]) -> Callable[Drawn, Picture]:
-    """Draw in this page's style."""
-
-    @wraps(draw)
-    def in_style(*args: Drawn.args, **kwargs: Drawn.kwargs) -> Picture:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return in_style
-
-
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
     try:
@@ -101,24 +83,29 @@ def can_draw() -> bool:
     return True
 
 
-def distributions(report: ProbeReport, threshold: float) -> Iterator[Picture]:
+def distributions(judged: Judged) -> list[Picture]:
     """Draw for each layer how many units reach each d, a line for each scenario."""
-    for layer in report.layers:
-        yield _distribution([scores for scores in report if scores.layer == layer], threshold)
+    import matplotlib
+
+    by_layer = [[s for s in judged.report if s.layer == layer] for layer in judged.report.layers]
+    with matplotlib.rc_context(_STYLE):
+        return [_distribution(scores, judged.threshold) for scores in by_layer]
 
 
-def comparisons(survey: SurveyReport) -> Iterator[Picture]:
+def comparisons(survey: SurveyReport) -> list[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
-    for scenario in survey.scenarios:
-        for layer in survey.layers:
-            counts = survey.counts(layer, scenario, TIERS[0])
-            if len(counts) > 1 and any(number for number, _ in counts.values()):
-                yield _counts(survey, layer, scenario)
-    for ranked in rankings(survey):
-        yield _classes(ranked)
+    import matplotlib
+
+    pictures = []
+    with matplotlib.rc_context(_STYLE):
+        for scenario in survey.scenarios:
+            for layer in survey.layers:
+                counts = survey.counts(layer, scenario, TIERS[0])
+                if len(counts) > 1 and any(number for number, _ in counts.values()):
+                    pictures.append(_counts(survey, layer, scenario))
+        return pictures + [_classes(ranking) for ranking in rankings(survey)]
 
 
-@_styled
 def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     layer = layer_scores[0].layer
     figure, axis = _panel(3.9, 2.7)
@@ -152,7 +139,6 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     )
 
 
-@_styled
 def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     models = survey.by_counts(layer, scenario)
     counts = survey.counts(layer, scenario, TIERS[0])
@@ -167,7 +153,6 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     )
 
 
-@_styled
 def _classes(ranking: ClassRanking) -> Picture:
     order = ranking.ends(SHOWN)
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)

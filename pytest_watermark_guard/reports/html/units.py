@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.text import most_differentiable, printable
 
 MOST = 300_000  # units; more would make the page slow to open
 FIRST = 40  # rows that the page shows before its script does anything
@@ -43,21 +43,13 @@ class Row(NamedTuple):
 
 def first_rows(judged: Sequence[Judged]) -> list[Row]:
     """Return the most differentiable units of all reports."""
-    ranked = sorted(
-        (-float(scores.differentiability[index]), number, place, int(index))
-        for number, one in enumerate(judged)
-        for place, scores in enumerate(one.report)
-        for index in scores.ranking()[:FIRST]
-    )[:FIRST]
     rows = []
-    for _, number, place, index in ranked:
-        one = judged[number]
-        scores = list(one.report)[place]
-        control = one.report.controls.get((scores.layer, scores.scenario))
-        unit = scores.unit(index)
-        against = None if control is None else float(control.auroc[index])
-        rows.append(Row(one.name, unit, one.word(unit), against))
-    return rows
+    for probe in judged:
+        for unit in most_differentiable(probe.report, FIRST):
+            control = probe.report.controls.get((unit.layer, unit.scenario))
+            against = None if control is None else float(control.auroc[unit.index])
+            rows.append(Row(probe.name, unit, probe.word(unit), against))
+    return sorted(rows, key=lambda row: -row.unit.differentiability)[:FIRST]
 
 
 def packed(judged: Sequence[Judged]) -> dict[str, Any]:
