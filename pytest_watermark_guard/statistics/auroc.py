@@ -49,7 +49,7 @@ def auroc(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> Floats:
     array([0.94444444])
     """
     low, high = _as_scores(baseline, marked)
-    return _by_blocks(_areas, low, high)
+    return _by_blocks(areas_of, low, high)
 
 
 def paired_auroc(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> PairedAuroc:
@@ -117,7 +117,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _areas(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> Floats:
+def areas_of(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> Floats:
+    """Return A of each unit, from scores [units, n] of both groups."""
     # Without an order of all scores: half the time, where nothing but their number is wanted.
     wins = [
         int(np.searchsorted(low, high, side).sum())

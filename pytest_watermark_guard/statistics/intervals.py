@@ -7,10 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from pytest_watermark_guard.statistics.auroc import Floats, as_pairs
-
-# Resampled images that are counted at once, so that a unit's temporaries stay in the cache.
-CHUNK = 2**17
+from pytest_watermark_guard.statistics.auroc import Floats, areas_of, as_pairs
 
 
 def logit_interval(
@@ -60,36 +57,11 @@ def bootstrap_interval(
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples!r}")
     low, high = as_pairs(baseline, marked)
-    n, units = low.shape
-    order = np.argsort(low, axis=0)
     rng = np.random.default_rng(seed)
-    chances = np.full(n, 1 / n)
-    size = max(1, CHUNK // n)
-    areas = np.empty((resamples, units))
-    for first in range(0, resamples, size):
-        # Times each image is drawn, [n, resamples of this chunk].
-        drawn = rng.multinomial(n, chances, size=min(size, resamples - first)).T.copy()
-        for unit in range(units):
-            by_score = order[:, unit]
-            wins = _doubled_wins_of_drawn(low[by_score, unit], high[:, unit], drawn, by_score)
-            areas[first : first + size, unit] = wins / (2 * n * n)
+    drawn = (rng.integers(len(low), size=len(low)) for _ in range(resamples))
+    areas = [areas_of(low[images].T, high[images].T) for images in drawn]
     bounds: Floats = np.quantile(areas, [tail, 1 - tail], axis=0)
     return bounds[0], bounds[1]
-
-
-def _doubled_wins_of_drawn(
-    ordered_baseline: npt.NDArray[np.generic],
-    marked: npt.NDArray[np.generic],
-    drawn: npt.NDArray[np.int64],
-    by_score: npt.NDArray[np.intp],
-) -> npt.NDArray[np.int64]:
-    """Twice the pairs that the marked scores win in each resample, ties counting one."""
-    below = np.zeros((len(drawn) + 1, drawn.shape[1]), dtype=np.int64)
-    np.cumsum(drawn[by_score], axis=0, out=below[1:])
-    wins = below[np.searchsorted(ordered_baseline, marked, side="left")]
-    wins += below[np.searchsorted(ordered_baseline, marked, side="right")]
-    total: npt.NDArray[np.int64] = (wins * drawn).sum(axis=0)
-    return total
 
 
 def _tail(level: float) -> float:
