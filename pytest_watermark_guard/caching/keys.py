@@ -62,7 +62,7 @@ def digest_files(root: Path, names: Sequence[str]) -> str:
     groups = [names[at : at + _FILES_AT_ONCE] for at in range(0, len(names), _FILES_AT_ONCE)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            digests = [one for group in pool.map(contents, groups) for one in group]
+            digests = [digest for group in pool.map(contents, groups) for digest in group]
         except OSError as error:
             raise NoKeyError(f"{error.filename}: {error.strerror}") from error
     return digest(list(names), digests)
@@ -83,7 +83,7 @@ def _value(value: Any, inside: Inside) -> Iterator[Part]:
         value = unwrapped(value)
     kind = type(value)
     yield f"{kind.__module__}.{kind.__qualname__}".encode()
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, (int, *_NAMED)):
         yield str(value).encode()
     elif isinstance(value, float):
         yield struct.pack("<d", value)
@@ -96,8 +96,6 @@ def _value(value: Any, inside: Inside) -> Iterator[Part]:
         yield bytes(value)
     elif isinstance(value, enum.Enum):
         yield value.name.encode()
-    elif isinstance(value, _NAMED):
-        yield str(value).encode()
     elif isinstance(value, Tensor):
         yield from _tensor(value, inside)
     elif isinstance(value, np.ndarray | np.generic):
