@@ -153,12 +153,9 @@ class ProbingBatches:
         return replace(self, preprocessing=preprocessing)
 
     def example(self) -> torch.Tensor:
-        """Return two different inputs, the same whatever the batch size.
+        """Return two inputs, [2, 3, H, W], the same whatever the batch size.
 
-        Returns
-        -------
-        Tensor, shape [2, 3, H, W]
-            The first image, and one from the middle with a mark: they differ in any case.
+        The first image, and one from the middle with a mark: they differ in any case.
         """
         two = self.baseline.take((0, len(self.baseline) // 2))
         (batch,) = replace(self, baseline=two, batch_size=2)

@@ -47,11 +47,11 @@ class EarlyStop:
     def from_dict(cls, data: Mapping[str, Any]) -> EarlyStop:
         """Read what `to_dict` gave."""
         each = {
-            (str(one["layer"]), str(one["scenario"])): Decision(
-                _verdict(one["verdict"]), int(one["n_images"])
+            (str(entry["layer"]), str(entry["scenario"])): Decision(
+                _verdict(entry["verdict"]), int(entry["n_images"])
             )
             # The first reports had one verdict on all layers and scenarios.
-            for one in data.get("each", ())
+            for entry in data.get("each", ())
         }
         return cls(
             threshold=float(data["threshold"]),

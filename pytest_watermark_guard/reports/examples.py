@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -37,13 +37,9 @@ class Examples:
     geometry: Mapping[str, Any]
     marks: tuple[Mapping[str, Any], ...]  # fields of every `Scenario` or `PairedFolder`
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Examples:
-        """Read what `to_dict` gave."""
+        """Read what `dataclasses.asdict` gave."""
         images = data["images"]
         return cls(
             tuple(map(_read_unit, data["units"])),

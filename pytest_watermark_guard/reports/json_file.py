@@ -40,7 +40,7 @@ def write_json(
             }
             for report, verdicts in entries
         ],
-        "masks": [mask.to_dict() for mask in masked],
+        "masks": [asdict(mask) for mask in masked],
         "failures": dict(failures),
         "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }

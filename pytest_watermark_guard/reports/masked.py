@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,7 @@ class Masked:
 
     def to_json(self) -> str:
         """Return text that crosses process borders."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Masked:

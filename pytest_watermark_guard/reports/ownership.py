@@ -27,14 +27,7 @@ ALPHA = 1e-3
 
 @dataclass(frozen=True)
 class Null:
-    """A model that was made without the key, put to the same test.
-
-    Attributes
-    ----------
-    name : str
-    p_value, effect : float
-        As of `OwnershipReport`.
-    """
+    """A model that was made without the key, put to the same test as `OwnershipReport`'s."""
 
     name: str
     p_value: float

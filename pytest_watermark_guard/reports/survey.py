@@ -199,11 +199,6 @@ def unequal_images(survey: SurveyReport) -> str | None:
     )
 
 
-def ranked_over(ranking: ClassRanking) -> str:
-    """Say over how many models classes are ranked."""
-    return f"over {count(len(ranking.models), 'model')}"
-
-
 def ranking_caution(ranking: ClassRanking) -> str | None:
     """Say which models a ranking leaves out, and what it assumes of the others."""
     sentences = []
@@ -267,7 +262,8 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
         areas = ranking.auroc[:, index]
         name = printable(f"{ranking.names[index]} [{index}]", 32)
         rows.append((name, *(f"{area:.3f}" for area in (areas.mean(), areas.min(), areas.max()))))
-    title = f"Classes by mean A under {printable(ranking.scenario)}, {ranked_over(ranking)}"
+    over = f"over {count(len(ranking.models), 'model')}"
+    title = f"Classes by mean A under {printable(ranking.scenario)}, {over}"
     yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
     if hidden := len(ranking.names) - len(shown):

@@ -83,7 +83,7 @@ def decision(report: ProbeReport) -> str | None:
         return None
     if len(early.each) > 1:
         return _decisions(early)
-    taken = next((one.n_images for one in early.each.values()), report.n_images)
+    taken = next((verdict.n_images for verdict in early.each.values()), report.n_images)
     if early.verdict is None:
         return (
             f"Undecided at error probability {early.error:g} to the last image: decided by the "
@@ -97,8 +97,8 @@ def decision(report: ProbeReport) -> str | None:
 
 
 def _decisions(early: EarlyStop) -> str:
-    taken = [one.n_images for one in early.each.values() if one.verdict is not None]
-    open_ = [f"{layer} under {name}" for (layer, name), one in early.each.items() if not one[0]]
+    taken = [verdict.n_images for verdict in early.each.values() if verdict.verdict is not None]
+    undecided = [place for place, verdict in early.each.items() if verdict.verdict is None]
     sentences = []
     if taken:
         span = f"{min(taken)} to {max(taken)}" if min(taken) < max(taken) else f"{taken[0]}"
@@ -106,10 +106,11 @@ def _decisions(early: EarlyStop) -> str:
             f"Verdicts took {span} of {early.n_available} images, at error probability "
             f"{early.error:g} for all of them."
         )
-    if open_:
+    if undecided:
+        places = listed(f"{layer} under {scenario}" for layer, scenario in undecided)
         sentences.append(
             f"Undecided to the last image, and so decided by the scores of all "
-            f"{early.n_available}: {printable(listed(open_))}."
+            f"{early.n_available}: {printable(places)}."
         )
     return " ".join(sentences)
 

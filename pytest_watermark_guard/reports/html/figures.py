@@ -19,9 +19,8 @@ from pytest_watermark_guard.reports.survey import (
     SurveyReport,
     draw_classes,
     draw_counts,
-    ranked_over,
 )
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.text import count, printable
 
 MISSING = "Figures are drawn by matplotlib, which is not installed: pip install matplotlib."
 _ALERT = "#b3261e"
@@ -113,7 +112,7 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     for number, scores in enumerate(layer_scores):
         d = np.sort(scores.differentiability)
         reach = len(d) - np.searchsorted(d, grid)
-        name = _short(scores.scenario)
+        name = shortened(scores.scenario, 24)
         color = _SERIES[number % len(_SERIES)]
         style = ("-", "--", "-.", ":")[number % 4]  # not by colour alone
         # A logarithmic scale has no 0: where no unit is left the line ends.
@@ -124,7 +123,7 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     axis.set(xlim=(0.5, 1), ylim=(0.8, None), xlabel="d", ylabel="units at or above d")
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title(_short(layer))
+    axis.set_title(shortened(layer, 24))
     axis.legend(loc="upper right")
     units = len(layer_scores[0].names)
     counts = (
@@ -144,7 +143,7 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     counts = survey.counts(layer, scenario, TIERS[0])
     figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
     draw_counts(axis, survey, layer, scenario)
-    axis.set_title(f"{_short(layer)}, {_short(scenario)}")
+    axis.set_title(f"{shortened(layer, 24)}, {shortened(scenario, 24)}")
     numbers = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
     return _picture(
         figure,
@@ -157,8 +156,9 @@ def _classes(ranking: ClassRanking) -> Picture:
     order = ranking.ends(SHOWN)
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
     draw_classes(axis, ranking, SHOWN)
-    axis.set_title(f"Classes, {_short(ranking.scenario)}")
-    title = f"Classes by mean A under {ranking.scenario} marks, {ranked_over(ranking)}"
+    axis.set_title(f"Classes, {shortened(ranking.scenario, 24)}")
+    models = count(len(ranking.models), "model")
+    title = f"Classes by mean A under {ranking.scenario} marks, over {models}"
     ends = [f"{ranking.names[i]} {ranking.mean[i]:.3f}" for i in order]
     cut = ", highest and lowest classes" if len(order) < len(ranking.names) else ""
     return _picture(
@@ -184,7 +184,3 @@ def _picture(figure: Any, alt: str, caption: str) -> Picture:
     )
     uri = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
     return Picture(uri, printable(alt), printable(caption))
-
-
-def _short(name: str) -> str:
-    return shortened(name, 24)

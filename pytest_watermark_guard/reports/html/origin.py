@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_watermark_guard.reports.environment import versions
 from pytest_watermark_guard.settings import Setting, Settings, described
@@ -16,14 +16,12 @@ from pytest_watermark_guard.settings import Setting, Settings, described
 _ALWAYS = ("threshold", "seed")
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """How the numbers of a page were made."""
 
     command: str  # a line for a shell
-    # Of Python, the platform and the packages that matter.
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str = ""  # in UTC
+    versions: Mapping[str, str]  # of Python, the platform and the packages that matter
+    date: str  # in UTC
 
 
 def origin_of(

@@ -59,16 +59,16 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
     differentiable ones of all.
     """
     names: dict[tuple[str, ...], int] = {}
-    every = [(one, scores) for one in judged for scores in one.report]
-    sizes = [len(scores.names) for _, scores in every]
+    series = [(probe, scores) for probe in judged for scores in probe.report]
+    sizes = [len(scores.names) for _, scores in series]
     total = sum(sizes)
-    kept: list[npt.NDArray[np.intp] | None] = [None] * len(every)
+    kept: list[npt.NDArray[np.intp] | None] = [None] * len(series)
     if total > MOST:
-        d = np.concatenate([scores.differentiability for _, scores in every])
+        d = np.concatenate([scores.differentiability for _, scores in series])
         chosen = np.zeros(total, dtype=bool)
         chosen[np.argsort(-d, kind="stable")[:MOST]] = True
         kept = [np.flatnonzero(part) for part in np.split(chosen, np.cumsum(sizes)[:-1])]
-    blocks = [_block(*both, names, units) for both, units in zip(every, kept, strict=True)]
+    blocks = [_block(*both, names, units) for both, units in zip(series, kept, strict=True)]
     return {
         "names": [[printable(name) for name in group] for group in names],
         "blocks": blocks,
@@ -78,7 +78,7 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _block(
-    one: Judged,
+    probe: Judged,
     scores: Scores,
     names: dict[tuple[str, ...], int],
     units: npt.NDArray[np.intp] | None,
@@ -86,10 +86,10 @@ def _block(
     kept = slice(None) if units is None else units
     low, high = scores.interval()
     key = scores.layer, scores.scenario
-    control = one.report.controls.get(key)
+    control = probe.report.controls.get(key)
     plain = scores.names == tuple(map(str, range(len(scores.names))))
     return {
-        "model": printable(one.name),
+        "model": printable(probe.name),
         "layer": printable(scores.layer),
         "scenario": printable(scores.scenario),
         "names": None if plain else names.setdefault(scores.names, len(names)),
@@ -99,8 +99,8 @@ def _block(
         "low": _thousandths(low[kept]),
         "high": _thousandths(high[kept]),
         "control": None if control is None else _thousandths(control.auroc[kept]),
-        "fails": sorted(index for *where, index in one.failing if tuple(where) == key),
-        "accepted": sorted(index for *where, index in one.accepted if tuple(where) == key),
+        "fails": sorted(index for *where, index in probe.failing if tuple(where) == key),
+        "accepted": sorted(index for *where, index in probe.accepted if tuple(where) == key),
     }
 
 
