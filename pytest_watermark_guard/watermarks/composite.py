@@ -20,15 +20,9 @@ def composite(
     round(image · (255 − α) / 255 + color · α / 255). Integer arithmetic throughout: every device,
     and a marked copy written to disk, give the same bytes.
     """
-    if images.device.type == "cpu":
-        return _on_host(images, marks, color)
-    return composite_on_device(images, marks, color)
-
-
-def _on_host(
-    images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
-) -> torch.Tensor:
-    """Print with NumPy: half the time of small tensor operations."""
+    if images.device.type != "cpu":
+        return composite_on_device(images, marks, color)
+    # With NumPy: half the time of small tensor operations.
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     if np.may_share_memory(pixels, images.numpy()):
         pixels = pixels.copy()

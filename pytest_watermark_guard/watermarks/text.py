@@ -146,14 +146,7 @@ def _check_glyphs(scenario: Scenario) -> None:
 
     # U+10FFFF is a noncharacter: whatever is drawn for it is the missing glyph.
     box = looks("\U0010ffff")
-    missing = sorted(
-        {
-            character
-            for symbol in scenario.alphabet
-            for character in symbol
-            if looks(character) == box
-        }
-    )
+    missing = sorted(c for c in set("".join(scenario.alphabet)) if looks(c) == box)
     if missing:
         shown = " ".join(f"{character} (U+{ord(character):04X})" for character in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
