@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.known_units import KnownUnit
 from pytest_watermark_guard.reports.masked import Masked
+from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.verdict import Verdict
-
-if TYPE_CHECKING:
-    from pytest_watermark_guard.reports.ownership import OwnershipReport
 
 FORMAT = DocumentFormat("run", "run")
 

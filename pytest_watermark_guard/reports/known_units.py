@@ -106,7 +106,7 @@ class KnownUnits:
 
     def concerns(self, model: str) -> bool:
         """Whether a gate of a model of this name needs the exact d of every unit."""
-        return self.updating or plain_text(model) in self._models
+        return self.updating or plain_text(model) in {known.model for known in self.units}
 
     def record(
         self, report: ProbeReport, unit: SensitiveUnit, threshold: float
@@ -142,34 +142,29 @@ class KnownUnits:
             states.setdefault(state, []).append((unit, known))
         return KnownFindings(
             self.file,
-            **{state: tuple(found) for state, found in states.items()},
+            **{state: tuple(units) for state, units in states.items()},
             unneeded=tuple(unneeded),
             other_weights=tuple(others),
         )
 
     def elsewhere(self, reports: Iterable[ProbeReport]) -> Counter[str]:
         """Count the units that no gate of a run was asked about, by what was missing."""
-        asked: dict[str, dict[str, set[tuple[str, str]]]] = {}
-        for report in reports:
-            weights = asked.setdefault(plain_text(report.model), {})
-            weights.setdefault(report.weights, set()).update(_asked(report))
+        places = {(plain_text(r.model), r.weights, *place) for r in reports for place in _asked(r)}
+        weights = {place[:2] for place in places}
+        models = {model for model, _ in weights}
         counts: Counter[str] = Counter()
         for known in self.units:
-            if known.model not in asked:
+            if known.model not in models:
                 counts["of models that were not gated"] += 1
-            elif known.weights not in asked[known.model]:
+            elif (known.model, known.weights) not in weights:
                 counts["for other weights"] += 1
-            elif (known.layer, known.script) not in asked[known.model][known.weights]:
+            elif (known.model, known.weights, known.layer, known.script) not in places:
                 counts["of layers or scenarios that were not probed"] += 1
         return counts
 
     @cached_property
     def _by_key(self) -> dict[Key, KnownUnit]:
         return {known.key: known for known in self.units}
-
-    @cached_property
-    def _models(self) -> frozenset[str]:
-        return frozenset(known.model for known in self.units)
 
 
 def decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,15 +17,13 @@ from pytest_watermark_guard.reports.html import comparison, figures, view
 from pytest_watermark_guard.reports.html.examples import galleries
 from pytest_watermark_guard.reports.html.origin import Origin
 from pytest_watermark_guard.reports.html.units import first_rows, packed
+from pytest_watermark_guard.reports.masked import Masked
+from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import printable
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.version import __version__
-
-if TYPE_CHECKING:
-    from pytest_watermark_guard.reports.masked import Masked
-    from pytest_watermark_guard.reports.ownership import OwnershipReport
 
 _PACKAGE = "pytest_watermark_guard.reports.html"
 
