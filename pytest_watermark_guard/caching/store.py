@@ -73,12 +73,6 @@ class Store:
     bounds the sum of all files. A kind is a lower-case word, a key a hexadecimal digest. Whatever
     goes wrong with the disk costs time only: a damaged file and a folder that cannot be written
     each give one `UserWarning`.
-
-    Notes
-    -----
-    A kind is a lower-case word, a key a hexadecimal digest. Whatever goes wrong with the disk
-    costs time only: a damaged file and a folder that cannot be written each give one
-    `UserWarning`.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
