@@ -14,20 +14,9 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
     """Write a file beside the target, then rename it.
 
     Other processes see the old content or the new one, never a part of it. If anything fails, the
-    old file stays as it was and nothing else is left.
-
-    Parameters
-    ----------
-    path : str or Path
-        Missing folders are made, links are followed, and the mode of a file that is replaced is
-        kept. What is no regular file, such as a pipe, cannot be replaced and is written directly.
-    write : callable
-        Gets the open file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
+    old file stays as it was and nothing else is left. Missing folders are made, links are followed,
+    and the mode of a file that is replaced is kept. What is no regular file, such as a pipe, cannot
+    be replaced and is written directly.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():

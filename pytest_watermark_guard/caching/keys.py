@@ -35,23 +35,11 @@ class NoKeyError(Exception):
 
 
 def digest(*values: object) -> str:
-    """Return a digest of values, the same in every process.
+    """Return a digest of values (hexadecimal SHA-256), the same in every process.
 
-    Parameters
-    ----------
-    *values
-        Plain data, paths, enums, arrays, tensors, modules and dataclasses, nested in any way. Of
-        functions and classes the name is taken, of other objects the class and the attributes.
-
-    Returns
-    -------
-    str
-        Hexadecimal SHA-256.
-
-    Raises
-    ------
-    NoKeyError
-        If a tensor has no values, or someone's object cannot be read.
+    Takes plain data, paths, enums, arrays, tensors, modules and dataclasses, nested in any way. Of
+    functions and classes the name is taken, of other objects the class and the attributes. Raises
+    `NoKeyError` if a tensor has no values, or someone's object cannot be read.
     """
     total = hashlib.sha256()
     try:
@@ -67,19 +55,7 @@ def digest(*values: object) -> str:
 
 
 def digest_files(root: Path, names: Sequence[str]) -> str:
-    """Return a digest of files' names and contents, in the order given.
-
-    Parameters
-    ----------
-    root : Path
-    names : sequence of str
-        Relative to `root`.
-
-    Raises
-    ------
-    NoKeyError
-        If a file cannot be read.
-    """
+    """Return a digest of files' names and contents, in order; `NoKeyError` as `digest`."""
 
     def contents(some: Sequence[str]) -> list[bytes]:
         return [_file_digest(os.path.join(root, name)) for name in some]  # noqa: PTH118 - speed
@@ -87,7 +63,7 @@ def digest_files(root: Path, names: Sequence[str]) -> str:
     groups = [names[at : at + _FILES_AT_ONCE] for at in range(0, len(names), _FILES_AT_ONCE)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            digests = [one for group in pool.map(contents, groups) for one in group]
+            digests = [digest for group in pool.map(contents, groups) for digest in group]
         except OSError as error:
             raise NoKeyError(f"{error.filename}: {error.strerror}") from error
     return digest(list(names), digests)
@@ -108,7 +84,7 @@ def _value(value: Any, inside: Inside) -> Iterator[Part]:
         value = unwrapped(value)
     kind = type(value)
     yield f"{kind.__module__}.{kind.__qualname__}".encode()
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, (int, *_NAMED)):
         yield str(value).encode()
     elif isinstance(value, float):
         yield struct.pack("<d", value)
@@ -121,8 +97,6 @@ def _value(value: Any, inside: Inside) -> Iterator[Part]:
         yield bytes(value)
     elif isinstance(value, enum.Enum):
         yield value.name.encode()
-    elif isinstance(value, _NAMED):
-        yield str(value).encode()
     elif isinstance(value, Tensor):
         yield from tensor_bytes(value)
     elif isinstance(value, np.ndarray | np.generic):

@@ -57,13 +57,7 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    """Return how much may be kept: ``WATERMARK_GUARD_CACHE_BYTES`` if set, else 2 GiB.
-
-    Raises
-    ------
-    SettingsError
-        If the variable is not a whole number of bytes.
-    """
+    """Return how much may be kept: ``WATERMARK_GUARD_CACHE_BYTES`` if set, else 2 GiB."""
     text = os.environ.get(_VARIABLE, "")
     if not text:
         return DEFAULT_BYTES
@@ -75,20 +69,10 @@ def cache_bytes() -> int:
 class Store:
     """Payloads by kind and key; those not used for longest make room for new ones.
 
-    Several processes may use one folder at once.
-
-    Parameters
-    ----------
-    folder : Path
-        Made at the first `put`; files of others in it are left alone.
-    max_bytes : int
-        Bound on the sum of all files.
-
-    Notes
-    -----
-    A kind is a lower-case word, a key a hexadecimal digest. Whatever goes wrong with the disk
-    costs time only: a damaged file and a folder that cannot be written each give one
-    `UserWarning`.
+    Several processes may use one folder at once; files of others in it are left alone. `max_bytes`
+    bounds the sum of all files. A kind is a lower-case word, a key a hexadecimal digest. Whatever
+    goes wrong with the disk costs time only: a damaged file and a folder that cannot be written
+    each give one `UserWarning`.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -108,11 +92,7 @@ class Store:
     def get_array(self, kind: str, key: str, mmap: bool = True) -> npt.NDArray[Any] | None:
         """Return the array, or None where there is none or it was damaged.
 
-        Parameters
-        ----------
-        kind, key : str
-        mmap : bool, default True
-            Read-only, in the file; else a copy in memory.
+        With `mmap` it lies read-only in the file, else it is a copy in memory.
         """
         payload = _read(self._path(kind, key, ".npy"))
         if payload is None:
@@ -121,13 +101,7 @@ class Store:
         return array if mmap else array.copy(order="K")
 
     def put_array(self, kind: str, key: str, array: npt.NDArray[Any]) -> None:
-        """Keep an array, which replaces any under the same key.
-
-        Raises
-        ------
-        ValueError
-            If it holds Python objects: those would have to be pickled.
-        """
+        """Keep an array without Python objects, which replaces any under the same key."""
         if array.dtype.hasobject:
             raise ValueError("an array of Python objects is not kept")
 
@@ -142,10 +116,7 @@ class Store:
     ) -> Iterator[NewArray]:
         """Give an array to be filled, which `NewArray.keep` keeps without copying it.
 
-        Raises
-        ------
-        OSError
-            Before the block begins, where there is no room for it.
+        Raises `OSError` before the block begins, where there is no room for it.
         """
         path = self._path(kind, key, ".npy")
         temporary = temporary_beside(path)
@@ -205,13 +176,7 @@ class Store:
 
 
 class NewArray:
-    """An array in a file beside the one that it may become; see `Store.new_array`.
-
-    Attributes
-    ----------
-    values : ndarray
-        To be filled.
-    """
+    """An array in a file beside the one that it may become; `values` are to be filled."""
 
     def __init__(
         self,

@@ -13,19 +13,10 @@ from pytest_watermark_guard.errors import ImagesError
 
 
 def image_from_array(array: npt.NDArray[Any] | torch.Tensor, where: str) -> Image.Image:
-    """Turn one image's numbers into an RGB image.
+    """Turn one image's numbers into an RGB image; errors call it `where`.
 
-    Parameters
-    ----------
-    array : ndarray or Tensor, shape [H, W, 3], [3, H, W], [H, W, 1], [1, H, W] or [H, W]
-        uint8, or floating point in [0, 1].
-    where : str
-        What errors call it.
-
-    Raises
-    ------
-    ImagesError
-        If shape, type or values are none of these.
+    The shape is [H, W, 3], [3, H, W], [H, W, 1], [1, H, W] or [H, W]; uint8, or floating point in
+    [0, 1]. Anything else is an `ImagesError`.
     """
     if isinstance(array, torch.Tensor):
         tensor = array.detach().cpu()

@@ -26,45 +26,24 @@ def _unknown_content() -> str:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Unmarked images, each with a name that its watermark is drawn for.
+    """Unmarked images, each with a name that its watermark is drawn for."""
 
-    Attributes
-    ----------
-    description : str
-        For people: which images these are.
-    identities : tuple of str
-        One for each image, all different; the watermark's draw depends on it.
-    read : callable
-        Position in `identities` -> RGB image, or (RGB image, label).
-    labels : mapping of str to int
-        True class indices by identity, over any that `read` knows.
-    root : Path or None
-        The folder that `identities` are relative to, where there is one.
-    concurrent : bool
-        Whether `read` may be called from several threads; a Dataset's may not.
-    content : callable
-        Gives a digest of all images' content; raises `NoKeyError` where there is none.
-    """
-
-    description: str
-    identities: tuple[str, ...]
+    description: str  # for people: which images these are
+    identities: tuple[str, ...]  # all different; the watermark's draw depends on it
+    # Position in `identities` -> RGB image, or (RGB image, label).
     read: Callable[[int], Image.Image | tuple[Image.Image, int]]
+    # True class indices by identity, over any that `read` knows.
     labels: Mapping[str, int] = field(default_factory=dict)
-    root: Path | None = None
-    concurrent: bool = False
+    root: Path | None = None  # the folder that `identities` are relative to, where there is one
+    concurrent: bool = False  # `read` may be called from several threads; a Dataset's may not
+    # Digest of all images; raises `NoKeyError` where there is none.
     content: Callable[[], str] = _unknown_content
 
     def __len__(self) -> int:
         return len(self.identities)
 
     def load(self, position: int) -> tuple[Image.Image, int | None]:
-        """Read one image and, where it is known, its label.
-
-        Raises
-        ------
-        ImagesError
-            If the image cannot be read or is not an image.
-        """
+        """Read one image and, where it is known, its label; `ImagesError` if it cannot be read."""
         item = self.read(position)
         image, label = item if isinstance(item, tuple) else (item, None)
         return image, self.labels.get(self.identities[position], label)
@@ -100,22 +79,13 @@ class Baseline:
 def open_baseline(
     images: Any = None, labels: Sequence[int] | Mapping[str, int] | None = None
 ) -> Baseline:
-    """Open baseline images.
+    """Open baseline images; `ImagesError` if there is none, or `images` or `labels` do not fit.
 
-    Parameters
-    ----------
-    images : None, str, path, Dataset, array, tensor or sequence
-        None or "builtin": the built-in set. A path: every JPEG, PNG, WebP and BMP below that
-        folder. A Dataset or sequence: items are PIL images, arrays, tensors, (image, label) pairs
-        or dicts with "image" or "pixel_values". An array or tensor: shape [N, H, W, 3] or
-        [N, 3, H, W], uint8, or floating point in [0, 1].
-    labels : sequence or mapping of int, optional
-        True class indices, one for each image in order, or by identity.
-
-    Raises
-    ------
-    ImagesError
-        If there is no image, `images` is none of these, or `labels` do not fit them.
+    `images` are None or "builtin" (the built-in set), a folder (every JPEG, PNG, WebP and BMP below
+    it), a Dataset or sequence (of PIL images, arrays, tensors, (image, label) pairs or dicts with
+    "image" or "pixel_values"), or an array or tensor (shape [N, H, W, 3] or [N, 3, H, W], uint8, or
+    floating point in [0, 1]). `labels` are true class indices, one for each image in order, or by
+    identity.
     """
     baseline = images if isinstance(images, Baseline) else _open(images)
     if labels is None:
@@ -165,13 +135,13 @@ def _open(images: Any) -> Baseline:
         raise ImagesError(
             f"images: this {type(images).__name__} is empty; there is nothing to probe"
         )
-    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim != 4:
+    in_memory = isinstance(images, np.ndarray | torch.Tensor)
+    if in_memory and images.ndim != 4:
         raise ImagesError(
             "images: an array of images has shape [N, H, W, 3] or [N, 3, H, W], "
             f"got {list(images.shape)}"
         )
     kind = "an" if type(images).__name__[0] in "AEIOUaeiou" else "a"
-    in_memory = isinstance(images, np.ndarray | torch.Tensor)
     return Baseline(
         f"{count} images of {kind} {type(images).__name__}",
         tuple(map(str, range(count))),

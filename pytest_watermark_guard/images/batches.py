@@ -153,12 +153,9 @@ class ProbingBatches:
         return replace(self, preprocessing=preprocessing)
 
     def example(self) -> torch.Tensor:
-        """Return two different inputs, the same whatever the batch size.
+        """Return two inputs, [2, 3, H, W], the same whatever the batch size.
 
-        Returns
-        -------
-        Tensor, shape [2, 3, H, W]
-            The first image, and one from the middle with a mark: they differ in any case.
+        The first image, and one from the middle with a mark: they differ in any case.
         """
         two = self.baseline.take((0, len(self.baseline) // 2))
         (batch,) = replace(self, baseline=two, batch_size=2)
@@ -209,18 +206,11 @@ class ProbingBatches:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Some images of a baseline with all their marks, before preprocessing.
-
-    Attributes
-    ----------
-    identities : tuple of str
-    labels : tuple of (int or None)
-    by_mark : dict of str to Tensor of uint8, shape [B, 3, H, W]
-        By scenario; without a mark under `UNMARKED`, which comes first.
-    """
+    """Some images of a baseline with all their marks, before preprocessing."""
 
     identities: tuple[str, ...]
     labels: tuple[int | None, ...]
+    # By scenario, uint8 [B, 3, H, W]; without a mark under `UNMARKED`, which comes first.
     by_mark: dict[str, torch.Tensor]
 
 
@@ -293,13 +283,7 @@ def open_for(
     seed: int,
     labels: Sequence[int] | Mapping[str, int] | None = None,
 ) -> Baseline:
-    """Open the baseline and check that it suits the scenarios.
-
-    Raises
-    ------
-    ImagesError
-        If there are no images, or a `PairedFolder` has no baseline folder to pair with.
-    """
+    """Open the baseline and check that it suits the scenarios."""
     baseline = open_baseline(images, labels)
     for scenario in scenarios:
         if isinstance(scenario, PairedFolder):

@@ -286,14 +286,7 @@ _FAMILIES = (
 
 
 def generate() -> NDArray[np.uint8]:
-    """
-    Paint the built-in baseline images.
-
-    Returns
-    -------
-    ndarray of uint8, shape (COUNT, SIZE, SIZE, 3)
-        RGB images, the same bytes every time.
-    """
+    """Paint the built-in baseline images, uint8 [COUNT, SIZE, SIZE, 3], the same every time."""
     photos = _load_photos()
     images = np.empty((COUNT, SIZE, SIZE, 3), np.uint8)
     for index in range(COUNT):

@@ -18,28 +18,11 @@ def open_labelled(
     labels: Sequence[int] | Mapping[str, int] | None,
     classes: Sequence[str] | None,
 ) -> tuple[Baseline, tuple[str, ...] | None]:
-    """Open images; those of a folder are labelled by their subfolders.
+    """Open images, and give the names of the classes where subfolders are those.
 
-    Parameters
-    ----------
-    which : str
-        What messages call them.
-    images : folder, Dataset, or whatever `open_baseline` takes
-    labels : sequence or mapping of int, optional
-        As for `open_baseline`; where they are given, subfolders do not matter.
-    classes : sequence of str, optional
-        Names of the classes that there may be, in order; default the subfolders' names.
-
-    Returns
-    -------
-    Baseline
-    tuple of str or None
-        Names of the classes; None unless subfolders are classes.
-
-    Raises
-    ------
-    ImagesError
-        If an image is in no subfolder, or in one that is not among `classes`.
+    Messages call the images `which`. Where `labels` are given, subfolders do not matter; `classes`
+    are those that there may be, by default the subfolders. An image that is in none of them is an
+    `ImagesError`.
     """
     baseline = open_baseline(images, labels)
     if labels is not None or baseline.labels or baseline.root is None:
@@ -63,13 +46,7 @@ def open_labelled(
 def known_labels(
     labels: Sequence[int | None], identities: Sequence[str], which: str
 ) -> npt.NDArray[np.int64]:
-    """Return all images' labels, [n], if all are known.
-
-    Raises
-    ------
-    ImagesError
-        If an image has none.
-    """
+    """Return all images' labels, [n]; `ImagesError` if an image has none."""
     if None in labels:
         identity = identities[labels.index(None)]
         raise ImagesError(

@@ -23,18 +23,8 @@ _LARGEST_SHARE = 0.25  # of the cache; more would drive everything else out
 class DecodedImages:
     """Gives images that are kept, and keeps a folder's images once all of them were seen.
 
-    Parameters
-    ----------
-    store : Store
-    baseline : Baseline
-        Of a folder.
-    geometry : tuple
-        What makes the pixels out of a file; its first entry is (height, width).
-
-    Raises
-    ------
-    NoKeyError
-        If the baseline's content has no digest.
+    `geometry` is what makes the pixels out of a file; its first entry is (height, width). Raises
+    `NoKeyError` if the baseline's content has no digest.
     """
 
     def __init__(

@@ -14,13 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def image_paths(root: Path) -> list[Path]:
-    """List the images below a folder, sorted; hidden files and folders are left out.
-
-    Raises
-    ------
-    ImagesError
-        If the folder does not exist or holds no image.
-    """
+    """List the images below a folder, sorted; hidden files and folders are left out."""
     if not root.is_dir():
         raise ImagesError(
             f"images: {str(root)!r} is not a folder; pass one that holds "
@@ -48,13 +42,7 @@ def image_paths(root: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read a file as an RGB image.
-
-    Raises
-    ------
-    ImagesError
-        If it is missing, damaged or no image.
-    """
+    """Read a file as an RGB image."""
     try:
         with Image.open(path) as image:
             return as_rgb(image, str(path))
@@ -66,13 +54,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """Convert an image to 8-bit RGB; transparency is dropped.
-
-    Raises
-    ------
-    ImagesError
-        If its values have no known range: 32-bit integers and floating point.
-    """
+    """Convert an image to 8-bit RGB without transparency; `ImagesError` if its range is unknown."""
     if image.mode.startswith("I"):
         # Pillow's own conversion would clip 16 bits to white.
         values = np.asarray(image)
@@ -91,20 +73,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def paired_path(folder: Path, identity: str) -> Path:
-    """Find the marked copy of an image.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the marked copies are.
-    identity : str
-        The image's path within the baseline folder.
-
-    Raises
-    ------
-    ImagesError
-        If there is no such file, or several that differ by their suffix only.
-    """
+    """Find the marked copy of an image, whose `identity` is its path within the baseline folder."""
     exact = folder / identity
     if exact.is_file():
         return exact

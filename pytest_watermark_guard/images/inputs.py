@@ -25,19 +25,12 @@ _OVERLAPPED = ("cuda",)  # devices for which a thread prepares the next input
 
 
 class ModelInput(NamedTuple):
-    """What a model is run on, and the images that it shows.
-
-    Attributes
-    ----------
-    identities : tuple of str
-    labels : tuple of (int or None)
-    values : Tensor, shape [streams * images, ...]
-        All images of the first stream, then all of the second, and so on; in memory that may be
-        used again once the next input is asked for.
-    """
+    """What a model is run on, and the images that it shows."""
 
     identities: tuple[str, ...]
     labels: tuple[int | None, ...]
+    # [streams * images, ...]: all images of the first stream, then all of the second, and so on; in
+    # memory that may be used again once the next input is asked for.
     values: torch.Tensor
 
 
@@ -48,13 +41,7 @@ def model_inputs(
 ) -> Generator[ModelInput, None, None]:
     """Give the batches as a model's input, in order; the next is prepared while one is used.
 
-    Parameters
-    ----------
-    batches : ProbingBatches
-    streams : sequence of str
-        Which of them, see `watermarks.streams`.
-    memory_format : callable
-        Asked for each batch; an input may still come in another.
+    `memory_format` is asked for each batch; an input may still come in another.
     """
     preprocessing = batches.preprocessing
     overlapped = batches.device.type in _OVERLAPPED

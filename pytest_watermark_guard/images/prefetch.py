@@ -29,18 +29,9 @@ def in_turn(jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
 def one_ahead(jobs: Iterable[Callable[[], T]], device: torch.device) -> Generator[T, None, None]:
     """Give the results of jobs in their order; one thread does the next meanwhile.
 
-    Parameters
-    ----------
-    jobs : iterable of callable
-        Asked for in the caller's thread, three at most before the first result is given.
-    device : torch.device
-        On a GPU, the jobs use the caller's stream: no synchronisation is needed, and memory that
-        they free may be used again at once.
-
-    Raises
-    ------
-    Exception
-        Whatever a job raises, when its turn comes.
+    Jobs are asked for in the caller's thread, three at most before the first result is given. On a
+    GPU, they use the caller's stream: no synchronisation is needed, and memory that they free may
+    be used again at once. What a job raises, it raises when its turn comes.
     """
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 

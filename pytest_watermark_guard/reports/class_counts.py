@@ -16,22 +16,12 @@ Classes = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Numbers of images by class, C classes.
-
-    Attributes
-    ----------
-    predicted_baseline, predicted_marked : tuple of int, length C
-        How many images are predicted as the class, without and with the mark.
-    labelled : tuple of int, length C
-        How many are known to be of the class.
-    right_baseline, right_marked : tuple of int, length C
-        How many of these are predicted as it.
-    """
+    """Numbers of images by class: five tuples of one length."""
 
     predicted_baseline: tuple[int, ...]
     predicted_marked: tuple[int, ...]
-    labelled: tuple[int, ...]
-    right_baseline: tuple[int, ...]
+    labelled: tuple[int, ...]  # known to be of the class
+    right_baseline: tuple[int, ...]  # of those, predicted as it
     right_marked: tuple[int, ...]
 
     @classmethod

@@ -23,26 +23,12 @@ class _NewerVersionError(WatermarkGuardError):
 
 @dataclass(frozen=True)
 class DocumentFormat:
-    """One kind of file.
+    """One kind of file."""
 
-    Attributes
-    ----------
-    kind : str
-        What its `name` ends in.
-    noun : str
-        What messages call its content.
-    error : type of WatermarkGuardError
-        Raised where a file cannot be read.
-    advice : str
-        What to do about such a file.
-    version : int
-        Of the format, as it is written.
-    """
-
-    kind: str
-    noun: str
-    error: type[WatermarkGuardError] = ReportError
-    advice: str = "name another file, or write this one again"
+    kind: str  # what its `name` ends in
+    noun: str  # what messages call its content
+    error: type[WatermarkGuardError] = ReportError  # raised where a file cannot be read
+    advice: str = "name another file, or write this one again"  # what to do about such a file
     version: int = 1
 
     @property
@@ -85,12 +71,7 @@ class DocumentFormat:
     ) -> Iterator[None]:
         """Turn whatever goes wrong with a file in the block into one error of this format.
 
-        Parameters
-        ----------
-        path : str or Path, optional
-            The file; None for text that came from elsewhere.
-        unreadable : tuple of exception types, optional
-            What else content that does not fit may raise.
+        `path` is None for text from elsewhere; `unreadable` is what else misfit content may raise.
         """
         misfits: tuple[type[Exception], ...] = (*_DOES_NOT_FIT, *unreadable)
         file = "the text" if path is None else repr(str(path))
@@ -112,14 +93,7 @@ class DocumentFormat:
 
     @contextmanager
     def reading_json(self, path: str | Path) -> Iterator[dict[str, Any]]:
-        """Give what `write` wrote; data that do not fit may raise anything in the block.
-
-        Raises
-        ------
-        WatermarkGuardError
-            Of the format's own type: if the file cannot be read, or holds something else or a
-            newer version.
-        """
+        """Give what `write` wrote; data that do not fit may raise anything in the block."""
         with self.reading(path):
             yield self.parse(Path(path).read_text(encoding="utf-8"))
 

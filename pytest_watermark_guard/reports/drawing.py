@@ -17,30 +17,14 @@ _SHORTEST_WORD = 8
 
 
 class Style(NamedTuple):
-    """What the terminal can show.
-
-    Attributes
-    ----------
-    width : int, default 80
-        Its columns.
-    ascii_only : bool, default False
-        Whether it lacks box-drawing characters.
-    """
+    """What the terminal can show: its columns, and whether it lacks box-drawing characters."""
 
     width: int = 80
     ascii_only: bool = False
 
 
 def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False) -> str:
-    """Draw texts and tables below each other; returns lines, the last one ended.
-
-    Parameters
-    ----------
-    parts : iterable of rich's Text and Table
-    style : Style
-    color : bool, default False
-        Whether to use ANSI colours.
-    """
+    """Draw texts and tables below each other; returns lines, the last one ended."""
     out = io.StringIO()
     console = Console(
         file=out,

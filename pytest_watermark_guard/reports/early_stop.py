@@ -18,27 +18,14 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """How a gate's probe ended that may stop before the last image.
-
-    Attributes
-    ----------
-    threshold : float
-        The gate's.
-    error : float
-        Chance of a verdict other than that of all images, for all verdicts of the probe together.
-    verdict : {"sensitive", "clean", None}
-        None: undecided to the last image, and so decided by the scores themselves.
-    n_available : int
-        How many images there are.
-    each : mapping of (layer, scenario) to Decision
-        Where each has a verdict of its own: what it is, None if it was undecided to the last
-        image, and how many images it took. Empty: there was one verdict on the whole.
-    """
+    """How a gate's probe ended that may stop before the last image."""
 
     threshold: float
-    error: float
+    error: float  # chance that any verdict of the probe differs from that of all images
+    # "sensitive", "clean", or None: undecided to the last image, so that the scores decided.
     verdict: str | None
     n_available: int
+    # By (layer, scenario), if each has a verdict of its own; empty if there is one on the whole.
     each: Mapping[tuple[str, str], Decision] = field(default_factory=dict)
 
     def restrict_to(self, layer: str, scenario: str) -> EarlyStop:
@@ -58,21 +45,13 @@ class EarlyStop:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EarlyStop:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        ReportError
-            If a verdict is none of the three.
-        ValueError, KeyError, TypeError
-            If it is something else.
-        """
+        """Read what `to_dict` gave."""
         each = {
-            (str(one["layer"]), str(one["scenario"])): Decision(
-                _verdict(one["verdict"]), int(one["n_images"])
+            (str(entry["layer"]), str(entry["scenario"])): Decision(
+                _verdict(entry["verdict"]), int(entry["n_images"])
             )
             # The first reports had one verdict on all layers and scenarios.
-            for one in data.get("each", ())
+            for entry in data.get("each", ())
         }
         return cls(
             threshold=float(data["threshold"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from functools import cache
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 _PACKAGES = (
@@ -20,15 +20,8 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that are installed, by name."""
-    return dict(_versions())
-
-
-@cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    installed = [("Python", platform.python_version())]
+    installed = {"Python": platform.python_version()}
     for name in _PACKAGES:
-        try:
-            installed.append((name, version(name)))
-        except PackageNotFoundError:
-            continue  # an optional one
-    return tuple(installed)
+        with suppress(PackageNotFoundError):  # an optional one
+            installed[name] = version(name)
+    return installed

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Shift:
-    """One image and what its mark does to a unit.
-
-    Attributes
-    ----------
-    identity : str
-        The image's name within the baseline.
-    before, after : float
-        The unit's activation without and with the mark.
-    """
+    """An image's name within the baseline, and a unit's activation without and with a mark."""
 
     identity: str
     before: float
@@ -26,58 +18,28 @@ class Shift:
 
 @dataclass(frozen=True)
 class UnitExamples:
-    """The images that move one unit most and least, in the direction in which the mark moves it.
-
-    Attributes
-    ----------
-    layer, scenario : str
-    index : int
-        The unit's position in the layer.
-    most, least : tuple of Shift
-        The most and the least affected image first.
-    """
+    """The images that move one unit most and least, in the direction in which the mark moves it."""
 
     layer: str
     scenario: str
     index: int
-    most: tuple[Shift, ...]
-    least: tuple[Shift, ...]
+    most: tuple[Shift, ...]  # the most affected first
+    least: tuple[Shift, ...]  # the least affected first
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images of the worst units, and all that it takes to draw them again.
+    """Images of the worst units, and all that it takes to draw them again."""
 
-    Attributes
-    ----------
-    units : tuple of UnitExamples
-        Worst first.
-    images : str or None
-        The baseline's folder, or ``"builtin"``; None where it has no name that others know.
-    geometry : mapping of str to Any
-        ``size``, ``resize`` and ``interpolation`` of the model's `Preprocessing`.
-    marks : tuple of mapping
-        The fields of every `Scenario` or `PairedFolder`.
-    """
-
-    units: tuple[UnitExamples, ...]
-    images: str | None
+    units: tuple[UnitExamples, ...]  # worst first
+    images: str | None  # the baseline's folder, or "builtin"; None if others cannot know it
+    # `size`, `resize` and `interpolation` of the model's `Preprocessing`.
     geometry: Mapping[str, Any]
-    marks: tuple[Mapping[str, Any], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+    marks: tuple[Mapping[str, Any], ...]  # fields of every `Scenario` or `PairedFolder`
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Examples:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        ValueError, KeyError, TypeError, AttributeError
-            If it is something else.
-        """
+        """Read what `dataclasses.asdict` gave."""
         images = data["images"]
         return cls(
             tuple(map(_read_unit, data["units"])),

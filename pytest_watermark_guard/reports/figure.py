@@ -18,10 +18,7 @@ SHADES = ("#b6d7ee", "#6aaed6", "#2171b5", "#0b3d73")
 def new_figure(width: float, height: float) -> Any:
     """Return a matplotlib figure of this size in inches, with no display needed.
 
-    Raises
-    ------
-    SettingsError
-        If matplotlib is missing.
+    Raises `SettingsError` if matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure

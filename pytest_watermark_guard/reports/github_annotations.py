@@ -17,6 +17,8 @@ MOST = 10
 WORST = 3
 SENSITIVE = "Watermark-sensitive model"
 NOT_CHECKED = "Model that could not be checked"
+_IN_TEXT = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_IN_PROPERTY = _IN_TEXT | str.maketrans({":": "%3A", ",": "%2C"})
 
 
 def gate_failure(verdict: Verdict) -> str:
@@ -34,14 +36,9 @@ def gate_failure(verdict: Verdict) -> str:
 def error_commands(
     failures: Sequence[tuple[str, str, tuple[str, int] | None]], workspace: str
 ) -> Iterator[str]:
-    """Return the lines to print.
+    """Return the lines to print for failures: title, text, and file and line if it has them.
 
-    Parameters
-    ----------
-    failures : sequence of (str, str, (str, int) or None)
-        Title, text, and file and line if it has them.
-    workspace : str
-        The checkout: GitHub wants files relative to it, and knows no others.
+    GitHub wants files relative to the checkout `workspace`, and knows no others.
     """
     for title, text, place in failures[:MOST]:
         properties = {}
@@ -49,15 +46,7 @@ def error_commands(
             file = Path(place[0]).relative_to(workspace).as_posix()
             properties = {"file": file, "line": str(place[1])}
         properties["title"] = title
-        joined = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-        yield f"::error {joined}::{_data(text)}"
+        joined = ",".join(f"{k}={v.translate(_IN_PROPERTY)}" for k, v in properties.items())
+        yield f"::error {joined}::{text.translate(_IN_TEXT)}"
     if len(failures) > MOST:
         yield f"watermark guard: ... and {len(failures) - MOST:,} more failures"
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")

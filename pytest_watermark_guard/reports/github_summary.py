@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import punctuation
 
-from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.text import decision, extent, printable, unit_table
-from pytest_watermark_guard.reports.verdict import Verdict, allowed_lines, sentence
+from pytest_watermark_guard.reports.verdict import Verdict
 
 MOST_MODELS = 50  # GitHub takes one MiB
 WORST = 10
@@ -22,18 +21,8 @@ def step_summary(
 ) -> str:
     """Tell every probe: its gates' verdicts, a table of layers and scenarios, the worst units.
 
-    Parameters
-    ----------
-    entries : sequence of (ProbeReport, sequence of Verdict)
-    threshold : float
-        For probes that no gate used.
-    failures : mapping of str to str
-        Models that could not be probed, and why.
-
-    Returns
-    -------
-    str
-        Text from outside, such as names of classes, is text in it.
+    `threshold` is for probes that no gate used; `failures` says by model why it could not be
+    probed. Text from outside, such as names of classes, stays text in the Markdown.
     """
     lines = ["## Watermark sensitivity", ""]
     for model, reason in failures.items():
@@ -47,11 +36,11 @@ def step_summary(
 
 
 def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) -> Iterator[str]:
-    words = [f"{'passed' if verdict.passed else 'failed'}" for verdict in verdicts] or ["probed"]
+    words = ["passed" if verdict.passed else "failed" for verdict in verdicts] or ["probed"]
     yield f"### {_text(report.model)}: {', '.join(words)}"
     yield ""
     for verdict in verdicts:
-        yield from _paragraph(sentence(report, verdict.threshold, verdict.failing))
+        yield from _paragraph(verdict.sentence())
     lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
     yield from _table(
         ("layer", "scenario", "units", f"d >= {lowest:g}", "max d", "unit"),
@@ -73,7 +62,7 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
             yield from _table(header, rows)
         if len(verdict.failing) > WORST:
             yield from _paragraph(f"... and {len(verdict.failing) - WORST:,} more")
-        for line in (*allowed_lines(verdict.allowed, verdict.stale), *known_lines(verdict.known)):
+        for line in verdict.accepted_lines():
             yield from _paragraph(line)
     yield from _paragraph(
         f"Probed: {extent(report)}, seed {report.seed}, {report.device} in {report.precision}."

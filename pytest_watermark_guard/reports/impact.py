@@ -68,13 +68,7 @@ class Impact:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Impact:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        ReportError, ValueError, TypeError, AttributeError
-            If it is something else.
-        """
+        """Read what `to_dict` gave."""
         kinds: dict[str, Callable[[Any], Any]] = {
             "gains_index": int,
             "gains_name": str,

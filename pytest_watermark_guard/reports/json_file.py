@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.known_units import KnownUnit
 from pytest_watermark_guard.reports.masked import Masked
+from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.verdict import Verdict
-
-if TYPE_CHECKING:
-    from pytest_watermark_guard.reports.ownership import OwnershipReport
 
 FORMAT = DocumentFormat("run", "run")
 
@@ -40,7 +38,7 @@ def write_json(
             }
             for report, verdicts in entries
         ],
-        "masks": [mask.to_dict() for mask in masked],
+        "masks": [asdict(mask) for mask in masked],
         "failures": dict(failures),
         "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }
@@ -59,8 +57,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
             "passed": [_known_unit(*pair) for pair in verdict.known.passed],
             "worse": [_known_unit(*pair) for pair in verdict.known.worse],
             "expired": [_known_unit(*pair) for pair in verdict.known.expired],
-            "unneeded": [_record(known) for known in verdict.known.unneeded],
-            "other_weights": [_record(known) for known in verdict.known.other_weights],
+            "unneeded": list(map(_record, verdict.known.unneeded)),
+            "other_weights": list(map(_record, verdict.known.other_weights)),
         },
     }
 

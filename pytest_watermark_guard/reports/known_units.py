@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.reports.probe import ProbeReport
     from pytest_watermark_guard.reports.scores import SensitiveUnit
 
+    Pairs = tuple[tuple[SensitiveUnit, "KnownUnit"], ...]
+
 MARGIN = 0.005
 """By how much d may exceed its record: more than rounding and precision move it."""
 
@@ -25,39 +27,19 @@ Key = tuple[str, str, str, str, int, str]
 
 @dataclass(frozen=True)
 class KnownUnit:
-    """One recorded unit.
-
-    Attributes
-    ----------
-    model, weights : str
-        As in `ProbeReport`: the record holds for these weights only.
-    layer, script : str
-        As in `SensitiveUnit`; `script` is the scenario, as in the files.
-    index : int
-    name : str
-    d : float
-        max(A, 1 − A) when it was recorded.
-    threshold : float
-        Of the gate that it was recorded for.
-    date : date
-        When.
-    reason : str
-        Why it may stay; by people, may be empty.
-    expires : date or None
-        The last day on which it may stay; by people.
-    """
+    """One recorded unit."""
 
     model: str
-    weights: str
+    weights: str  # the record holds for these only, see `ProbeReport`
     layer: str
-    script: str
+    script: str  # the scenario, under its name in the files
     index: int
     name: str
-    d: float
-    threshold: float
+    d: float  # when it was recorded
+    threshold: float  # of the gate that it was recorded for
     date: datetime.date
-    reason: str = ""
-    expires: datetime.date | None = None
+    reason: str = ""  # why it may stay; written by people
+    expires: datetime.date | None = None  # the last day on which it may stay; set by people
 
     @property
     def key(self) -> Key:
@@ -67,8 +49,8 @@ class KnownUnit:
     @property
     def label(self) -> str:
         """Name and index, as `SensitiveUnit.label`."""
-        index = str(self.index)
-        return f"unit {index}" if self.name == index else f"{self.name} [{index}]"
+        named = self.name != str(self.index)
+        return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
 
     def state(self, d: float, today: datetime.date) -> Literal["passed", "worse", "expired"]:
         """Say whether the unit may stay today, with this d."""
@@ -79,40 +61,25 @@ class KnownUnit:
 
 @dataclass(frozen=True)
 class KnownFindings:
-    """What one gate made of the record.
+    """What one gate made of the record."""
 
-    Attributes
-    ----------
-    file : str
-        Where the record is kept, for people.
-    passed : tuple of (SensitiveUnit, KnownUnit)
-        Sensitive, and let pass.
-    worse, expired : tuple of (SensitiveUnit, KnownUnit)
-        On record, and failing all the same.
-    unneeded : tuple of KnownUnit
-        Not sensitive (any more), or allowed in another way.
-    other_weights : tuple of KnownUnit
-        Recorded for a model of this name with other weights, while none is for these.
-    """
-
-    file: str = ""
-    passed: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
-    worse: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
-    expired: tuple[tuple[SensitiveUnit, KnownUnit], ...] = ()
-    unneeded: tuple[KnownUnit, ...] = ()
+    file: str = ""  # where the record is kept, for people
+    passed: Pairs = ()  # sensitive, and let pass
+    worse: Pairs = ()  # on record, and failing all the same
+    expired: Pairs = ()
+    unneeded: tuple[KnownUnit, ...] = ()  # not sensitive (any more), or allowed in another way
+    # Of a model of this name with other weights, while none is for these.
     other_weights: tuple[KnownUnit, ...] = ()
 
     @property
-    def used(self) -> tuple[tuple[SensitiveUnit, KnownUnit], ...]:
+    def used(self) -> Pairs:
         """All sensitive units that are on record."""
         return (*self.passed, *self.worse, *self.expired)
 
     def restrict_to(self, layer: str, scenario: str) -> KnownFindings:
         """Return the part for one layer and scenario."""
 
-        def units(
-            pairs: tuple[tuple[SensitiveUnit, KnownUnit], ...],
-        ) -> tuple[tuple[SensitiveUnit, KnownUnit], ...]:
+        def units(pairs: Pairs) -> Pairs:
             return tuple(p for p in pairs if (p[0].layer, p[0].scenario) == (layer, scenario))
 
         def records(known: tuple[KnownUnit, ...]) -> tuple[KnownUnit, ...]:
@@ -130,26 +97,16 @@ class KnownFindings:
 
 @dataclass(frozen=True)
 class KnownUnits:
-    """The record that a run's gates go by.
+    """The record that a run's gates go by."""
 
-    Attributes
-    ----------
-    file : str
-        Where it is kept, for people.
-    units : tuple of KnownUnit
-    updating : bool
-        Whether this run records what it finds: then a unit is known as it is today.
-    today : date
-    """
-
-    file: str = ""
+    file: str = ""  # where it is kept, for people
     units: tuple[KnownUnit, ...] = ()
-    updating: bool = False
+    updating: bool = False  # this run records what it finds: a unit is known as it is today
     today: datetime.date = field(default_factory=datetime.date.today)
 
     def concerns(self, model: str) -> bool:
         """Whether a gate of a model of this name needs the exact d of every unit."""
-        return self.updating or plain_text(model) in self._models
+        return self.updating or plain_text(model) in {known.model for known in self.units}
 
     def record(
         self, report: ProbeReport, unit: SensitiveUnit, threshold: float
@@ -172,15 +129,7 @@ class KnownUnits:
     def findings(
         self, report: ProbeReport, threshold: float, used: Iterable[tuple[SensitiveUnit, KnownUnit]]
     ) -> KnownFindings:
-        """Say what became of the record.
-
-        Parameters
-        ----------
-        report : ProbeReport
-        threshold : float
-        used : iterable of (SensitiveUnit, KnownUnit)
-            Sensitive units with their records.
-        """
+        """Say what became of the record, given the sensitive units with their records."""
         pairs = tuple(used)
         needed = {known.key for _, known in pairs}
         model = [known for known in self.units if known.model == plain_text(report.model)]
@@ -193,34 +142,29 @@ class KnownUnits:
             states.setdefault(state, []).append((unit, known))
         return KnownFindings(
             self.file,
-            **{state: tuple(found) for state, found in states.items()},
+            **{state: tuple(units) for state, units in states.items()},
             unneeded=tuple(unneeded),
             other_weights=tuple(others),
         )
 
     def elsewhere(self, reports: Iterable[ProbeReport]) -> Counter[str]:
         """Count the units that no gate of a run was asked about, by what was missing."""
-        asked: dict[str, dict[str, set[tuple[str, str]]]] = {}
-        for report in reports:
-            weights = asked.setdefault(plain_text(report.model), {})
-            weights.setdefault(report.weights, set()).update(_asked(report))
+        places = {(plain_text(r.model), r.weights, *place) for r in reports for place in _asked(r)}
+        weights = {place[:2] for place in places}
+        models = {model for model, _ in weights}
         counts: Counter[str] = Counter()
         for known in self.units:
-            if known.model not in asked:
+            if known.model not in models:
                 counts["of models that were not gated"] += 1
-            elif known.weights not in asked[known.model]:
+            elif (known.model, known.weights) not in weights:
                 counts["for other weights"] += 1
-            elif (known.layer, known.script) not in asked[known.model][known.weights]:
+            elif (known.model, known.weights, known.layer, known.script) not in places:
                 counts["of layers or scenarios that were not probed"] += 1
         return counts
 
     @cached_property
     def _by_key(self) -> dict[Key, KnownUnit]:
         return {known.key: known for known in self.units}
-
-    @cached_property
-    def _models(self) -> frozenset[str]:
-        return frozenset(known.model for known in self.units)
 
 
 def decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:

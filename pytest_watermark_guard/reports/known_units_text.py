@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pytest_watermark_guard.reports.known_units import KnownFindings, KnownUnit
 from pytest_watermark_guard.reports.scores import SensitiveUnit
-from pytest_watermark_guard.reports.text import count, printable, reaction
+from pytest_watermark_guard.reports.text import and_more, count, printable, reaction
 
 WORST = 10
 
@@ -19,7 +19,7 @@ def known_lines(known: KnownFindings) -> Iterator[str]:
     file = printable(known.file)
     if known.unneeded:
         shown = ", ".join(map(_where, known.unneeded[:WORST]))
-        yield f"no longer needed in {file}: {shown}{_more(known.unneeded)}"
+        yield f"no longer needed in {file}: {shown}{and_more(known.unneeded, WORST)}"
     if known.other_weights:
         yield (
             f"not applied: {file} knows {count(len(known.other_weights), 'unit')} of this model "
@@ -32,12 +32,8 @@ def known_summary(
 ) -> Iterator[str]:
     """Tell of a whole run: a line for each model with units let pass, a line for the file.
 
-    Parameters
-    ----------
-    findings : iterable of (str, KnownFindings)
-        The model and what its gate found, gate by gate.
-    elsewhere : mapping of str to int
-        How many recorded units no gate was asked about, by what was missing.
+    `findings` holds a model and what its gate found, gate by gate; `elsewhere` the numbers of units
+    that no gate was asked about, by what was missing.
     """
     findings = list(findings)
     file = printable(next((finding.file for _, finding in findings), ""))
@@ -77,7 +73,3 @@ def _units(word: str, units: Collection[tuple[SensitiveUnit, KnownUnit]]) -> Ite
 
 def _where(known: KnownUnit) -> str:
     return printable(f"{known.layer} {known.label} ({known.script})", 60)
-
-
-def _more(units: Collection[object]) -> str:
-    return f" and {len(units) - WORST:,} more" if len(units) > WORST else ""

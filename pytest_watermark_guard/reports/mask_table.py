@@ -19,20 +19,7 @@ _COLUMNS = ("fixture", "method", "taken out", "scenario", "max d", "after")
 def render_masks(
     masks: Sequence[Masked], *, width: int = 80, color: bool = False, ascii_only: bool = False
 ) -> str:
-    """Draw a table for every different mask, below the tests that had it.
-
-    Parameters
-    ----------
-    masks : sequence of Masked
-        One for each test.
-    width, color, ascii_only
-        As for `render_reports`.
-
-    Returns
-    -------
-    str
-        Lines, the last one ended.
-    """
+    """Draw a table for every different mask, below the tests that had it."""
     style = Style(width, ascii_only)
     tests: dict[Masked, list[str]] = {}
     for mask in sorted(masks, key=lambda mask: mask.test):

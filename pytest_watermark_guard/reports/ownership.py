@@ -27,14 +27,7 @@ ALPHA = 1e-3
 
 @dataclass(frozen=True)
 class Null:
-    """A model that was made without the key, put to the same test.
-
-    Attributes
-    ----------
-    name : str
-    p_value, effect : float
-        As of `OwnershipReport`.
-    """
+    """A model that was made without the key, put to the same test as `OwnershipReport`'s."""
 
     name: str
     p_value: float
@@ -182,12 +175,7 @@ class OwnershipReport:
 
 
 def check_reachable(alpha: float, pairs: int) -> None:
-    """Refuse a level that no result of so many pairs can reach.
-
-    Raises
-    ------
-    SettingsError
-    """
+    """Raise `SettingsError` for a level that no result of so many pairs can reach."""
     if 2.0**-pairs > alpha:
         raise SettingsError(
             f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "
@@ -205,19 +193,7 @@ def render_ownership(
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """Draw one table of all verifications, and under it what each of them says.
-
-    Parameters
-    ----------
-    reports : sequence of OwnershipReport
-    width, color, ascii_only
-        As for `render_reports`.
-
-    Returns
-    -------
-    str
-        Lines, the last one ended.
-    """
+    """Draw one table of all verifications, and under it what each of them says."""
     style = Style(width, ascii_only)
     return rendered(_parts(reports, style), style, color)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,39 +126,26 @@ class ProbeReport:
             "early_stop": self.early_stop and self.early_stop.to_dict(),
             "weights": self.weights,
             "versions": dict(self.versions),
-            "examples": self.examples and self.examples.to_dict(),
+            "examples": self.examples and asdict(self.examples),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProbeReport:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        ReportError
-            If it is of another format or a newer version, or its scores do not fit.
-        ValueError, KeyError, TypeError, AttributeError
-            If it is something else.
-        """
+        """Read what `to_dict` gave; for use in `DocumentFormat.reading`."""
         FORMAT.check(data)
         n_images, names = int(data["n_images"]), data["names"]
-        scores, controls = (
-            {
-                (scores.layer, scores.scenario): scores
-                for scores in (
-                    Scores.from_dict(entry, n_images, names[entry["layer"]]) for entry in entries
-                )
-            }
-            # The first reports had no controls.
-            for entries in (data["scores"], data.get("controls", ()))
-        )
+
+        def read(entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Scores]:
+            units = [Scores.from_dict(e, n_images, names[e["layer"]]) for e in entries]
+            return {(scores.layer, scores.scenario): scores for scores in units}
+
         early_stop, examples = data.get("early_stop"), data.get("examples")
         return cls(
             **{name: kind(data[name]) for name, kind in _PLAIN_FIELDS.items()},
-            scores=scores,
+            scores=read(data["scores"]),
             impact={name: Impact.from_dict(impact) for name, impact in data["impact"].items()},
             notes=tuple(map(str, data["notes"])),
-            controls=controls,
+            controls=read(data.get("controls", ())),  # the first reports had none
             early_stop=early_stop and EarlyStop.from_dict(early_stop),
             weights=str(data.get("weights", "")),
             examples=examples and Examples.from_dict(examples),

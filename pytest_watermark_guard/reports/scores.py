@@ -54,19 +54,12 @@ class SensitiveUnit:
     @property
     def label(self) -> str:
         """Name and index: ``carton [478]``, or ``unit 937`` where there is no name."""
-        return (
-            f"unit {self.index}" if self.name == str(self.index) else f"{self.name} [{self.index}]"
-        )
+        named = self.name != str(self.index)
+        return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SensitiveUnit:
-        """Read what `dataclasses.asdict` gave.
-
-        Raises
-        ------
-        ValueError, KeyError, TypeError
-            If it is something else.
-        """
+        """Read what `dataclasses.asdict` gave."""
         return cls(
             layer=str(data["layer"]),
             scenario=str(data["scenario"]),
@@ -168,15 +161,7 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], n_images: int, names: Sequence[str]) -> Scores:
-        """Read what `to_dict` gave.
-
-        Raises
-        ------
-        ReportError
-            If there is not one score in [0, 1] for each name.
-        ValueError, KeyError, TypeError
-            If it is something else.
-        """
+        """Read what `to_dict` gave; `ReportError` unless each name has one score in [0, 1]."""
         scores = cls(
             layer=str(data["layer"]),
             scenario=str(data["scenario"]),

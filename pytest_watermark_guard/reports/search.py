@@ -24,18 +24,10 @@ FORMAT = DocumentFormat("search", "search")
 
 
 class Find(NamedTuple):
-    """One image that the detectors react to.
+    """One image that the detectors react to."""
 
-    Attributes
-    ----------
-    image : str
-        Its path within the folder, or its index.
-    score : float
-        Mean reaction of the detectors, in standard deviations over all images searched.
-    """
-
-    image: str
-    score: float
+    image: str  # its path within the folder, or its index
+    score: float  # mean reaction of the detectors, in standard deviations over all images searched
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,8 @@ class SearchReport:
 
     def table(self, width: int = 80, ascii_only: bool = False) -> str:
         """Return the finds as text for a terminal."""
-        return render_search(self, width=width, ascii_only=ascii_only)
+        style = Style(width, ascii_only)
+        return rendered(_parts(self, style), style)
 
     def gallery(self, path: str | Path, images: Any) -> None:
         """Draw the finds onto one contact sheet (PNG, JPEG or WebP), with names and scores.
@@ -110,14 +103,6 @@ class SearchReport:
 
 
 _FOLDERS = 5
-
-
-def render_search(
-    report: SearchReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
-) -> str:
-    """Draw the table of a search; returns lines, the last one ended."""
-    style = Style(width, ascii_only)
-    return rendered(_parts(report, style), style, color)
 
 
 def _parts(report: SearchReport, style: Style) -> Iterator[RenderableType]:

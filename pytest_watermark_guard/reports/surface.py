@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from pytest_watermark_guard.errors import ReportError
@@ -52,7 +53,11 @@ class SurfaceReport:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers probed, in order."""
-        return next(iter(self.reports.values())).layers
+        return self._first.layers
+
+    @property
+    def _first(self) -> ProbeReport:
+        return next(iter(self.reports.values()))
 
     def __getitem__(self, point: Value) -> ProbeReport:
         """Return the report at a point; with one property its value alone will do."""
@@ -102,7 +107,8 @@ class SurfaceReport:
         width, ascii_only
             What the terminal can show.
         """
-        return render_surface(self, units, width=width, ascii_only=ascii_only)
+        style = Style(width, ascii_only)
+        return rendered(_parts(self, units, style), style)
 
     def plot(self, path: str | Path, units: Sequence[tuple[str, int]] = ()) -> None:
         """Draw curves (one property) or heat maps (two) into a PNG, PDF or SVG; needs matplotlib.
@@ -144,7 +150,7 @@ class SurfaceReport:
         """
         with FORMAT.reading_json(path) as data:
             scenario = str(data["scenario"])
-            vary = {str(name): _values(found) for name, found in data["vary"].items()}
+            vary = {str(name): _values(values) for name, values in data["vary"].items()}
             reports = {
                 _values(entry["point"]): ProbeReport.from_dict(entry["report"])
                 for entry in data["reports"]
@@ -177,23 +183,10 @@ def _values(values: Sequence[Value]) -> tuple[Value, ...]:
     return tuple(tuple(value) if isinstance(value, list) else value for value in plain)
 
 
-def render_surface(
-    surface: SurfaceReport,
-    units: Sequence[tuple[str, int]] = (),
-    *,
-    width: int = 80,
-    color: bool = False,
-    ascii_only: bool = False,
-) -> str:
-    """Draw the tables of a surface; returns lines, the last one ended."""
-    style = Style(width, ascii_only)
-    return rendered(_parts(surface, units, style), style, color)
-
-
 def _parts(
     surface: SurfaceReport, units: Sequence[tuple[str, int]], style: Style
 ) -> Iterator[RenderableType]:
-    report = next(iter(surface.reports.values()))
+    report = surface._first
     varied = " and ".join(surface.vary)
     title = f"{printable(surface.model)}: {printable(surface.scenario)} marks by {varied}"
     yield Text(title, style="bold")
@@ -202,27 +195,22 @@ def _parts(
         yield Text(f"Note: {printable(note)}.", style="yellow")
     for layer in surface.layers:
         yield Text()
-        yield _layer(
-            surface, layer, [unit for unit_layer, unit in units if unit_layer == layer], style
-        )
+        yield _layer(surface, layer, [index for name, index in units if name == layer], style)
     if report.impact:
         yield Text()
         yield _predictions(surface, style)
 
 
-def _layer(
-    surface: SurfaceReport, layer: str, units: Sequence[int], style: Style
-) -> RenderableType:
-    scores = next(iter(surface.reports.values()))[layer, surface.scenario]
+def _layer(surface: SurfaceReport, layer: str, units: Sequence[int], style: Style) -> Table:
     rows = []
     for point, report in surface.reports.items():
-        here = report[layer, surface.scenario]
-        worst = here.strongest()
+        scores = report[layer, surface.scenario]
+        worst = scores.strongest()
         rows.append(
             (
                 *_cells(point),
-                *(str(here.count(tier)) for tier in TIERS),
-                *(f"{here.differentiability[unit]:.3f}" for unit in units),
+                *(str(scores.count(tier)) for tier in TIERS),
+                *(f"{scores.differentiability[unit]:.3f}" for unit in units),
                 f"{worst.differentiability:.3f}",
                 printable(worst.label, 32),
             )
@@ -233,11 +221,11 @@ def _layer(
     return table(style, title, columns, rows, words=(len(columns) - 1,))
 
 
-def _predictions(surface: SurfaceReport, style: Style) -> RenderableType:
-    impacts = {point: r.impact[surface.scenario] for point, r in surface.reports.items()}
-    labelled = any(impact.top1_drop is not None for impact in impacts.values())
+def _predictions(surface: SurfaceReport, style: Style) -> Table:
+    impacts = [report.impact[surface.scenario] for report in surface.reports.values()]
+    labelled = any(impact.top1_drop is not None for impact in impacts)
     rows = []
-    for point, impact in impacts.items():
+    for point, impact in zip(surface.reports, impacts, strict=True):
         drop = "-" if impact.top1_drop is None else f"{-impact.top1_drop:+.1%}"
         change = f"{impact.flip_rate:.1%}"
         rows.append((*_cells(point), change, *[drop] * labelled, gains(impact)))
@@ -245,7 +233,7 @@ def _predictions(surface: SurfaceReport, style: Style) -> RenderableType:
     return table(style, "Predictions under the mark", columns, rows, words=(len(columns) - 1,))
 
 
-def _cells(point: tuple[object, ...]) -> list[str]:
+def _cells(point: Point) -> list[str]:
     return [printable(value_text(value)) for value in point]
 
 
@@ -274,32 +262,28 @@ def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, 
 
 class _Panel(NamedTuple):
     title: str
-    curves: dict[str, npt.NDArray[np.float64]]  # one where two properties are varied
+    curves: dict[str, Floats]  # one where two properties are varied
     of_d: bool = False
 
 
 def _panels(surface: SurfaceReport, units: Sequence[tuple[str, int]]) -> list[_Panel]:
     """Say what each panel shows: d, numbers of units, changed predictions."""
-    one = len(surface.vary) == 1
     panels: list[_Panel] = []
     for layer in surface.layers:
-        scores = next(iter(surface.reports.values()))[layer, surface.scenario]
+        scores = surface._first[layer, surface.scenario]
         d = {"largest d": surface.differentiability(layer)}
-        chosen = {
-            f"d of {shortened(scores.unit(unit).label)}": surface.differentiability(layer, unit)
-            for unit_layer, unit in units
-            if unit_layer == layer
-        }
+        for index in (index for name, index in units if name == layer):
+            name = f"d of {shortened(scores.unit(index).label)}"
+            d[name] = surface.differentiability(layer, index)
         counts = {f"d ≥ {tier:g}": surface.counts(layer, tier).astype(np.float64) for tier in TIERS}
-        if one:
-            panels.append(_Panel(f"{layer}: d", {**d, **chosen}, of_d=True))
+        if len(surface.vary) == 1:
+            panels.append(_Panel(f"{layer}: d", d, of_d=True))
             panels.append(_Panel(f"{layer}: number of units", counts))
         else:
-            for name, grid in (d | chosen).items():
-                panels.append(_Panel(f"{layer}: {name}", {name: grid}, of_d=True))
-            name = f"d ≥ {TIERS[0]:g}"
-            panels.append(_Panel(f"{layer}: units with {name}", {name: counts[name]}))
-    if next(iter(surface.reports.values())).impact:
+            panels += [_Panel(f"{layer}: {name}", {name: grid}, True) for name, grid in d.items()]
+            name, grid = next(iter(counts.items()))
+            panels.append(_Panel(f"{layer}: units with {name}", {name: grid}))
+    if surface._first.impact:
         changed = {"change": 100 * surface.flip_rate()}
         panels.append(_Panel("predictions that change, %", changed))
     return panels
@@ -318,13 +302,15 @@ def _draw_curves(axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
     else:
         axis.set_ylim(bottom=0)
     if not numeric:
-        axis.set_xticks(
-            places, [shortened(value_text(value)) for value in values], fontsize=7, rotation=30
-        )
+        axis.set_xticks(places, _ticks(values), fontsize=7, rotation=30)
     axis.set_xlabel(name)
     axis.grid(alpha=0.3)
     if len(panel.curves) > 1:
         axis.legend(fontsize=7)
+
+
+def _ticks(values: Sequence[Value]) -> list[str]:
+    return [shortened(value_text(value)) for value in values]
 
 
 def _draw_map(figure: Any, axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
@@ -337,8 +323,8 @@ def _draw_map(figure: Any, axis: Any, surface: SurfaceReport, panel: _Panel) -> 
         color = "white" if value > (low + high) / 2 else "black"
         text = f"{value:.3f}" if panel.of_d else f"{value:.3g}"
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axis.set_xticks(range(len(columns)), [shortened(value_text(v)) for v in columns], fontsize=8)
-    axis.set_yticks(range(len(rows)), [shortened(value_text(v)) for v in rows], fontsize=8)
+    axis.set_xticks(range(len(columns)), _ticks(columns), fontsize=8)
+    axis.set_yticks(range(len(rows)), _ticks(rows), fontsize=8)
     axis.set_xlabel(across)
     axis.set_ylabel(down)
     figure.colorbar(image, ax=axis)

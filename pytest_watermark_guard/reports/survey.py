@@ -35,32 +35,18 @@ FORMAT = DocumentFormat("survey", "survey")
 
 @dataclass(frozen=True, eq=False)
 class ClassRanking:
-    """How the same classes react in several models, under one scenario.
-
-    Attributes
-    ----------
-    scenario : str
-    models : tuple of str
-        Those with these classes, M of them.
-    left_out : tuple of str
-        Models with other classes, or without logits.
-    names : tuple of str
-        Of the C classes.
-    auroc : ndarray of float64, shape [M, C]
-        A of each class in each model.
-    """
+    """How the same classes react in several models, under one scenario."""
 
     scenario: str
-    models: tuple[str, ...]
-    left_out: tuple[str, ...]
-    names: tuple[str, ...]
-    auroc: npt.NDArray[np.float64]
+    models: tuple[str, ...]  # those with these classes, M of them
+    left_out: tuple[str, ...]  # models with other classes, or without logits
+    names: tuple[str, ...]  # of the C classes
+    auroc: npt.NDArray[np.float64]  # A of each class in each model, [M, C]
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
         """Mean of A over the models, shape [C]."""
-        average: npt.NDArray[np.float64] = self.auroc.mean(axis=0)
-        return average
+        return np.asarray(self.auroc.mean(axis=0))
 
     def ranking(self) -> npt.NDArray[np.intp]:
         """Return class indices: those that fire most on the mark first, those silenced last."""
@@ -193,6 +179,15 @@ class SurveyReport:
             return cls(reports, failures)
 
 
+def all_rankings(survey: SurveyReport) -> list[ClassRanking]:
+    """Return the classes' ranking under each scenario that the logits were probed under."""
+    return [
+        survey.classes(scenario)
+        for scenario in survey.scenarios
+        if any(("logits", scenario) in report.scores for report in survey.reports.values())
+    ]
+
+
 def unequal_images(survey: SurveyReport) -> str | None:
     """Say that models were probed on different numbers of images, if they were."""
     sizes = {report.n_images for report in survey.reports.values()}
@@ -202,11 +197,6 @@ def unequal_images(survey: SurveyReport) -> str | None:
         f"Between {min(sizes):,} and {max(sizes):,} images each: a gate ends when its verdict is "
         "certain. Tables of all images: --wm-early-stop=0, or survey()."
     )
-
-
-def ranked_over(ranking: ClassRanking) -> str:
-    """Say over how many models classes are ranked."""
-    return f"over {count(len(ranking.models), 'model')}"
 
 
 def ranking_caution(ranking: ClassRanking) -> str | None:
@@ -236,62 +226,47 @@ def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
     yield Text(title if survey.reports else "Could not be probed", style="bold")
     for model, reason in survey.failures.items():
-        told = printable(" ".join(reason.split()))
-        yield Text(f"Not probed: {printable(model)}: {told}", style="red")
+        one_line = printable(" ".join(reason.split()))
+        yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
     if (caution := unequal_images(survey)) is not None:
         yield Text(caution)
     for layer in survey.layers:
         yield Text()
         yield _counts(survey, layer, style)
-    for scenario in survey.scenarios:
-        if any(("logits", scenario) in r.scores for r in survey.reports.values()):
-            yield from _classes(survey, scenario, style)
+    for ranking in all_rankings(survey):
+        yield from _classes(ranking, style)
 
 
 def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
     rows = []
     for model, report in survey.reports.items():
-        known = {s.scenario: s for s in report if s.layer == layer}
+        known = {scores.scenario: scores for scores in report if scores.layer == layer}
         cells = [
             "/".join(str(known[name].count(tier)) for tier in TIERS) if name in known else "-"
             for name in survey.scenarios
         ]
-        units = {len(scores.names) for scores in known.values()}
-        worst = max((scores.differentiability.max() for scores in known.values()), default=None)
-        rows.append(
-            (
-                printable(model),
-                "-" if worst is None else str(*units),
-                *cells,
-                "-" if worst is None else f"{worst:.3f}",
-            )
-        )
+        units = str(*{len(scores.names) for scores in known.values()}) or "-"
+        highest = [scores.differentiability.max() for scores in known.values()]
+        worst = f"{max(highest):.3f}" if highest else "-"
+        rows.append((printable(model), units, *cells, worst))
     tiers = "/".join(f"{tier:g}".lstrip("0") for tier in TIERS)
     columns = ("model", "units", *map(printable, survey.scenarios), "max d")
     title = f"{printable(layer)} with d >= {tiers}"
     return table(style, title[:1].upper() + title[1:], columns, rows, words=(0,))
 
 
-def _classes(survey: SurveyReport, scenario: str, style: Style) -> Iterator[RenderableType]:
-    ranking = survey.classes(scenario)
+def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
     shown = ranking.ends(_IN_TABLE)
     rows = []
     for index in shown:
-        column = ranking.auroc[:, index]
-        name = f"{ranking.names[index]} [{index}]"
-        rows.append(
-            (
-                printable(name, 32),
-                f"{column.mean():.3f}",
-                f"{column.min():.3f}",
-                f"{column.max():.3f}",
-            )
-        )
-    title = f"Classes by mean A under {printable(scenario)}, {ranked_over(ranking)}"
+        areas = ranking.auroc[:, index]
+        name = printable(f"{ranking.names[index]} [{index}]", 32)
+        rows.append((name, *(f"{area:.3f}" for area in (areas.mean(), areas.min(), areas.max()))))
+    over = f"over {count(len(ranking.models), 'model')}"
+    title = f"Classes by mean A under {printable(ranking.scenario)}, {over}"
     yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
-    hidden = len(ranking.names) - len(shown)
-    if hidden:
+    if hidden := len(ranking.names) - len(shown):
         yield Text(f"The {_IN_TABLE} highest and lowest; {hidden:,} classes between them.")
     if (caution := ranking_caution(ranking)) is not None:
         yield Text(caution)

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.early_stop import Decision
-from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import (
@@ -19,10 +18,11 @@ from pytest_watermark_guard.reports.text import (
     decision,
     extent,
     gains,
+    most_differentiable,
     printable,
     unit_table,
 )
-from pytest_watermark_guard.reports.verdict import Verdict, allowed_lines
+from pytest_watermark_guard.reports.verdict import Verdict
 
 WORST = 10
 
@@ -35,25 +35,9 @@ def render_reports(
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of several probes.
+    """Draw the tables of several probes, each with the verdicts of the gates that used it.
 
-    Parameters
-    ----------
-    entries : sequence of (ProbeReport, sequence of Verdict)
-        Each probe with the verdicts of the gates that used it.
-    threshold : float
-        For probes that no gate used: units with d at or above it are shown as sensitive.
-    width : int, default 80
-        Columns of the terminal.
-    color : bool, default False
-        Whether to use ANSI colours.
-    ascii_only : bool, default False
-        For terminals that cannot show box-drawing characters.
-
-    Returns
-    -------
-    str
-        Lines, the last one ended.
+    `threshold` is for probes that no gate used.
     """
     style = Style(width, ascii_only)
     parts: list[RenderableType] = []
@@ -96,7 +80,7 @@ def _verdict(verdict: Verdict) -> Iterator[Text]:
     for word, units in (("allowed", verdict.allowed), ("known", verdict.known.passed)):
         words += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""
     yield Text(f"Gate {outcome}: {words}.", style=style)
-    for line in (*allowed_lines(verdict.allowed, verdict.stale), *known_lines(verdict.known)):
+    for line in verdict.accepted_lines():
         yield Text(line, style="yellow")
 
 
@@ -112,17 +96,9 @@ def _distinct(units: Sequence[SensitiveUnit]) -> int:
 
 
 def _counts(report: ProbeReport, style: Style) -> Table:
-    early = report.early_stop
-    taken = {} if early is None else early.each
-    columns = (
-        "layer",
-        "scenario",
-        "units",
-        *TIER_HEADER,
-        "max d",
-        *["images"] * bool(taken),
-        "unit",
-    )
+    decisions = report.early_stop.each if report.early_stop else {}
+    images = ["images"] * bool(decisions)
+    columns = ("layer", "scenario", "units", *TIER_HEADER, "max d", *images, "unit")
     rows = []
     for scores in report:
         worst = scores.strongest()
@@ -133,18 +109,19 @@ def _counts(report: ProbeReport, style: Style) -> Table:
                 str(len(scores.names)),
                 *(str(scores.count(tier)) for tier in TIERS),
                 f"{worst.differentiability:.3f}",
-                *_decided_by(taken, scores),
+                *_images_taken(decisions, scores),
                 printable(worst.label),
             )
         )
     return table(style, "Units by d, and the highest", columns, rows, (0, 1, len(columns) - 1))
 
 
-def _decided_by(taken: Mapping[tuple[str, str], Decision], scores: Scores) -> Iterator[str]:
-    """Give the number of images that this layer's verdict took, where it had one of its own."""
-    if taken:
-        decision = taken.get((scores.layer, scores.scenario), Decision(None, scores.n_images))
-        yield "all" if decision.verdict is None else f"{decision.n_images}"
+def _images_taken(decisions: Mapping[tuple[str, str], Decision], scores: Scores) -> list[str]:
+    """Say how many images the verdict on these scores took, if there was one on each layer."""
+    if not decisions:
+        return []
+    decision = decisions.get((scores.layer, scores.scenario))
+    return ["all" if decision is None or decision.verdict is None else str(decision.n_images)]
 
 
 def _impact(report: ProbeReport, style: Style) -> Table:
@@ -174,10 +151,7 @@ def _share(share: float | None) -> str:
 
 
 def _worst(report: ProbeReport, threshold: float, style: Style) -> Table:
-    units = sorted(
-        (scores.unit(index) for scores in report for index in scores.ranking()[:WORST]),
-        key=lambda unit: -unit.differentiability,
-    )[:WORST]
+    units = most_differentiable(report, WORST)
     header, *rows = unit_table(report, units)
     return table(
         style,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.impact import Impact
@@ -22,6 +22,11 @@ def printable(text: str, width: int | None = None) -> str:
 def count(number: int, noun: str) -> str:
     """Return ``1 unit``, ``1,280 units``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def and_more(items: Sized, shown: int) -> str:
+    """Return `` and 3 more`` for a list that is cut, else nothing."""
+    return f" and {len(items) - shown:,} more" if len(items) > shown else ""
 
 
 def listed(words: Iterable[str]) -> str:
@@ -48,6 +53,12 @@ TIER_HEADER = tuple(f">={tier:g}".replace("0.", ".") for tier in TIERS)
 UNIT_HEADER = ("layer", "unit", "scenario", "reaction", "A", "95 % interval", "d")
 
 
+def most_differentiable(report: ProbeReport, number: int) -> list[SensitiveUnit]:
+    """Return the units with the highest d in any layer and scenario, highest first."""
+    units = (scores.unit(index) for scores in report for index in scores.ranking()[:number])
+    return sorted(units, key=lambda unit: -unit.differentiability)[:number]
+
+
 def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
     """Return the rows of a table of units, the header first."""
     if not report.controls:
@@ -72,7 +83,7 @@ def decision(report: ProbeReport) -> str | None:
         return None
     if len(early.each) > 1:
         return _decisions(early)
-    taken = next((one.n_images for one in early.each.values()), report.n_images)
+    taken = next((verdict.n_images for verdict in early.each.values()), report.n_images)
     if early.verdict is None:
         return (
             f"Undecided at error probability {early.error:g} to the last image: decided by the "
@@ -86,8 +97,8 @@ def decision(report: ProbeReport) -> str | None:
 
 
 def _decisions(early: EarlyStop) -> str:
-    taken = [one.n_images for one in early.each.values() if one.verdict is not None]
-    open_ = [f"{layer} under {name}" for (layer, name), one in early.each.items() if not one[0]]
+    taken = [verdict.n_images for verdict in early.each.values() if verdict.verdict is not None]
+    undecided = [place for place, verdict in early.each.items() if verdict.verdict is None]
     sentences = []
     if taken:
         span = f"{min(taken)} to {max(taken)}" if min(taken) < max(taken) else f"{taken[0]}"
@@ -95,10 +106,11 @@ def _decisions(early: EarlyStop) -> str:
             f"Verdicts took {span} of {early.n_available} images, at error probability "
             f"{early.error:g} for all of them."
         )
-    if open_:
+    if undecided:
+        places = listed(f"{layer} under {scenario}" for layer, scenario in undecided)
         sentences.append(
             f"Undecided to the last image, and so decided by the scores of all "
-            f"{early.n_available}: {printable(listed(open_))}."
+            f"{early.n_available}: {printable(places)}."
         )
     return " ".join(sentences)
 

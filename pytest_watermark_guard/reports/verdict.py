@@ -12,6 +12,7 @@ from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import (
+    and_more,
     count,
     decision,
     extent,
@@ -20,6 +21,8 @@ from pytest_watermark_guard.reports.text import (
     reaction,
     unit_table,
 )
+
+WORST = 10
 
 
 @dataclass(frozen=True)
@@ -57,79 +60,58 @@ class Verdict:
         return not self.failing
 
     def story(self) -> str:
-        """Tell the verdict in plain text that fits on a screen."""
-        return tell(self.report, self.threshold, self.failing, self.allowed, self.stale, self.known)
+        """Tell the verdict: one sentence, the worst units, the grounds, what to do."""
+        report = self.report
+        lines = [self.sentence(), ""]
+        if self.failing:
+            lines += _table(unit_table(report, self.failing[:WORST]))
+            if len(self.failing) > WORST:
+                hidden = len(self.failing) - WORST
+                lines.append(f"... and {hidden:,} more (--wm-json=FILE lists them all)")
+            lines.append("")
+        lines += self.accepted_lines()
+        lines += [
+            f"Probed: {printable(extent(report))}, seed {report.seed}, {printable(report.device)} "
+            f"in {printable(report.precision)}.",
+            f"Preprocessing: {printable(report.preprocessing)}.",
+            "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
+        ]
+        if report.controls:
+            lines.append("A/control: how often it scores above one with the same ink, scrambled.")
+        if images_taken := decision(report):
+            lines.append(images_taken)
+        lines += [f"Note: {printable(note)}." for note in report.notes]
+        if self.failing:
+            lines += _advice(self.failing)
+        return "\n".join(lines)
 
     def sentence(self) -> str:
         """Tell the verdict in a sentence."""
-        return sentence(self.report, self.threshold, self.failing)
-
-
-WORST = 10
-
-
-def tell(
-    report: ProbeReport,
-    threshold: float,
-    failing: Sequence[SensitiveUnit],
-    allowed: Sequence[tuple[SensitiveUnit, str]],
-    stale: Sequence[str],
-    known: KnownFindings,
-) -> str:
-    """Tell a verdict: one sentence, the worst units, the grounds, what to do."""
-    lines = [sentence(report, threshold, failing), ""]
-    if failing:
-        lines += _table(unit_table(report, failing[:WORST]))
-        if len(failing) > WORST:
-            lines.append(f"... and {len(failing) - WORST:,} more (--wm-json=FILE lists them all)")
-        lines.append("")
-    lines += allowed_lines(allowed, stale)
-    lines += known_lines(known)
-    lines += [
-        f"Probed: {printable(extent(report))}, seed {report.seed}, {printable(report.device)} in "
-        f"{printable(report.precision)}.",
-        f"Preprocessing: {printable(report.preprocessing)}.",
-        "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
-    ]
-    if report.controls:
-        lines.append("A/control: how often it scores above one with the same ink, scrambled.")
-    if images_taken := decision(report):
-        lines.append(images_taken)
-    lines += [f"Note: {printable(note)}." for note in report.notes]
-    if failing:
-        lines += _advice(failing)
-    return "\n".join(lines)
-
-
-def allowed_lines(
-    allowed: Sequence[tuple[SensitiveUnit, str]], stale: Sequence[str]
-) -> Iterator[str]:
-    """Tell which units were allowed and why, and which entries nothing needs any more."""
-    for unit, reason in allowed[:WORST]:
-        yield f"allowed: {reaction(unit)}: {printable(reason, 60)}"
-    if len(allowed) > WORST:
-        yield f"allowed: ... and {len(allowed) - WORST:,} more"
-    if stale:
-        shown = ", ".join(printable(entry, 30) for entry in stale[:WORST])
-        more = f" and {len(stale) - WORST:,} more" if len(stale) > WORST else ""
-        yield f"no longer needed in allow: {shown}{more}"
-
-
-def sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
-    """Tell a verdict in a sentence."""
-    model = printable(report.model)
-    if not failing:
+        model = printable(self.report.model)
+        if not self.failing:
+            return (
+                f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "
+                f"reaches d = {self.threshold:g}."
+            )
+        layers = dict.fromkeys(unit.layer for unit in self.failing)
+        units = listed(_number_failing(self.report, layer, self.failing) for layer in layers)
+        scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in self.failing)))
+        verb = "reacts" if len(self.failing) == 1 else "react"
         return (
-            f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "
-            f"reaches d = {threshold:g}."
+            f"{model} is watermark-sensitive: {units} {verb} to {scenarios} marks "
+            f"(d >= {self.threshold:g})."
         )
-    layers = dict.fromkeys(unit.layer for unit in failing)
-    units = listed(_number_failing(report, layer, failing) for layer in layers)
-    scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in failing)))
-    verb = "reacts" if len(failing) == 1 else "react"
-    return (
-        f"{model} is watermark-sensitive: {units} {verb} to {scenarios} marks (d >= {threshold:g})."
-    )
+
+    def accepted_lines(self) -> Iterator[str]:
+        """Tell which units were allowed or known, and which entries nothing needs any more."""
+        for unit, reason in self.allowed[:WORST]:
+            yield f"allowed: {reaction(unit)}: {printable(reason, 60)}"
+        if len(self.allowed) > WORST:
+            yield f"allowed: ... and {len(self.allowed) - WORST:,} more"
+        if self.stale:
+            shown = ", ".join(printable(entry, 30) for entry in self.stale[:WORST])
+            yield f"no longer needed in allow: {shown}{and_more(self.stale, WORST)}"
+        yield from known_lines(self.known)
 
 
 def _number_failing(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) -> str:

@@ -19,13 +19,7 @@ MOST_THREADS = 8
 
 
 class PairedAuroc(NamedTuple):
-    """AUROC of each unit with its standard error.
-
-    Attributes
-    ----------
-    auroc : ndarray of float64, shape [units]
-    standard_error : ndarray of float64, shape [units]
-    """
+    """AUROC of each unit with its standard error, both [units]."""
 
     auroc: Floats
     standard_error: Floats
@@ -55,33 +49,19 @@ def auroc(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> Floats:
     array([0.94444444])
     """
     low, high = _as_scores(baseline, marked)
-    return _by_blocks(_areas, low, high)
+    return _by_blocks(areas_of, low, high)
 
 
 def paired_auroc(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> PairedAuroc:
     """AUROC and its standard error where row i of both arrays is the same image.
 
-    Parameters
-    ----------
-    baseline, marked : array_like, shape [n, units] or [n]
-        Scores without and with the mark.
-
-    Returns
-    -------
-    PairedAuroc
-        The standard error is the structural-components (DeLong) estimate with the image as the
-        cluster, so that the correlation between an image's two scores is accounted for
-        (Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data", section 3).
-        NaN where n = 1.
-
-    Raises
-    ------
-    ValueError
-        As `auroc`, and if the numbers of rows differ.
+    The standard error is the structural-components (DeLong) estimate with the image as the cluster,
+    so that the correlation between an image's two scores is accounted for (Obuchowski 1997,
+    "Nonparametric analysis of clustered ROC curve data", section 3). It is NaN where n = 1. Scores
+    and errors are as for `auroc`; another number of rows is a ValueError too.
     """
     low, high = as_pairs(baseline, marked)
-    found = _by_blocks(_areas_and_errors, low, high)
-    return PairedAuroc(*found.T.copy())
+    return PairedAuroc(*_by_blocks(_areas_and_errors, low, high).T.copy())
 
 
 def as_pairs(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> tuple[Any, Any]:
@@ -137,7 +117,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _areas(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> Floats:
+def areas_of(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> Floats:
+    """Return A of each unit, from scores [units, n] of both groups."""
     # Without an order of all scores: half the time, where nothing but their number is wanted.
     wins = [
         int(np.searchsorted(low, high, side).sum())
@@ -165,11 +146,8 @@ def _areas_and_errors(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> F
 def _doubled_wins(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Count for each score how many of the other group it beats, ties counting one half.
 
-    Returns
-    -------
-    ndarray, shape [units, n_baseline + n_marked]
-        Twice the wins of marked scores over the baseline's, and less than zero, for the baseline's
-        scores: twice their wins over marked ones.
+    Returns [units, n_baseline + n_marked]: twice the wins of marked scores over the baseline's, and
+    less than zero, for the baseline's scores: twice their wins over marked ones.
     """
     n = baseline.shape[1]
     both = np.concatenate([baseline, marked], axis=1)

@@ -27,22 +27,9 @@ _ALL_BUT = 0.999  # of the largest bet, so that one lost pair is not the end
 class SequentialGate:
     """Says early whether any unit of a full run will have d = max(A, 1 − A) >= threshold.
 
-    Parameters
-    ----------
-    threshold : float
-        In (0.5, 1].
-    error : float
-        Chance of a verdict other than the full run's, in (0, 1). It is for the whole verdict,
-        over all layers, scenarios and units and all moments at which it may fall.
-    images : int
-        Number N of images of the full run.
-    seed : int, default 0
-        Of the gate's own draws.
-
-    Raises
-    ------
-    ValueError
-        If `threshold`, `error` or `images` is out of range.
+    `error` is the chance of a verdict other than that of the full run of `images` images; it is for
+    the whole verdict, over all layers, scenarios and units and all moments at which it may fall.
+    `seed` is for the gate's own draws. What is out of range is a ValueError.
 
     Notes
     -----
@@ -139,18 +126,10 @@ class SequentialGate:
     ) -> None:
         """Take the next images' scores; how they are split over calls makes no difference.
 
-        Parameters
-        ----------
-        scores : mapping of (layer, scenario) to two ndarrays, shape [B, units]
-            Baseline and marked scores of the same B >= 0 images for every key.
-        exempt : mapping of key to ndarray of bool, shape [units], optional
-            Units that are not tested; read at the first call.
-
-        Raises
-        ------
-        ValueError
-            If shapes do not fit each other or the first call's, a score is NaN or infinite, or
-            there are more rows than `images`. Nothing is taken then.
+        `scores` holds by (layer, scenario) the baseline and the marked scores, [B, units], of the
+        same B >= 0 images for every key. Units that are `exempt`, [units], are not tested; it is
+        read at the first call. Scores that do not fit, are not finite or are more than `images` are
+        a ValueError, and nothing is taken then.
         """
         if self._verdict is not None:
             return

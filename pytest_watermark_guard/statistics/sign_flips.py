@@ -12,21 +12,10 @@ _ROUNDING = 1e-9  # of the largest sum: sums in another order must not differ
 def sign_flip_p_value(differences: npt.ArrayLike) -> float:
     """Return the chance that fair coins would have made a sum of differences at least as large.
 
-    Parameters
-    ----------
-    differences : array_like of float, shape [pairs]
-        One for each pair: what the coin chose, minus what it did not choose.
-
-    Returns
-    -------
-    float
-        P(Σ sᵢ |dᵢ| ≥ Σ dᵢ) over independent fair signs sᵢ: at least 2^−pairs, and 1 where nothing
-        differs. All 2^pairs outcomes count; none is sampled.
-
-    Raises
-    ------
-    ValueError
-        For no pair, more than `MOST_PAIRS`, or a difference that is not finite.
+    A difference is what a pair's coin chose, minus what it did not choose. The result is P(Σ sᵢ
+    |dᵢ| ≥ Σ dᵢ) over independent fair signs sᵢ: at least 2^−pairs, and 1 where nothing differs. All
+    2^pairs outcomes count; none is sampled. No pair, more than `MOST_PAIRS`, or a difference that
+    is not finite is a ValueError.
 
     Notes
     -----

@@ -15,34 +15,14 @@ from pytest_watermark_guard.watermarks.text import Mark
 def composite(
     images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Print one mark on each image.
+    """Print one mark on each image, uint8 [B, 3, H, W], and return a copy in any memory format.
 
-    Integer arithmetic throughout: every device, and a marked copy written to disk, give the same
-    bytes.
-
-    Parameters
-    ----------
-    images : Tensor of uint8, shape [B, 3, H, W]
-        Left as it is.
-    marks : sequence of Mark, length B
-        One for each image.
-    color : tuple of int
-        (R, G, B) of the ink, 0 to 255.
-
-    Returns
-    -------
-    Tensor of uint8, shape [B, 3, H, W]
-        round(image · (255 − α) / 255 + color · α / 255), a copy; in whatever memory format.
+    round(image · (255 − α) / 255 + color · α / 255). Integer arithmetic throughout: every device,
+    and a marked copy written to disk, give the same bytes.
     """
-    if images.device.type == "cpu":
-        return _on_host(images, marks, color)
-    return composite_on_device(images, marks, color)
-
-
-def _on_host(
-    images: torch.Tensor, marks: Sequence[Mark], color: tuple[int, int, int]
-) -> torch.Tensor:
-    """Print with NumPy: half the time of small tensor operations."""
+    if images.device.type != "cpu":
+        return composite_on_device(images, marks, color)
+    # With NumPy: half the time of small tensor operations.
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     if np.may_share_memory(pixels, images.numpy()):
         pixels = pixels.copy()

@@ -17,26 +17,12 @@ _ATTEMPTS = 32
 
 
 def draw_control(mark: Mark, scenario: Scenario, seed: int, identity: str) -> Mark:
-    """Scramble the strokes of one image's mark.
+    """Scramble the strokes of one image's mark, as `Renderer.render` gave it.
 
     The mark is cut into as many boxes as the string has symbols, a box into strips of a sixth of
     the mark's height, a strip into tiles as high. Strips change places within their box, tiles
-    within their strip: ink, place and box stay as they are, only the edges of the cuts are new.
-
-    Parameters
-    ----------
-    mark : Mark
-        What `Renderer.render` gave for the image's draw.
-    scenario : Scenario
-    seed : int
-    identity : str
-        The same three that the draw was made of.
-
-    Returns
-    -------
-    Mark
-        Every alpha value as often as in the mark, in each box. Another picture than the mark,
-        save where (as in a solid bar) shuffling changes nothing.
+    within their strip: ink, place and box stay as they are, only the edges of the cuts are new. It
+    is another picture than the mark, save where (as in a solid bar) shuffling changes nothing.
     """
     alpha = mark.alpha
     for attempt in range(_ATTEMPTS):

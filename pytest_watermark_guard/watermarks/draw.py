@@ -23,13 +23,8 @@ _DOMAIN = "pytest-watermark-guard/1"
 class Draw:
     """One image's watermark, before it is rendered.
 
-    Attributes
-    ----------
-    text : str
-        The string to print.
-    across, down : float
-        Where, in [0, 1): the share of all positions at which the whole ink is visible that lie
-        further left, and further up.
+    `across` and `down` are in [0, 1): the share of all positions at which the whole ink is visible
+    that lie further left, and further up.
     """
 
     text: str
@@ -44,16 +39,9 @@ def uniform_words(count: int, *key: object) -> Iterator[int]:
 
 
 def draw_watermark(scenario: Scenario, seed: int, identity: str) -> Draw:
-    """Draw the string and the place for one image.
+    """Draw the string and the place for the image that the baseline calls `identity`.
 
-    Parameters
-    ----------
-    scenario : Scenario
-        Symbols are drawn from its alphabet, uniformly and with replacement.
-    seed : int
-        The probe's seed.
-    identity : str
-        What the baseline calls the image: its path within the folder, or its index.
+    Symbols are drawn from the alphabet uniformly and with replacement.
     """
     words = uniform_words(scenario.length + 2, seed, scenario.name, identity)
     # Scaling a 64-bit word down to a small range is uniform to within 2**-58.

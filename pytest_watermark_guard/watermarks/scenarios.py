@@ -221,13 +221,7 @@ READY_SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
 def resolve_scenarios(
     wanted: Iterable[str | AnyScenario], known: Mapping[str, AnyScenario] = READY_SCENARIOS
 ) -> tuple[AnyScenario, ...]:
-    """Turn names and scenarios into scenarios.
-
-    Raises
-    ------
-    ScenarioError
-        If a name is unknown, a name comes twice, or nothing was asked for.
-    """
+    """Turn names and scenarios into scenarios; raises `ScenarioError` for what cannot be probed."""
     if isinstance(wanted, str | Scenario | PairedFolder):
         wanted = (wanted,)
     resolved: list[AnyScenario] = []

@@ -25,17 +25,9 @@ _SHAPED_BLOCKS = ((0x0590, 0x08FF), (0x0900, 0x109F), (0x1780, 0x18AF), (0xA800,
 
 @dataclass(frozen=True)
 class Mark:
-    """A watermark as pixels: where its ink is, and how opaque.
+    """A watermark as pixels: where its ink is, and how opaque."""
 
-    Attributes
-    ----------
-    alpha : ndarray of uint8, shape [h, w]
-        A string's is cropped to the ink: no outer row or column is empty. Its control has the
-        same shape, and keeps its ink anywhere within.
-    top, left : int
-        Where the mask's first row and column go.
-    """
-
+    # [h, w]. A string's is cropped to the ink; its control's has the same shape.
     alpha: npt.NDArray[np.uint8]
     top: int
     left: int
@@ -48,20 +40,10 @@ class Mark:
 
 
 class Renderer:
-    """Draws a scenario's strings for images of one size.
+    """Draws a scenario's strings for images of one size in pixels.
 
-    Parameters
-    ----------
-    scenario : Scenario
-        Gives font, size and opacity.
-    height, width : int
-        Size of the images in pixels.
-
-    Raises
-    ------
-    ScenarioError
-        If the font cannot be read or lacks a symbol, if the script needs shaping and Pillow has
-        no raqm, or if the colour is unknown.
+    Raises `ScenarioError` if the font cannot be read or lacks a symbol, if the script needs shaping
+    and Pillow has no raqm, or if the colour is unknown.
     """
 
     def __init__(self, scenario: Scenario, height: int, width: int) -> None:
@@ -75,13 +57,7 @@ class Renderer:
         self.color = parse_color(scenario)
 
     def render(self, draw: Draw) -> Mark:
-        """Render one draw; the whole ink is inside the image.
-
-        Raises
-        ------
-        ScenarioError
-            If the string is larger than the image, or has no ink at all.
-        """
+        """Render one draw, all its ink inside the image; `ScenarioError` if that cannot be."""
         alpha = self._ink(draw.text)
         rows, columns = self._height - alpha.shape[0] + 1, self._width - alpha.shape[1] + 1
         if rows < 1 or columns < 1:
@@ -170,14 +146,7 @@ def _check_glyphs(scenario: Scenario) -> None:
 
     # U+10FFFF is a noncharacter: whatever is drawn for it is the missing glyph.
     box = looks("\U0010ffff")
-    missing = sorted(
-        {
-            character
-            for symbol in scenario.alphabet
-            for character in symbol
-            if looks(character) == box
-        }
-    )
+    missing = sorted(c for c in set("".join(scenario.alphabet)) if looks(c) == box)
     if missing:
         shown = " ".join(f"{character} (U+{ord(character):04X})" for character in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

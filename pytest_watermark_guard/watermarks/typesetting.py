@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -18,18 +18,10 @@ _GLYPHS, _PAIRS = 256, 4096
 
 @dataclass(frozen=True)
 class Ink:
-    """What a string leaves on the page.
+    """What a string leaves on the page."""
 
-    Attributes
-    ----------
-    alpha : ndarray of uint8, shape [h, w]
-        Cropped: no outer row or column is empty.
-    left, top : int
-        Where the first column and row are, from the pen's start on the baseline.
-    """
-
-    alpha: npt.NDArray[np.uint8]
-    left: int
+    alpha: npt.NDArray[np.uint8]  # [h, w], cropped: no outer row or column is empty
+    left: int  # of the first column, from the pen's start on the baseline
     top: int
 
 
@@ -52,15 +44,11 @@ class Typesetter:
     the string. That is not taken on trust: a string with a pair not seen before is drawn whole, and
     its pairs count as seen once the glyphs gave the same pixels. Strings whose glyphs overlap, and
     those of any other layout, are always drawn whole.
-
-    Parameters
-    ----------
-    font : FreeTypeFont
     """
 
     def __init__(self, font: ImageFont.FreeTypeFont) -> None:
         self._font = font
-        self._glyph = lru_cache(_GLYPHS)(self._draw_glyph)
+        self._glyph = lru_cache(_GLYPHS)(partial(draw_whole, font))
         self._step = lru_cache(_PAIRS)(self._measure_step)
         self._seen: set[str] = set()
 
@@ -105,9 +93,6 @@ class Typesetter:
             down, across = glyph.top - top, left - start
             alpha[down : down + rows, across : across + columns] = glyph.alpha
         return alpha
-
-    def _draw_glyph(self, character: str) -> Ink | None:
-        return draw_whole(self._font, character)
 
     def _measure_step(self, pair: str) -> float:
         """Measure how far the pen moves from a pair's first character to its second."""

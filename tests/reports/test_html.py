@@ -8,6 +8,8 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -19,7 +21,6 @@ from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.html import units
 from pytest_watermark_guard.reports.html.origin import origin_of
-from pytest_watermark_guard.reports.html.page import render
 from pytest_watermark_guard.settings import Settings
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a\u202eb\x07\udc80")
@@ -54,6 +55,13 @@ PLAIN = ProbeReport(
 CLEAN = replace(
     PLAIN, model="vgg", scores={k: s for k, s in PLAIN.scores.items() if k[1] == "latin"}
 )
+
+
+def render(entries, **options):
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "page.html")
+        wm.write_html(path, entries, **options)
+        return path.read_bytes().decode()
 
 
 class Page(HTMLParser):

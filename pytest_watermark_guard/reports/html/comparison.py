@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
+from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.survey import (
     ClassRanking,
     SurveyReport,
+    all_rankings,
     ranking_caution,
     unequal_images,
 )
@@ -33,18 +35,15 @@ def survey_of(judged: Sequence[Judged]) -> SurveyReport | None:
 
     Later ones are of the same model with something taken out of it or drawn otherwise.
     """
-    reports = {one.report.model: one.report for one in reversed(judged)}
-    first = {name: reports[name] for name in dict.fromkeys(one.report.model for one in judged)}
+    first: dict[str, ProbeReport] = {}
+    for probe in judged:
+        first.setdefault(probe.report.model, probe.report)
     return SurveyReport(first) if len(first) > 1 else None
 
 
-def rankings(survey: SurveyReport) -> Iterator[ClassRanking]:
-    """Give the classes' ranking under each scenario, where two models have the same classes."""
-    for scenario in survey.scenarios:
-        if any(("logits", scenario) in report.scores for report in survey.reports.values()):
-            ranking = survey.classes(scenario)
-            if len(ranking.models) > 1:
-                yield ranking
+def rankings(survey: SurveyReport) -> list[ClassRanking]:
+    """Return the classes' ranking under each scenario, where two models have the same classes."""
+    return [ranking for ranking in all_rankings(survey) if len(ranking.models) > 1]
 
 
 def ranked_classes(ranking: ClassRanking) -> Iterator[RankedClass]:
@@ -53,18 +52,11 @@ def ranked_classes(ranking: ClassRanking) -> Iterator[RankedClass]:
         areas = ranking.auroc[:, index]
         name = ranking.names[index]
         label = f"class {index}" if name == str(index) else f"{name} [{index}]"
-        ends = float(areas.min()), float(areas.max())
-        yield RankedClass(ranking.scenario, label, float(areas.mean()), *ends)
+        yield RankedClass(ranking.scenario, label, areas.mean(), areas.min(), areas.max())
 
 
 def cautions(survey: SurveyReport) -> list[str]:
     """Say what the comparison must not be read without."""
-    return list(dict.fromkeys(_cautions(survey)))  # one that holds of every scenario is said once
-
-
-def _cautions(survey: SurveyReport) -> Iterator[str]:
-    if (caution := unequal_images(survey)) is not None:
-        yield caution
     silent = [
         f"{layer} under {scenario}"
         for layer in survey.layers
@@ -72,8 +64,8 @@ def _cautions(survey: SurveyReport) -> Iterator[str]:
         if (counts := survey.counts(layer, scenario, TIERS[0]))
         and not any(number for number, _ in counts.values())
     ]
+    sentences = [unequal_images(survey)]
     if silent:
-        yield f"No unit of any model reaches d = {TIERS[0]:g}: {listed(silent)}."
-    for caution in map(ranking_caution, rankings(survey)):
-        if caution is not None:
-            yield caution
+        sentences.append(f"No unit of any model reaches d = {TIERS[0]:g}: {listed(silent)}.")
+    sentences += map(ranking_caution, rankings(survey))
+    return [caution for caution in dict.fromkeys(sentences) if caution]

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -36,90 +35,62 @@ class Pair(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """The images of one unit.
-
-    Attributes
-    ----------
-    model : str
-    unit : SensitiveUnit
-    groups : tuple of (str, tuple of Pair)
-        Most and least affected.
-    problem : str
-        Why images could not be drawn; empty if all were.
-    """
+    """The images of one unit, most and least affected, by title."""
 
     model: str
     unit: SensitiveUnit
     groups: tuple[tuple[str, tuple[Pair, ...]], ...]
-    problem: str
+    problem: str  # why images could not be drawn; empty if all were
 
 
 def galleries(
     reports: Sequence[ProbeReport], images: Any = None, by_name: bool = False
 ) -> list[Gallery]:
-    """Draw the images of the worst units.
+    """Draw the images of the worst units, of every model about as many, the worst unit first.
 
-    Parameters
-    ----------
-    reports : sequence of ProbeReport
-    images : optional
-        The baseline, as for `probe`.
-    by_name : bool, default False
-        Where there is no `images`, open what each report names: only for reports that are
-        trusted, since images of a folder of their choice are put on the page.
-
-    Returns
-    -------
-    list of Gallery
-        Worst first, of every model about as many. One whose images cannot be drawn says why.
+    Without `images`, `by_name` opens what each report names: only for reports that are trusted,
+    since images of a folder of their choice are put on the page. A gallery whose images cannot be
+    drawn says why.
     """
-    chosen = _chosen(reports)
-    opened: dict[str, Baseline] = {}
-    return [_gallery(report, examples, images, by_name, opened) for report, examples in chosen]
-
-
-def _chosen(reports: Sequence[ProbeReport]) -> list[tuple[ProbeReport, UnitExamples]]:
     each = max(2, UNITS // max(1, len(reports)))
-    chosen = [
-        (report, unit)
-        for report in reports
-        if report.examples
-        for unit in sorted(
-            report.examples.units, key=lambda u: -_unit(report, u).differentiability
-        )[:each]
-    ]
-    return sorted(chosen, key=lambda f: -_unit(*f).differentiability)[:UNITS]
+    chosen: list[_Chosen] = []
+    for report in reports:
+        if report.examples:
+            units = [_Chosen(report, report.examples, unit) for unit in report.examples.units]
+            chosen += sorted(units, key=_by_d)[:each]
+    opened: dict[str, Baseline] = {}
+    return [_gallery(unit, images, by_name, opened) for unit in sorted(chosen, key=_by_d)[:UNITS]]
 
 
-def _unit(report: ProbeReport, examples: UnitExamples) -> SensitiveUnit:
-    return report[examples.layer, examples.scenario].unit(examples.index)
+class _Chosen(NamedTuple):
+    report: ProbeReport
+    examples: Examples
+    shifts: UnitExamples
+
+    @property
+    def unit(self) -> SensitiveUnit:
+        return self.report[self.shifts.layer, self.shifts.scenario].unit(self.shifts.index)
 
 
-def _gallery(
-    report: ProbeReport,
-    examples: UnitExamples,
-    images: Any,
-    by_name: bool,
-    opened: dict[str, Baseline],
-) -> Gallery:
-    assert report.examples is not None
+def _by_d(chosen: _Chosen) -> float:
+    return -chosen.unit.differentiability
+
+
+def _gallery(chosen: _Chosen, images: Any, by_name: bool, opened: dict[str, Baseline]) -> Gallery:
     groups: tuple[tuple[str, tuple[Pair, ...]], ...] = ()
     problem = ""
     try:
-        baseline = _baseline(report.examples, images, by_name, opened)
-        groups = tuple(
-            (title, _pairs(report, examples.scenario, shifts, baseline))
-            for title, shifts in (
-                ("Most affected", examples.most),
-                ("Least affected", examples.least),
-            )
+        baseline = _baseline(chosen.examples, images, by_name, opened)
+        groups = (
+            ("Most affected", _pairs(chosen, chosen.shifts.most, baseline)),
+            ("Least affected", _pairs(chosen, chosen.shifts.least, baseline)),
         )
     except WatermarkGuardError as error:
         problem = str(error)
     # A report may have been changed, and describe marks that cannot be drawn.
     except (TypeError, ValueError, KeyError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}"
-    return Gallery(report.model, _unit(report, examples), groups, problem)
+    return Gallery(chosen.report.model, chosen.unit, groups, problem)
 
 
 def _baseline(
@@ -138,31 +109,26 @@ def _baseline(
     return opened[key]
 
 
-def _pairs(
-    report: ProbeReport, scenario: str, shifts: Sequence[Shift], baseline: Baseline
-) -> tuple[Pair, ...]:
-    assert report.examples is not None
+def _pairs(chosen: _Chosen, shifts: Sequence[Shift], baseline: Baseline) -> tuple[Pair, ...]:
     places = {identity: place for place, identity in enumerate(baseline.identities)}
     missing = [shift.identity for shift in shifts if shift.identity not in places]
     if missing:
         raise ImagesError(f"{missing[0]!r} is not among the {baseline.description} any more")
-    geometry = report.examples.geometry
-    size, resize = (
-        tuple(value) if isinstance(value, list | tuple) else value
+    geometry = chosen.examples.geometry
+    size, resize = (  # JSON has lists for tuples
+        tuple(value) if isinstance(value, list) else value
         for value in (geometry["size"], geometry["resize"])
     )
     batches = ProbingBatches(
         baseline.take([places[shift.identity] for shift in shifts]),
-        (_scenario(report.examples, scenario),),
+        (_scenario(chosen.examples, chosen.shifts.scenario),),
         Preprocessing(size, resize, interpolation=geometry["interpolation"]),
-        report.seed,
+        chosen.report.seed,
         batch_size=1,  # so that sizes may differ
         device=torch.device("cpu"),
     )
-    drawn = [batch.by_mark for batch in batches.pixels()]
     return tuple(
-        Pair(*_thumbnails([pixels[0] for pixels in by_mark.values()]), shift)
-        for by_mark, shift in zip(drawn, shifts, strict=True)
+        _pair(batch.by_mark, shift) for batch, shift in zip(batches.pixels(), shifts, strict=True)
     )
 
 
@@ -171,12 +137,12 @@ def _scenario(examples: Examples, name: str) -> AnyScenario:
     return PairedFolder(**fields) if "folder" in fields else Scenario(**fields)
 
 
-def _thumbnails(pixels: Sequence[torch.Tensor]) -> tuple[str, str, int, int]:
-    pictures = [Image.fromarray(np.ascontiguousarray(p.permute(1, 2, 0).numpy())) for p in pixels]
+def _pair(by_mark: Mapping[str, torch.Tensor], shift: Shift) -> Pair:
+    pictures = [Image.fromarray(p[0].permute(1, 2, 0).numpy()) for p in by_mark.values()]
     for picture in pictures:
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     clean, marked = map(_uri, pictures)
-    return clean, marked, pictures[0].width, pictures[0].height
+    return Pair(clean, marked, pictures[0].width, pictures[0].height, shift)
 
 
 def _uri(picture: Image.Image) -> str:

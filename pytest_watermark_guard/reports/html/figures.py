@@ -5,39 +5,33 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pytest_watermark_guard.reports.figure import INK, LINE, SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
-from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.html.units import Judged
 from pytest_watermark_guard.reports.scores import TIERS, Scores
 from pytest_watermark_guard.reports.survey import (
     ClassRanking,
     SurveyReport,
     draw_classes,
     draw_counts,
-    ranked_over,
 )
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.text import count, printable
 
 MISSING = "Figures are drawn by matplotlib, which is not installed: pip install matplotlib."
-Drawn = ParamSpec("Drawn")
 _ALERT = "#b3261e"
 _SERIES = ("#0969a9", "#b35900", "#1a7f5a", "#8250b0", "#6e7781", "#a03070")
+_SERIES_ON_DARK = ("#6cb6f0", "#f0a35e", "#5fcf9f", "#c8a2f0", "#a5adb6", "#f088b8")
 # What each colour is on a dark page.
 _ON_DARK = {
     INK: "#e6e8eb",
     LINE: "#7d8590",
     _ALERT: "#ff8f85",
-    **dict(
-        zip(
-            _SERIES, ("#6cb6f0", "#f0a35e", "#5fcf9f", "#c8a2f0", "#a5adb6", "#f088b8"), strict=True
-        )
-    ),
+    **dict(zip(_SERIES, _SERIES_ON_DARK, strict=True)),
     **dict(zip(SHADES, ("#1b3f5c", "#2a6699", "#4f9bd9", "#a8d4f7"), strict=True)),
 }
 _STYLE: Any = {
@@ -72,33 +66,11 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 class Picture(NamedTuple):
-    """A figure for the page.
+    """A figure for the page."""
 
-    Attributes
-    ----------
-    uri : str
-        The figure as a ``data:`` URI.
-    alt : str
-        What it shows, for those who cannot see it.
-    caption : str
-    """
-
-    uri: str
-    alt: str
+    uri: str  # data: URI
+    alt: str  # what it shows, for those who cannot see it
     caption: str
-
-
-def _styled(draw: Callable[Drawn, Picture]) -> Callable[Drawn, Picture]:
-    """Draw in this page's style."""
-
-    @wraps(draw)
-    def in_style(*args: Drawn.args, **kwargs: Drawn.kwargs) -> Picture:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return in_style
 
 
 def can_draw() -> bool:
@@ -110,24 +82,29 @@ def can_draw() -> bool:
     return True
 
 
-def distributions(report: ProbeReport, threshold: float) -> Iterator[Picture]:
+def distributions(judged: Judged) -> list[Picture]:
     """Draw for each layer how many units reach each d, a line for each scenario."""
-    for layer in report.layers:
-        yield _distribution([scores for scores in report if scores.layer == layer], threshold)
+    import matplotlib
+
+    by_layer = [[s for s in judged.report if s.layer == layer] for layer in judged.report.layers]
+    with matplotlib.rc_context(_STYLE):
+        return [_distribution(scores, judged.threshold) for scores in by_layer]
 
 
-def comparisons(survey: SurveyReport) -> Iterator[Picture]:
+def comparisons(survey: SurveyReport) -> list[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
-    for scenario in survey.scenarios:
-        for layer in survey.layers:
-            counts = survey.counts(layer, scenario, TIERS[0])
-            if len(counts) > 1 and any(number for number, _ in counts.values()):
-                yield _counts(survey, layer, scenario)
-    for ranked in rankings(survey):
-        yield _classes(ranked)
+    import matplotlib
+
+    pictures = []
+    with matplotlib.rc_context(_STYLE):
+        for scenario in survey.scenarios:
+            for layer in survey.layers:
+                counts = survey.counts(layer, scenario, TIERS[0])
+                if len(counts) > 1 and any(number for number, _ in counts.values()):
+                    pictures.append(_counts(survey, layer, scenario))
+        return pictures + [_classes(ranking) for ranking in rankings(survey)]
 
 
-@_styled
 def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     layer = layer_scores[0].layer
     figure, axis = _panel(3.9, 2.7)
@@ -135,7 +112,7 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     for number, scores in enumerate(layer_scores):
         d = np.sort(scores.differentiability)
         reach = len(d) - np.searchsorted(d, grid)
-        name = _short(scores.scenario)
+        name = shortened(scores.scenario, 24)
         color = _SERIES[number % len(_SERIES)]
         style = ("-", "--", "-.", ":")[number % 4]  # not by colour alone
         # A logarithmic scale has no 0: where no unit is left the line ends.
@@ -146,7 +123,7 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     axis.set(xlim=(0.5, 1), ylim=(0.8, None), xlabel="d", ylabel="units at or above d")
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title(_short(layer))
+    axis.set_title(shortened(layer, 24))
     axis.legend(loc="upper right")
     units = len(layer_scores[0].names)
     counts = (
@@ -161,13 +138,12 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     )
 
 
-@_styled
 def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     models = survey.by_counts(layer, scenario)
     counts = survey.counts(layer, scenario, TIERS[0])
     figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
     draw_counts(axis, survey, layer, scenario)
-    axis.set_title(f"{_short(layer)}, {_short(scenario)}")
+    axis.set_title(f"{shortened(layer, 24)}, {shortened(scenario, 24)}")
     numbers = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
     return _picture(
         figure,
@@ -176,13 +152,13 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     )
 
 
-@_styled
 def _classes(ranking: ClassRanking) -> Picture:
     order = ranking.ends(SHOWN)
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
     draw_classes(axis, ranking, SHOWN)
-    axis.set_title(f"Classes, {_short(ranking.scenario)}")
-    title = f"Classes by mean A under {ranking.scenario} marks, {ranked_over(ranking)}"
+    axis.set_title(f"Classes, {shortened(ranking.scenario, 24)}")
+    models = count(len(ranking.models), "model")
+    title = f"Classes by mean A under {ranking.scenario} marks, over {models}"
     ends = [f"{ranking.names[i]} {ranking.mean[i]:.3f}" for i in order]
     cut = ", highest and lowest classes" if len(order) < len(ranking.names) else ""
     return _picture(
@@ -208,7 +184,3 @@ def _picture(figure: Any, alt: str, caption: str) -> Picture:
     )
     uri = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
     return Picture(uri, printable(alt), printable(caption))
-
-
-def _short(name: str) -> str:
-    return shortened(name, 24)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_watermark_guard.reports.environment import versions
 from pytest_watermark_guard.settings import Setting, Settings, described
@@ -16,23 +16,12 @@ from pytest_watermark_guard.settings import Setting, Settings, described
 _ALWAYS = ("threshold", "seed")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """How the numbers of a page were made.
+class Origin(NamedTuple):
+    """How the numbers of a page were made."""
 
-    Attributes
-    ----------
-    command : str
-        A line for a shell.
-    versions : mapping of str to str
-        Of Python, the platform and the packages that matter.
-    date : str
-        When, in UTC.
-    """
-
-    command: str
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str = ""
+    command: str  # a line for a shell
+    versions: Mapping[str, str]  # of Python, the platform and the packages that matter
+    date: str  # in UTC
 
 
 def origin_of(
@@ -40,21 +29,8 @@ def origin_of(
 ) -> Origin:
     """Say how a pytest run that ends now is made again.
 
-    Parameters
-    ----------
-    settings : Settings
-        The run's.
-    models : sequence of str
-        Specs that the command line named; those of an ini file are gated anyway.
-    paths : sequence of str
-        Tests that it was asked for.
-    others : sequence of str, optional
-        Options of this plugin that are no settings.
-
-    Returns
-    -------
-    Origin
-        Only this plugin's options are told: others may hold secrets.
+    `models` are specs of the command line, `others` options of this plugin that are no settings.
+    Options of others are not told: they may hold secrets.
     """
     words = ["pytest", *paths, *(f"--wm-model={spec}" for spec in models), *_options(settings)]
     words += others

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,15 +17,13 @@ from pytest_watermark_guard.reports.html import comparison, figures, view
 from pytest_watermark_guard.reports.html.examples import galleries
 from pytest_watermark_guard.reports.html.origin import Origin
 from pytest_watermark_guard.reports.html.units import first_rows, packed
+from pytest_watermark_guard.reports.masked import Masked
+from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import printable
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.version import __version__
-
-if TYPE_CHECKING:
-    from pytest_watermark_guard.reports.masked import Masked
-    from pytest_watermark_guard.reports.ownership import OwnershipReport
 
 _PACKAGE = "pytest_watermark_guard.reports.html"
 
@@ -62,78 +60,47 @@ def write_html(
     images, by_name
         Where example images are, see `galleries`.
     """
-    text = render(
-        entries,
-        threshold,
-        masked=masked,
-        owned=owned,
-        failures=failures,
-        origin=origin,
-        images=images,
-        by_name=by_name,
-    )
-    write_text_atomically(path, text)
-
-
-def render(
-    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
-    threshold: float = 0.95,
-    *,
-    masked: Sequence[Masked] = (),
-    owned: Sequence[OwnershipReport] = (),
-    failures: Mapping[str, str] | None = None,
-    origin: Origin | None = None,
-    images: Any = None,
-    by_name: bool = False,
-) -> str:
-    """Return the page that `write_html` writes."""
     failures = failures or {}
     judged = view.judged(entries, threshold)
     models = view.models(entries, judged)
-    drawable = figures.can_draw()
-    pictures = [
-        (model, list(figures.distributions(model.judged.report, model.judged.threshold)))
-        for model in models
-        if drawable
-    ]
     survey = comparison.survey_of(judged)
-    ranked = [] if survey is None else list(comparison.rankings(survey))
+    rankings = list(comparison.rankings(survey)) if survey else []
+    drawable = figures.can_draw()
+    impact = [(probe, *item) for probe in judged for item in probe.report.impact.items()]
     style, script = (
         Markup(files(_PACKAGE).joinpath("templates", name).read_text("utf-8"))
         for name in ("page.css", "page.js")
     )
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            headline=view.headline(models, failures, len(owned)),
-            models=models,
-            failures=failures,
-            counts=list(view.counts(judged)),
-            tiers=TIERS,
-            impact=[(j, *i) for j in judged for i in j.report.impact.items()],
-            labelled=any(i.top1_drop is not None for j in judged for i in j.report.impact.values()),
-            controlled=any(j.report.controls for j in judged),
-            rows=first_rows(judged),
-            data=packed(judged),
-            layers=list(dict.fromkeys(layer for j in judged for layer in j.report.layers)),
-            scenarios=list(dict.fromkeys(name for j in judged for name in j.report.scenarios)),
-            pictures=pictures,
-            comparisons=list(figures.comparisons(survey)) if drawable and survey else [],
-            classes=[one for found in ranked for one in comparison.ranked_classes(found)],
-            cautions=[] if survey is None else comparison.cautions(survey),
-            no_figures="" if drawable else figures.MISSING,
-            galleries=galleries([j.report for j in judged], images, by_name),
-            masked=masked,
-            owned=owned,
-            origin=origin,
-            version=__version__,
-            style=style,
-            style_hash=_hash(style),
-            script=script,
-            script_hash=_hash(script),
-        )
+    template = _environment().get_template("page.html")
+    text = template.render(
+        headline=view.headline(models, failures, len(owned)),
+        models=models,
+        failures=failures,
+        counts=list(view.counts(judged)),
+        tiers=TIERS,
+        impact=impact,
+        labelled=any(effect.top1_drop is not None for *_, effect in impact),
+        controlled=any(probe.report.controls for probe in judged),
+        rows=first_rows(judged),
+        data=packed(judged),
+        layers=list(dict.fromkeys(layer for probe in judged for layer in probe.report.layers)),
+        scenarios=list(dict.fromkeys(name for probe in judged for name in probe.report.scenarios)),
+        pictures=[(model, figures.distributions(model.judged)) for model in models if drawable],
+        comparisons=figures.comparisons(survey) if drawable and survey else [],
+        classes=[row for ranking in rankings for row in comparison.ranked_classes(ranking)],
+        cautions=comparison.cautions(survey) if survey else [],
+        no_figures="" if drawable else figures.MISSING,
+        galleries=galleries([probe.report for probe in judged], images, by_name),
+        masked=masked,
+        owned=owned,
+        origin=origin,
+        version=__version__,
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
     )
+    write_text_atomically(path, text)
 
 
 def _environment() -> Environment:

@@ -11,30 +11,19 @@ import numpy.typing as npt
 
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.text import most_differentiable, printable
 
 MOST = 300_000  # units; more would make the page slow to open
 FIRST = 40  # rows that the page shows before its script does anything
 
 
 class Judged(NamedTuple):
-    """A report on the page, with what its gates make of it.
+    """A report on the page, with what its gates make of it."""
 
-    Attributes
-    ----------
-    name : str
-        The model's, told apart from others of the same name.
-    report : ProbeReport
-    threshold : float
-        The lowest of its gates.
-    failing, accepted : frozenset of (layer, scenario, index)
-        Units that reach it.
-    """
-
-    name: str
+    name: str  # the model's, told apart from others of the same name
     report: ProbeReport
-    threshold: float
-    failing: frozenset[tuple[str, str, int]]
+    threshold: float  # the lowest of its gates
+    failing: frozenset[tuple[str, str, int]]  # (layer, scenario, index) of units that reach it
     accepted: frozenset[tuple[str, str, int]]
 
     def word(self, unit: SensitiveUnit) -> str:
@@ -54,43 +43,32 @@ class Row(NamedTuple):
 
 def first_rows(judged: Sequence[Judged]) -> list[Row]:
     """Return the most differentiable units of all reports."""
-    ranked = sorted(
-        (-float(scores.differentiability[index]), number, place, int(index))
-        for number, one in enumerate(judged)
-        for place, scores in enumerate(one.report)
-        for index in scores.ranking()[:FIRST]
-    )[:FIRST]
     rows = []
-    for _, number, place, index in ranked:
-        one = judged[number]
-        scores = list(one.report)[place]
-        control = one.report.controls.get((scores.layer, scores.scenario))
-        unit = scores.unit(index)
-        against = None if control is None else float(control.auroc[index])
-        rows.append(Row(one.name, unit, one.word(unit), against))
-    return rows
+    for probe in judged:
+        for unit in most_differentiable(probe.report, FIRST):
+            control = probe.report.controls.get((unit.layer, unit.scenario))
+            against = None if control is None else float(control.auroc[unit.index])
+            rows.append(Row(probe.name, unit, probe.word(unit), against))
+    return sorted(rows, key=lambda row: -row.unit.differentiability)[:FIRST]
 
 
 def packed(judged: Sequence[Judged]) -> dict[str, Any]:
     """Pack the units: thousandths of A and its interval as little-endian bytes in base64.
 
-    Returns
-    -------
-    dict
-        ``blocks`` of one layer under one scenario each; ``total`` and ``shown`` units. Where they
-        are more than `MOST`, the most differentiable ones of all.
+    One block for each layer under each scenario. Where there are more than `MOST` units, the most
+    differentiable ones of all.
     """
     names: dict[tuple[str, ...], int] = {}
-    every = [(one, scores) for one in judged for scores in one.report]
-    sizes = [len(scores.names) for _, scores in every]
+    series = [(probe, scores) for probe in judged for scores in probe.report]
+    sizes = [len(scores.names) for _, scores in series]
     total = sum(sizes)
-    kept: list[npt.NDArray[np.intp] | None] = [None] * len(every)
+    kept: list[npt.NDArray[np.intp] | None] = [None] * len(series)
     if total > MOST:
-        d = np.concatenate([scores.differentiability for _, scores in every])
+        d = np.concatenate([scores.differentiability for _, scores in series])
         chosen = np.zeros(total, dtype=bool)
         chosen[np.argsort(-d, kind="stable")[:MOST]] = True
         kept = [np.flatnonzero(part) for part in np.split(chosen, np.cumsum(sizes)[:-1])]
-    blocks = [_block(*both, names, units) for both, units in zip(every, kept, strict=True)]
+    blocks = [_block(*both, names, units) for both, units in zip(series, kept, strict=True)]
     return {
         "names": [[printable(name) for name in group] for group in names],
         "blocks": blocks,
@@ -100,7 +78,7 @@ def packed(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _block(
-    one: Judged,
+    probe: Judged,
     scores: Scores,
     names: dict[tuple[str, ...], int],
     units: npt.NDArray[np.intp] | None,
@@ -108,10 +86,10 @@ def _block(
     kept = slice(None) if units is None else units
     low, high = scores.interval()
     key = scores.layer, scores.scenario
-    control = one.report.controls.get(key)
+    control = probe.report.controls.get(key)
     plain = scores.names == tuple(map(str, range(len(scores.names))))
     return {
-        "model": printable(one.name),
+        "model": printable(probe.name),
         "layer": printable(scores.layer),
         "scenario": printable(scores.scenario),
         "names": None if plain else names.setdefault(scores.names, len(names)),
@@ -121,8 +99,8 @@ def _block(
         "low": _thousandths(low[kept]),
         "high": _thousandths(high[kept]),
         "control": None if control is None else _thousandths(control.auroc[kept]),
-        "fails": sorted(index for *where, index in one.failing if tuple(where) == key),
-        "accepted": sorted(index for *where, index in one.accepted if tuple(where) == key),
+        "fails": sorted(index for *where, index in probe.failing if tuple(where) == key),
+        "accepted": sorted(index for *where, index in probe.accepted if tuple(where) == key),
     }
 
 

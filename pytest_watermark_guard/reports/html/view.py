@@ -25,32 +25,17 @@ class ScenarioResult(NamedTuple):
 
 
 class Model(NamedTuple):
-    """The verdict on one model.
-
-    Attributes
-    ----------
-    name : str
-    number : int
-        Its place on the page.
-    sensitive : bool
-    word, sentence : str
-    scenarios : tuple of ScenarioResult
-    judged : Judged
-    gates : tuple of str
-        The stories of its gates.
-    facts : tuple of (str, str)
-        How it was probed.
-    """
+    """The verdict on one model."""
 
     name: str
-    number: int
+    number: int  # its place on the page
     sensitive: bool
     word: str
     sentence: str
     scenarios: tuple[ScenarioResult, ...]
     judged: Judged
-    gates: tuple[str, ...]
-    facts: tuple[tuple[str, str], ...]
+    gates: tuple[str, ...]  # their stories
+    facts: tuple[tuple[str, str], ...]  # how it was probed: name and value
 
     @property
     def highest(self) -> float:
@@ -61,22 +46,24 @@ class Model(NamedTuple):
 def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
     """Put together what the gates of each report say; without gates, the run's threshold counts."""
     names = _distinct([report.model for report, _ in entries])
-    judged_reports = []
+    probes = []
     for name, (report, verdicts) in zip(names, entries, strict=True):
         lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
         reaching = report.sensitive(lowest)
-        failing = [u for v in verdicts for u in v.failing] if verdicts else reaching
-        fails = frozenset((u.layer, u.scenario, u.index) for u in failing)
-        reach = frozenset((u.layer, u.scenario, u.index) for u in reaching)
-        judged_reports.append(Judged(name, report, lowest, fails, reach - fails))
-    return judged_reports
+        failing = [unit for v in verdicts for unit in v.failing] if verdicts else reaching
+        fails, reach = (
+            frozenset((unit.layer, unit.scenario, unit.index) for unit in units)
+            for units in (failing, reaching)
+        )
+        probes.append(Judged(name, report, lowest, fails, reach - fails))
+    return probes
 
 
-def models(entries: Sequence[Entry], judged_reports: Sequence[Judged]) -> list[Model]:
+def models(entries: Sequence[Entry], probes: Sequence[Judged]) -> list[Model]:
     """Return the models, those that are sensitive first, then by d."""
     rows = [
-        _model(number, one, verdicts)
-        for number, (one, (_, verdicts)) in enumerate(zip(judged_reports, entries, strict=True))
+        _model(number, probe, verdicts)
+        for number, (probe, (_, verdicts)) in enumerate(zip(probes, entries, strict=True))
     ]
     return sorted(rows, key=lambda model: (not model.sensitive, -model.highest))
 
@@ -93,11 +80,11 @@ def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 
 
     Where there are gates, they count, and not what was probed beside them.
     """
+    if not models and failures:
+        return Headline("No model could be probed", "bad")
+    if not models and owned:
+        return Headline(f"Ownership: {count(owned, 'verification')}", "")
     if not models:
-        if owned and not failures:
-            return Headline(f"Ownership: {owned} verification{'s' * (owned > 1)}", "")
-        if failures:
-            return Headline("No model could be probed", "bad")
         return Headline("No probe was made", "")
     counted = [model for model in models if model.gates] or models
     bad = sum(model.sensitive for model in counted)
@@ -108,61 +95,51 @@ def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 
         words = "Watermark-sensitive" if bad else "Not watermark-sensitive"
     elif several:
         words = f"{bad or 'None'} of {len(counted)} probes found a model watermark-sensitive"
-    elif bad:
-        verb = "is" if bad == 1 else "are"
-        words = f"{bad} of {len(counted)} models {verb} watermark-sensitive"
     else:
-        words = f"None of {len(counted)} models is watermark-sensitive"
+        verb = "are" if bad > 1 else "is"
+        words = f"{bad or 'None'} of {len(counted)} models {verb} watermark-sensitive"
     return Headline(words + missed, state)
 
 
-def counts(
-    judged_reports: Sequence[Judged],
-) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
+def counts(probes: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
     """Give each layer's and scenario's strongest unit, number of units, and counts at TIERS."""
-    for one in judged_reports:
-        for scores in one.report:
-            worst = scores.strongest()
-            yield one, worst, len(scores.names), [scores.count(tier) for tier in TIERS]
+    for probe in probes:
+        for scores in probe.report:
+            tiers = [scores.count(tier) for tier in TIERS]
+            yield probe, scores.strongest(), len(scores.names), tiers
 
 
-def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
-    report = one.report
-    bad = bool(one.failing)
-    gate = verdicts or [Verdict(report, one.threshold, tuple(report.sensitive(one.threshold)))]
+def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
+    report, bad = probe.report, bool(probe.failing)
+    gates = verdicts or [Verdict(report, probe.threshold, tuple(report.sensitive(probe.threshold)))]
     # The page quotes the gate with the lowest threshold, of those that fail if there are any.
-    telling = min(gate, key=lambda verdict: (verdict.passed, verdict.threshold))
-    word = ("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad]
+    quoted = min(gates, key=lambda verdict: (verdict.passed, verdict.threshold))
     return Model(
-        one.name,
-        number,
-        bad,
-        word,
-        telling.story().splitlines()[0],
-        tuple(_scenario(one, scenario) for scenario in report.scenarios),
-        one,
-        tuple(verdict.story() for verdict in verdicts),
-        tuple(_facts(report, one.threshold, verdicts)),
+        name=probe.name,
+        number=number,
+        sensitive=bad,
+        word=("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad],
+        sentence=quoted.sentence(),
+        scenarios=tuple(_scenario(probe, scenario) for scenario in report.scenarios),
+        judged=probe,
+        gates=tuple(verdict.story() for verdict in verdicts),
+        facts=tuple(_facts(report, probe.threshold, verdicts)),
     )
 
 
-def _scenario(one: Judged, scenario: str) -> ScenarioResult:
-    in_scenario = [scores for scores in one.report if scores.scenario == scenario]
-    worst = max(
-        (scores.strongest() for scores in in_scenario),
-        key=lambda unit: unit.differentiability,
-    )
-    failing = Counter(layer for layer, name, _ in one.failing if name == scenario)
-    accepted = sum(name == scenario for _, name, _ in one.accepted)
+def _scenario(probe: Judged, scenario: str) -> ScenarioResult:
+    strongest = [scores.strongest() for scores in probe.report if scores.scenario == scenario]
+    worst = max(strongest, key=lambda unit: unit.differentiability)
+    failing = Counter(layer for layer, name, _ in probe.failing if name == scenario)
+    accepted = sum(name == scenario for _, name, _ in probe.accepted)
     if failing:
-        layers = [layer for layer in one.report.layers if layer in failing]
+        layers = [layer for layer in probe.report.layers if layer in failing]
         verb = "reacts" if failing.total() == 1 else "react"
         words = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
         return ScenarioResult(scenario, "bad", words, worst)
     if accepted:
-        return ScenarioResult(
-            scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst
-        )
+        words = f"{count(accepted, 'accepted unit')}, no other"
+        return ScenarioResult(scenario, "known", words, worst)
     return ScenarioResult(scenario, "good", "no unit reacts", worst)
 
 
@@ -184,10 +161,8 @@ def _facts(
     yield "Ran on", f"{report.device}, {report.precision}"
     if early_stopping := decision(report):
         yield "Early stopping", early_stopping
-    yield (
-        "Controls",
-        ("scrambled marks were probed too" if report.controls else "none (--wm-control)"),
-    )
+    controls = "scrambled marks were probed too" if report.controls else "none (--wm-control)"
+    yield "Controls", controls
     if report.weights:
         yield "Weights below the head", report.weights
     yield "Probed by version", report.version
@@ -196,8 +171,8 @@ def _facts(
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    seen: Counter[str] = Counter()
-    total = Counter(names)
+    """Tell names that come more than once apart by a number."""
+    total, seen = Counter(names), Counter[str]()
     distinct = []
     for name in names:
         seen[name] += 1

@@ -104,8 +104,8 @@
       if (!fits[place] || (fails && mark[at] !== 2)) continue;
       if (text !== "") {
         const group = blocks[place].names;
-        const told = group === null ? `unit ${unit[at]}` : `${lower[group][unit[at]]} [${unit[at]}]`;
-        if (!told.includes(text)) continue;
+        const name = group === null ? `unit ${unit[at]}` : `${lower[group][unit[at]]} [${unit[at]}]`;
+        if (!name.includes(text)) continue;
       }
       chosen[count++] = at;
     }
@@ -163,10 +163,10 @@
     document.querySelectorAll("table.static tbody tr").forEach((row) => {
       const { dataset } = row;
       // The model is chosen, not searched: its name may hold a class's.
-      const told = [...row.cells].map((one) => one.textContent).filter((one) => one !== dataset.model).join(" ");
+      const words = [...row.cells].map((one) => one.textContent).filter((one) => one !== dataset.model).join(" ");
       row.hidden = (model && dataset.model && dataset.model !== model) || (scenario && dataset.scenario !== scenario)
         || (layer && dataset.layer !== layer)
-        || (text !== "" && !told.toLowerCase().includes(text));
+        || (text !== "" && !words.toLowerCase().includes(text));
     });
   };
 
