@@ -153,14 +153,12 @@ class ProbingBatches:
         return replace(self, preprocessing=preprocessing)
 
     def example(self) -> torch.Tensor:
-        """Return two inputs, [2, 3, H, W], the same whatever the batch size.
-
-        The first image, and one from the middle with a mark: they differ in any case.
-        """
-        two = self.baseline.take((0, len(self.baseline) // 2))
-        (batch,) = replace(self, baseline=two, batch_size=2)
+        """Return four different inputs [4, C, H, W], every other one marked; two of few images."""
+        count = 4 if len(self.baseline) >= 4 else 2
+        places = [index * len(self.baseline) // count for index in range(count)]
+        (batch,) = replace(self, baseline=self.baseline.take(places), batch_size=count)
         marked = next(iter(batch.marked.values()), batch.images)
-        return torch.stack([batch.images[0], marked[1]])
+        return torch.stack([(marked if n % 2 else batch.images)[n] for n in range(count)])
 
     def positions(self) -> Iterator[range]:
         """Give each batch's positions in the baseline."""

@@ -14,6 +14,7 @@ import pytest
 from pytest_watermark_guard.errors import EngineError, WatermarkGuardError
 from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.reports.known_units import asked_layer
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
 if TYPE_CHECKING:
@@ -154,17 +155,24 @@ class GateItem(pytest.Item):
     def runtest(self) -> None:
         """Judge this item's part of the report."""
         verdict = self.gate.verdict(self)
-        key = self._layer, self._scenario
-        if key not in verdict.report.scores:
-            pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
         report = verdict.report
-        early = report.early_stop and report.early_stop.restrict_to(*key)
+        # A model may have several outputs: "logits" stands for "logits[shape]" as well.
+        keys = [
+            (layer, scenario)
+            for layer, scenario in report.scores
+            if (asked_layer(layer), scenario) == (self._layer, self._scenario)
+        ]
+        if not keys:
+            pytest.skip(f"{self._layer}: {'; '.join(report.notes)}")
+        early = report.early_stop and report.early_stop.restrict_to(self._layer, self._scenario)
         part = replace(
             verdict,
-            report=replace(report, scores={key: report.scores[key]}, early_stop=early),
-            failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) == key),
-            allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) == key),
-            known=verdict.known.restrict_to(*key),
+            report=replace(
+                report, scores={key: report.scores[key] for key in keys}, early_stop=early
+            ),
+            failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) in keys),
+            allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) in keys),
+            known=verdict.known.restrict_to(self._layer, self._scenario),
         )
         self.part = part
         if not part.passed:

@@ -25,6 +25,11 @@ Key = tuple[str, str, str, str, int, str]
 """Model, weights, layer, scenario, index and name."""
 
 
+def asked_layer(layer: str) -> str:
+    """Return the layer that was asked for: "logits" for a further output "logits[shape]"."""
+    return layer.partition("[")[0]
+
+
 @dataclass(frozen=True)
 class KnownUnit:
     """One recorded unit."""
@@ -80,10 +85,12 @@ class KnownFindings:
         """Return the part for one layer and scenario."""
 
         def units(pairs: Pairs) -> Pairs:
-            return tuple(p for p in pairs if (p[0].layer, p[0].scenario) == (layer, scenario))
+            where = layer, scenario
+            return tuple(p for p in pairs if (asked_layer(p[0].layer), p[0].scenario) == where)
 
         def records(known: tuple[KnownUnit, ...]) -> tuple[KnownUnit, ...]:
-            return tuple(k for k in known if (k.layer, k.script) == (layer, scenario))
+            where = layer, scenario
+            return tuple(k for k in known if (asked_layer(k.layer), k.script) == where)
 
         return KnownFindings(
             self.file,

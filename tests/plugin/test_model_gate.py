@@ -175,3 +175,23 @@ def test_reports_cross_from_workers_exactly(project):
         project.runpytest("--wm-model=shop:sensitive", f"--wm-json={name}.json", *options)
         reports.append(json.loads((project.path / f"{name}.json").read_text("utf-8")))
     assert reports[0] == reports[1]
+
+
+def test_every_output_of_a_model_is_gated(project):
+    project.makepyfile(
+        two="""
+        import shop
+        from torch import nn
+
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.colour, self.shape = shop.Blind(), shop.Sensitive()
+
+            def forward(self, x):
+                return {"colour": self.colour(x), "shape": self.shape(x)}
+        """
+    )
+    result = project.runpytest("--wm-model=two:Two", "--wm-layers=logits", "-p", "no:xdist")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*logits?shape?*", "*--wm-allow='logits?shape?:*"])
