@@ -31,6 +31,10 @@ class LayerError(WatermarkGuardError, ValueError):
     """A layer that cannot be found, or whose output cannot be read as units."""
 
 
+class ModelError(WatermarkGuardError, RuntimeError):
+    """A model that raises when it is run; its error is the cause."""
+
+
 class NonFiniteActivationsError(WatermarkGuardError, ArithmeticError):
     """The model returned NaN or an infinity, which no ranking can order."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.errors import EngineError, WatermarkGuardError
+from pytest_watermark_guard.errors import EngineError, ModelError, WatermarkGuardError
 from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
@@ -64,7 +64,7 @@ class ModelGate(pytest.Collector):
         if item is not self._reporting_item:
             name = type(outcome).__name__
             pytest.fail(f"not probed ({name}), see {self._reporting_item.name}", pytrace=False)
-        if isinstance(outcome, WatermarkGuardError):
+        if isinstance(outcome, WatermarkGuardError) and not isinstance(outcome, ModelError):
             # The message says it all; a traceback through us helps nobody.
             pytest.fail(str(outcome), pytrace=False)
         raise outcome

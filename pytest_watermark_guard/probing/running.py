@@ -15,6 +15,7 @@ from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.inputs import model_inputs
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.foreign import explained
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.running.plan import Plan
@@ -112,8 +113,12 @@ def compute(
         if batches.device.type == "cpu":
             stack.enter_context(kept_memory())
         # Layers are told apart by comparing numbers: in full precision.
-        with computing_in("float32", batches.device):
-            recorder = ActivationRecorder(module, execution.layers, batches.example())
+        example = batches.example()
+        with (
+            computing_in("float32", batches.device),
+            explained(module, example, "finding its layers"),
+        ):
+            recorder = ActivationRecorder(module, execution.layers, example)
         stack.enter_context(recorder)
         weights = recorder.weights()
         executor = stack.enter_context(
@@ -138,7 +143,9 @@ def compute(
         part = batches.part(shard.first, shard.last, todo)
         inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)
         for batch in stack.enter_context(closing(inputs)):
-            found = executor(batch.values)
+            first, last = batch.identities[0], batch.identities[-1]
+            with explained(module, batch.values, f"probing images {first!r} to {last!r}"):
+                found = executor(batch.values)
             activations = {
                 (stream, layer): rows
                 for layer, units in found.items()

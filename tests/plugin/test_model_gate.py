@@ -104,7 +104,7 @@ def test_a_model_that_fails_is_shown_once(project):
     result.assert_outcomes(errors=4)
     text = result.stdout.str()
     assert text.count("E       RuntimeError: expected 1 channel") == 1
-    assert text.count("not probed (RuntimeError), see ") >= 3
+    assert text.count("not probed (ModelError), see ") >= 3
 
 
 @pytest.mark.parametrize("options", [["--junitxml=junit.xml"], ["--lf"], ["-x"], ["--co"]])

@@ -31,6 +31,7 @@ from pytest_watermark_guard.models.loading.presets import (
 )
 from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec, parse_spec
 from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
+from pytest_watermark_guard.models.near_misses import check_module
 
 _RANDOM_SEED = 0
 _RANDOM_NOTE = "random weights: the spec asks for @random, so the scores say nothing about training"
@@ -69,15 +70,11 @@ def as_loaded(model: nn.Module | str) -> LoadedModel:
     Raises
     ------
     ModelSpecError
-        If it is neither, or as for `load_model`.
+        If it is neither, or cannot be run as it is, or as for `load_model`.
     """
     if isinstance(model, str):
         return load_model(model)
-    if isinstance(model, nn.Module):
-        return LoadedModel(type(model).__name__, model)
-    raise ModelSpecError(
-        f"model must be a torch.nn.Module or a model spec, got {type(model).__name__}"
-    )
+    return LoadedModel(type(model).__name__, check_module(model))
 
 
 def load_model(spec: str | ModelSpec) -> LoadedModel:
