@@ -73,6 +73,20 @@ class OwnershipMismatchError(AssertionError):
         self.report = report
 
 
+class NotCheckedError(WatermarkGuardError):
+    """A gate that has nothing to go by: no unit of a layer ever changes, whatever the image.
+
+    Attributes
+    ----------
+    verdict : pytest_watermark_guard.reports.verdict.Verdict
+        The report and the threshold.
+    """
+
+    def __init__(self, message: str, verdict: object = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
 class WatermarkSensitivityError(AssertionError):
     """The verdict of a failed gate: at least one unit is too sensitive.
 

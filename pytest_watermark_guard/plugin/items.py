@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.errors import EngineError, ModelError, WatermarkGuardError
+from pytest_watermark_guard.errors import (
+    EngineError,
+    ModelError,
+    NotCheckedError,
+    WatermarkGuardError,
+)
 from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
@@ -129,6 +134,14 @@ class ModelGate(pytest.Collector):
         return self.name if loaded is None else loaded
 
 
+def _fail_unchecked(verdict: Verdict) -> None:
+    """Fail without a traceback through us, and with the error as context: see `send_unchecked`."""
+    try:
+        raise NotCheckedError(verdict.sentence(), verdict)
+    except NotCheckedError:
+        pytest.fail(verdict.story(), pytrace=False)
+
+
 class GateItem(pytest.Item):
     """Passes if no unit of one layer is sensitive to one scenario."""
 
@@ -167,8 +180,10 @@ class GateItem(pytest.Item):
             known=verdict.known.restrict_to(*key),
         )
         self.part = part
-        if not part.passed:
+        if part.failing:
             pytest.fail(part.story(), pytrace=False)
+        if part.unchecked:
+            _fail_unchecked(part)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""

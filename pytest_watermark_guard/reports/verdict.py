@@ -53,8 +53,18 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no unit is sensitive but those allowed or known."""
-        return not self.failing
+        """Whether no unit is sensitive but those allowed or known, and there was one to check."""
+        return self.outcome == "passed"
+
+    @property
+    def outcome(self) -> str:
+        """``"passed"``, ``"failed"`` or ``"not checked"``: no unit of a layer ever changes."""
+        return "failed" if self.failing else "not checked" if self.unchecked else "passed"
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether a layer has no unit that ever changes, so that there is nothing to go by."""
+        return bool(self.report.dead_layers)
 
     def story(self) -> str:
         """Tell the verdict in plain text that fits on a screen."""
@@ -118,6 +128,11 @@ def allowed_lines(
 def sentence(report: ProbeReport, threshold: float, failing: Sequence[SensitiveUnit]) -> str:
     """Tell a verdict in a sentence."""
     model = printable(report.model)
+    if not failing and report.dead_layers:
+        dead = listed(map(printable, report.dead_layers))
+        return (
+            f"{model} could not be checked: no unit of its {dead} ever changes, whatever the image."
+        )
     if not failing:
         return (
             f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "

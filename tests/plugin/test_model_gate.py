@@ -175,3 +175,50 @@ def test_reports_cross_from_workers_exactly(project):
         project.runpytest("--wm-model=shop:sensitive", f"--wm-json={name}.json", *options)
         reports.append(json.loads((project.path / f"{name}.json").read_text("utf-8")))
     assert reports[0] == reports[1]
+
+
+def test_a_model_that_never_changes_is_not_checked(project):
+    project.makepyfile(
+        dead="""
+        from shop import Blind
+
+        class Dead(Blind):
+            def forward(self, x):
+                return super().forward(x * 0)
+
+        build = Dead
+        """,
+        test_dead="""
+        import pytest_watermark_guard as wm
+        from dead import build
+
+        def test_dead():
+            wm.assert_not_watermark_sensitive(build())
+        """,
+    )
+    result = project.runpytest("--wm-model=dead:build", "--wm-report", "test_dead.py")
+    result.assert_outcomes(failed=5)
+    assert result.ret == 6
+    said = "could not be checked: no unit of its logits* ever changes*"
+    result.stdout.fnmatch_lines([f"*Dead {said}", "*Gate not checked: no unit reaches*"])
+    result.stdout.no_fnmatch_line("*Gate passed*")
+    result.stdout.no_fnmatch_line("*is not watermark-sensitive*")
+
+
+def test_a_model_that_raises_is_told_once(project):
+    project.makepyfile(
+        picky="""
+        from shop import Blind
+
+        class Picky(Blind):
+            def forward(self, x):
+                assert False, "one channel"
+
+        build = Picky
+        """
+    )
+    result = project.runpytest("--wm-model=picky:build", "--wm-json=run.json")
+    assert result.ret == 6
+    failures = json.loads((project.path / "run.json").read_text("utf-8"))["failures"]
+    assert [*failures] == ["picky:build"]
+    assert "one channel" in failures["picky:build"]

@@ -53,6 +53,11 @@ class Model(NamedTuple):
     facts: tuple[tuple[str, str], ...]
 
     @property
+    def good(self) -> bool:
+        """Whether it was checked, and nothing is wrong with it."""
+        return self.word in ("passed", "clean")
+
+    @property
     def highest(self) -> float:
         """The largest d of all."""
         return max(scenario.worst.differentiability for scenario in self.scenarios)
@@ -101,9 +106,13 @@ def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 
         return Headline("No probe was made", "")
     counted = [model for model in models if model.gates] or models
     bad = sum(model.sensitive for model in counted)
-    missed = f", {len(failures)} could not be probed" if failures else ""
-    state = "bad" if bad or failures else "good"
+    unchecked = sum(model.word == "not checked" for model in counted)
+    missed = f", {unchecked} could not be checked" if unchecked else ""
+    missed += f", {len(failures)} could not be probed" if failures else ""
+    state = "bad" if bad or unchecked or failures else "good"
     several = len({model.judged.report.model for model in counted}) < len(counted)
+    if len(counted) == unchecked == 1:
+        return Headline("Could not be checked", state)
     if len(counted) == 1:
         words = "Watermark-sensitive" if bad else "Not watermark-sensitive"
     elif several:
@@ -128,11 +137,13 @@ def counts(
 
 def _model(number: int, one: Judged, verdicts: Sequence[Verdict]) -> Model:
     report = one.report
-    bad = bool(one.failing)
     gate = verdicts or [Verdict(report, one.threshold, tuple(report.sensitive(one.threshold)))]
     # The page quotes the gate with the lowest threshold, of those that fail if there are any.
     telling = min(gate, key=lambda verdict: (verdict.passed, verdict.threshold))
-    word = ("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad]
+    bad = bool(one.failing)
+    word = "failed" if bad else telling.outcome
+    if not verdicts:
+        word = {"failed": "sensitive", "passed": "clean"}.get(word, word)
     return Model(
         one.name,
         number,
@@ -163,6 +174,9 @@ def _scenario(one: Judged, scenario: str) -> ScenarioResult:
         return ScenarioResult(
             scenario, "known", f"{count(accepted, 'accepted unit')}, no other", worst
         )
+    if dead := one.report.dead_layers:
+        words = f"not checked: no unit of {listed(dead)} ever changes"
+        return ScenarioResult(scenario, "bad", words, worst)
     return ScenarioResult(scenario, "good", "no unit reacts", worst)
 
 
