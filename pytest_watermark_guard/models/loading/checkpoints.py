@@ -24,8 +24,10 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".w
 ADAPTER = "adapter_config.json"
 _INDEX = ".index.json"
 _IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
-# Averaged weights come first, as in timm; DINO's teacher is the average of its student.
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher")
+# Averaged weights come first, as in timm.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
+# Whose teacher is the average of its student, as that of a distillation is not.
+_SELF_DISTILLED = ("dino_loss", "ibot_loss")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _MOST_NESTED = 4
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")  # of a zip archive, of a pickle
@@ -102,7 +104,7 @@ def _state_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, .
         if key is None:
             break
         content = content[key]
-        if key in _AVERAGED:
+        if key in (*_AVERAGED, "teacher"):
             notes += (f"weights: the averaged ones in {path.name} ({key!r}) were taken",)
         elif key not in _CONTAINERS:
             notes += (f"weights: taken from {key!r} in {path.name}",)
@@ -127,6 +129,8 @@ def _container(content: Any, path: Path) -> str | None:
     """Return the key under which the weights are, None where they are not one level down."""
     if not isinstance(content, Mapping):
         return None
+    if isinstance(content.get("teacher"), Mapping) and any(k in content for k in _SELF_DISTILLED):
+        return "teacher"
     for key in (*_AVERAGED, *_CONTAINERS):
         # MMEngine swaps the two on saving: its state_dict is the average.
         swapped = key == "ema_state_dict" and "message_hub" in content

@@ -61,7 +61,8 @@ def load_state_dict(
     fits = [_Fit.of(own, others, p) for p in votes if p == best or votes[p] >= needed]
     good = [fit for fit in fits if fit.complete]
     # Names that fit as they are need no prefix, whatever else there is.
-    chosen = next((fit for fit in good if not fit.prefix), good[0] if len(good) == 1 else None)
+    averaged = [fit for fit in good if fit.averaged]
+    chosen = next((fit for fit in good if not fit.prefix), _only(averaged) or _only(good))
     file = Path(path).name
     if chosen is None:
         if good:
@@ -74,6 +75,8 @@ def load_state_dict(
         raise ModelSpecError(f"{os.fspath(path)} does not fit {closest.told(module, own)}")
     module.load_state_dict(chosen.state, strict=False)
     notes = []
+    if chosen.averaged and len(good) > 1:
+        notes.append(f"weights: the averaged ones in {file} ({chosen.prefix!r}) were taken")
     if chosen.prefix:
         notes.append(f"weights: the prefix {chosen.prefix!r} was taken off the names in {file}")
     left_out = [*chosen.outside, *harmless]
@@ -115,6 +118,10 @@ class _Fit:
         )
 
     @property
+    def averaged(self) -> bool:
+        return any("ema" in part.split("_") for part in self.prefix.split("."))
+
+    @property
     def complete(self) -> bool:
         return not (self.missing or self.unexpected or self.misshapen)
 
@@ -147,6 +154,10 @@ class _Fit:
             classes = self.state[self.misshapen[-1]].shape[0]
             return f"; only the head differs: add num_classes={classes}"
         return ""
+
+
+def _only(fits: list[_Fit]) -> _Fit | None:
+    return fits[0] if len(fits) == 1 else None
 
 
 def _prefixes(own: Mapping[str, Any], keys: Iterable[str]) -> Counter[str]:

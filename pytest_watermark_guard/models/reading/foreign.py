@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import ModelError, WatermarkGuardError
 
+_LONGEST = 400
 _ADVICE = (
     "What it is fed is changed by preprocess= (size, range, or a function of the batch), where and "
     "how it runs by device= and precision=. If it takes something else than a batch [B, C, H, W], "
@@ -38,10 +40,11 @@ def explained(module: nn.Module, inputs: Tensor, doing: str) -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise
-        lines = str(error).strip().splitlines()
-        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        # Whole where it can be: in a survey there is no traceback.
+        text = textwrap.shorten(str(error), _LONGEST, placeholder=" ...")
+        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise ModelError(
-            f"{type(module).__name__} failed while {doing}, on {_told(inputs)}: {said}. {_ADVICE}"
+            f"{type(module).__name__} raised {said}\nwhile {doing}, on {_told(inputs)}. {_ADVICE}"
         ) from error
 
 

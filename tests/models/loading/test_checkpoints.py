@@ -167,7 +167,10 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "'model_ema'",
         ),
         ({"params": other(1), "params_ema": other(2)}, "'params_ema'"),
-        ({"student": other(1), "teacher": prefixed("module.", other(2))}, "'teacher'"),
+        (
+            {"student": other(1), "teacher": prefixed("module.", other(2)), "dino_loss": {}},
+            "'teacher'",
+        ),
         ({"state_dict": other(2), "ema_state_dict": other(1), "message_hub": {}}, None),
         ({"state_dict": other(2), "state_dict_ema": None}, None),
     ],
@@ -198,12 +201,22 @@ def test_one_prefix_is_taken_off_and_said(tmp_path: Path, prefix: str) -> None:
     assert_holds(model, other(2))
 
 
+def test_averaged_weights_beside_the_others(tmp_path: Path) -> None:
+    state = prefixed("model.", other(1)) | prefixed("ema_model.module.", other(2))
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    model = small()
+    first, *_ = load_checkpoint(model, tmp_path / "w.ckpt")
+    assert first == "weights: the averaged ones in w.ckpt ('ema_model.module.') were taken"
+    assert_holds(model, other(2))
+
+
 def test_two_prefixes_are_not_chosen_from(tmp_path: Path) -> None:
     torch.save(prefixed("q.", other(1)) | prefixed("k.", other(2)), tmp_path / "w.pt")
     with pytest.raises(ModelSpecError, match=r"several prefixes \('q\.', 'k\.'\)"):
         load_checkpoint(small(), tmp_path / "w.pt")
-    torch.save({"q": other(1), "k": other(2)}, tmp_path / "w.pt")
-    with pytest.raises(ModelSpecError, match=r"several sets of weights \(q, k\)"):
+    # Without a word on how they came about, a teacher is another network.
+    torch.save({"student": other(1), "teacher": other(2)}, tmp_path / "w.pt")
+    with pytest.raises(ModelSpecError, match=r"several sets of weights \(student, teacher\)"):
         load_checkpoint(small(), tmp_path / "w.pt")
 
 
