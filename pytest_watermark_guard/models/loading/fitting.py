@@ -69,7 +69,8 @@ def load_state_dict(
             prefixes = [repr(fit.prefix) for fit in good]
             raise ModelSpecError(
                 f"{os.fspath(path)} holds weights that fit {type(module).__name__} under several "
-                f"prefixes ({listed(prefixes)}): save those that you mean alone, without the prefix"
+                f"prefixes ({listed(prefixes)}): save those that you mean alone, "
+                "{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}"
             )
         closest = next(fit for fit in fits if fit.prefix == best)
         raise ModelSpecError(f"{os.fspath(path)} does not fit {closest.told(module, own)}")
@@ -139,6 +140,8 @@ class _Fit:
             ]
             problems.append(f"{len(self.misshapen)} of another shape ({listed(shapes)})")
         without = f", also without the prefix {self.prefix!r}" if self.prefix else ""
+        if without and self.missing and self.outside:
+            problems.append(f"while other names do not have the prefix ({listed(self.outside)})")
         return f"{type(module).__name__}{without}: {', '.join(problems)}{self._advice(own)}"
 
     def _advice(self, own: Mapping[str, Any]) -> str:

@@ -228,6 +228,14 @@ def test_what_does_not_fit_is_told_without_the_prefix(tmp_path: Path) -> None:
         load_checkpoint(small(), tmp_path / "w.pt")
 
 
+def test_names_outside_the_prefix_may_be_what_is_missing(tmp_path: Path) -> None:
+    state = {("head." if k.startswith("3") else "backbone.") + k: v for k, v in other(1).items()}
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "w.pth")
+    said = r"'backbone\.': 2 missing \(3\.weight.*do not have the prefix \(head\.3\.weight"
+    with pytest.raises(ModelSpecError, match=said):
+        load_checkpoint(small(), tmp_path / "w.pth")
+
+
 def test_counters_of_profilers_and_copies_of_hooks_are_left_out(tmp_path: Path) -> None:
     more = {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}
     more |= {"ema_3_weight": torch.zeros(5, 16)}

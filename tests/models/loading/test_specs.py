@@ -77,6 +77,7 @@ def test_grammar(text: str, expected: tuple[Any, ...]) -> None:
         ("models:build?num_classes=5", "your factory"),
         ("model.pt2?weights=a.pth", "carries its weights"),
         ("weights/model.pth", "torchvision:resnet18.weights=weights/model.pth"),
+        ("m/model.safetensors.index.json", "torchvision:resnet18.weights=m/model"),
         ("../models:build", "names no model"),
         ("models:build()", "names no model"),
     ],
