@@ -31,6 +31,10 @@ class LayerError(WatermarkGuardError, ValueError):
     """A layer that cannot be found, or whose output cannot be read as units."""
 
 
+class ModelError(WatermarkGuardError, RuntimeError):
+    """A model that raises when it is run; its error is the cause."""
+
+
 class NonFiniteActivationsError(WatermarkGuardError, ArithmeticError):
     """The model returned NaN or an infinity, which no ranking can order."""
 
@@ -67,6 +71,20 @@ class OwnershipMismatchError(AssertionError):
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class NotCheckedError(WatermarkGuardError):
+    """A gate that has nothing to go by: no unit of a layer ever changes, whatever the image.
+
+    Attributes
+    ----------
+    verdict : pytest_watermark_guard.reports.verdict.Verdict
+        The report and the threshold.
+    """
+
+    def __init__(self, message: str, verdict: object = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
 
 
 class WatermarkSensitivityError(AssertionError):

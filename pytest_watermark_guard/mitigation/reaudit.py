@@ -182,6 +182,8 @@ def _story(result: Reaudit) -> Iterator[str]:
             f"is {printable(worst.layer)} {printable(worst.label, 28)} under "
             f"{printable(worst.scenario)} marks."
         )
+    elif verdict.unchecked:
+        yield from _wrapped(verdict.sentence())
     else:
         allowed = " outside the allowed ones" if verdict.allowed else ""
         yield f"The gate passes: no unit{allowed} reaches d = {verdict.threshold:g}."

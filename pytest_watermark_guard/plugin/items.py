@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.errors import EngineError, WatermarkGuardError
+from pytest_watermark_guard.errors import (
+    EngineError,
+    ModelError,
+    NotCheckedError,
+    WatermarkGuardError,
+)
 from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.known_units import asked_layer
@@ -65,7 +70,7 @@ class ModelGate(pytest.Collector):
         if item is not self._reporting_item:
             name = type(outcome).__name__
             pytest.fail(f"not probed ({name}), see {self._reporting_item.name}", pytrace=False)
-        if isinstance(outcome, WatermarkGuardError):
+        if isinstance(outcome, WatermarkGuardError) and not isinstance(outcome, ModelError):
             # The message says it all; a traceback through us helps nobody.
             pytest.fail(str(outcome), pytrace=False)
         raise outcome
@@ -130,6 +135,14 @@ class ModelGate(pytest.Collector):
         return self.name if loaded is None else loaded
 
 
+def _fail_unchecked(verdict: Verdict) -> None:
+    """Fail without a traceback through us, and with the error as context: see `send_unchecked`."""
+    try:
+        raise NotCheckedError(verdict.sentence(), verdict)
+    except NotCheckedError:
+        pytest.fail(verdict.story(), pytrace=False)
+
+
 class GateItem(pytest.Item):
     """Passes if no unit of one layer is sensitive to one scenario."""
 
@@ -175,8 +188,10 @@ class GateItem(pytest.Item):
             known=verdict.known.restrict_to(self._layer, self._scenario),
         )
         self.part = part
-        if not part.passed:
+        if part.failing:
             pytest.fail(part.story(), pytrace=False)
+        if part.unchecked:
+            _fail_unchecked(part)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""

@@ -52,7 +52,7 @@ def _properties(
 
     yield f"{prefix}.model", printable(report.model)
     if verdict is not None:
-        yield f"{prefix}.verdict", "passed" if verdict.passed else "failed"
+        yield f"{prefix}.verdict", verdict.outcome
         yield f"{prefix}.threshold", f"{verdict.threshold:g}"
     yield f"{prefix}.n_images", str(report.n_images)
     for scores in report:

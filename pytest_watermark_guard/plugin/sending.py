@@ -45,4 +45,5 @@ def _verdict(item: pytest.Item, error: BaseException) -> Verdict | None:
     """Return the verdict of the gate that failed a test, if one did."""
     if isinstance(error, WatermarkSensitivityError):
         return cast("Verdict | None", error.verdict)
-    return item.part if isinstance(item, GateItem) else None
+    part = item.part if isinstance(item, GateItem) else None
+    return part if part is not None and part.failing else None

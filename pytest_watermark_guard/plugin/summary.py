@@ -125,17 +125,17 @@ class Summary:
             self._note_failure(report)
 
     def _note_failure(self, report: pytest.TestReport) -> None:
-        if (why := getattr(report, "wm_unchecked", None)) is not None:
-            self.failures.setdefault(report.nodeid, why)
-            return
+        why = getattr(report, "wm_unchecked", None)
         specs = [spec for spec in self._models if report.nodeid.startswith(f"{spec}::")]
-        if report.when != "setup" or not specs:
+        if report.when == "setup" and specs:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = why or (str(report.longrepr) if crash is None else crash.message)
+            # The first failure of a model says most. "Failed" is pytest's name for `pytest.fail`.
+            self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
+        elif why is not None:
+            self.failures.setdefault(report.nodeid, why)
+        else:
             self._failed_otherwise = True
-            return
-        crash = getattr(report.longrepr, "reprcrash", None)
-        reason = str(report.longrepr) if crash is None else crash.message
-        # The first failure of a model says most. "Failed" is pytest's name for `pytest.fail`.
-        self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
 
     def _add(self, key: str, report: str, gates: list[dict[str, Any]]) -> None:
         from pytest_watermark_guard.reports.probe import ProbeReport

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pytest_watermark_guard.errors import WatermarkSensitivityError
+from pytest_watermark_guard.errors import NotCheckedError, WatermarkSensitivityError
 from pytest_watermark_guard.probing.arguments import ProbeArguments, check_arguments
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.names import matches_unit
@@ -119,6 +119,8 @@ def assert_not_watermark_sensitive(
     ------
     WatermarkSensitivityError
         An `AssertionError` whose message names the worst units and says what to do.
+    NotCheckedError
+        If no unit of a layer ever changes, so that a pass would say nothing.
     WatermarkGuardError
         If the probe could not be made; see `probe`.
     """
@@ -131,6 +133,8 @@ def assert_not_watermark_sensitive(
     )
     verdict = judge(report, settings.threshold, settings.allow)
     current_run().on_verdict(verdict)
-    if not verdict.passed:
+    if verdict.failing:
         raise WatermarkSensitivityError(verdict.story(), verdict)
+    if verdict.unchecked:
+        raise NotCheckedError(verdict.story(), verdict)
     return report

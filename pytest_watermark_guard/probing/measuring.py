@@ -12,6 +12,8 @@ from pytest_watermark_guard.probing.prepare import ProbeContext
 from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.probing.running import Compute
 from pytest_watermark_guard.probing.scoring import impacts, score
+from pytest_watermark_guard.probing.vacuous import dead_units, is_saturated
+from pytest_watermark_guard.reports.scores import dead_layers
 
 
 def measured(
@@ -42,7 +44,9 @@ def measured(
             notes = (CHANGED,)
     measurement, small, more = _measure(context, gate, compute, examples, answers)
     if gate is not None:
-        confirmed = gate.confirmed_by(measurement.scores)
+        # A layer that never changes may do so on the images to come.
+        dead = dead_layers(measurement.dead_units, measurement.scores.values())
+        confirmed = gate.confirmed_by(measurement.scores) and not dead
         if not confirmed:  # only all images can tell
             measurement, small, more = _measure(context, None, compute, examples, answers)
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))
@@ -88,6 +92,8 @@ def _measure(
                 find_examples(recording, scores, batches, context.images) if examples else None
             ),
             early_stop=None,
+            dead_units=dead_units(recording),
+            saturated=is_saturated(recording),
         )
         return measurement, recording.keepable, recording.cache_notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from pytest_watermark_guard.probing.early_stopping import EarlyGate
 from pytest_watermark_guard.probing.measuring import measured
 from pytest_watermark_guard.probing.prepare import ProbeContext, ProbeRequest
 from pytest_watermark_guard.probing.sharing import prepare_with_engine
+from pytest_watermark_guard.probing.vacuous import warnings_of
 from pytest_watermark_guard.reports.environment import versions
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.settings import Settings, check_threshold
@@ -80,7 +82,7 @@ def probe(
     WatermarkGuardError
         One of its subclasses says what cannot be used and what to do: `SettingsError`,
         `ScenarioError`, `ImagesError`, `ModelSpecError`, `PreprocessingError`, `LayerError`,
-        `NonFiniteActivationsError`.
+        `ModelError`, `NonFiniteActivationsError`.
 
     Notes
     -----
@@ -124,7 +126,7 @@ def probe(
         preprocessing=batches.preprocessing.source,
         device=str(batches.device),
         precision=measurement.plan + half,
-        notes=(*context.notes, *measurement.notes, *gate_notes),
+        dead_units=measurement.dead_units,
         version=__version__,
         controls=measurement.controls,
         early_stop=measurement.early_stop,
@@ -132,6 +134,9 @@ def probe(
         examples=measurement.examples,
         versions=versions(),
     )
+    first, last = warnings_of(report, measurement.saturated, context.module)
+    notes = (*first, *context.notes, *measurement.notes, *gate_notes, *last)
+    report = replace(report, notes=notes)
     run.on_report(report)
     return report
 

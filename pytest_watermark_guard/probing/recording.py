@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -129,9 +129,7 @@ class Recording:
 
         Where activations lie in files, a slice of units is scored after the other.
         """
-        units = len(self.names[layer])
-        spilled = any(rows.spilled for rows in self._rows.values())
-        step = _UNITS_AT_ONCE if spilled else units
+        units, step = len(self.names[layer]), self._units_at_once(layer)
         slices: dict[tuple[str, str], list[PairedAuroc]] = {pair: [] for pair in pairs}
         for start in range(0, units, step):
             columns = {
@@ -147,6 +145,16 @@ class Recording:
             )
             for pair, parts in slices.items()
         }
+
+    def slices(self, layer: str) -> Iterator[list[Array]]:
+        """Give some units of a layer after the other: of each stream, the rows [n, units]."""
+        step = self._units_at_once(layer)
+        for start in range(0, len(self.names[layer]), step):
+            yield [self[stream, layer].columns(start, start + step) for stream in self.streams]
+
+    def _units_at_once(self, layer: str) -> int:
+        spilled = any(rows.spilled for rows in self._rows.values())
+        return _UNITS_AT_ONCE if spilled else len(self.names[layer])
 
     def truncate(self, images: int) -> None:
         """Forget all images from number `images` on."""

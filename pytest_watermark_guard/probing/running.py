@@ -15,6 +15,7 @@ from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.inputs import model_inputs
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.foreign import explained
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.running.plan import Plan
@@ -115,9 +116,13 @@ def compute(
         if batches.device.type == "cpu":
             stack.enter_context(kept_memory())
         # Layers are told apart by comparing numbers: in full precision.
-        with computing_in("float32", batches.device):
+        example = batches.example()
+        with (
+            computing_in("float32", batches.device),
+            explained(module, example, "finding its layers"),
+        ):
             recorder = ActivationRecorder(
-                module, execution.layers, batches.example(), outputs=execution.outputs
+                module, execution.layers, example, outputs=execution.outputs
             )
         stack.enter_context(recorder)
         weights = recorder.weights()
@@ -143,7 +148,9 @@ def compute(
         part = batches.part(shard.first, shard.last, todo)
         inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)
         for batch in stack.enter_context(closing(inputs)):
-            found = executor(batch.values)
+            first, last = batch.identities[0], batch.identities[-1]
+            with explained(module, batch.values, f"probing images {first!r} to {last!r}"):
+                found = executor(batch.values)
             activations = {
                 (stream, layer): rows
                 for layer, units in found.items()

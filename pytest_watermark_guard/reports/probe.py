@@ -11,7 +11,7 @@ from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
 from pytest_watermark_guard.reports.impact import Impact
-from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
+from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit, dead_layers
 from pytest_watermark_guard.settings import check_threshold
 
 FORMAT = DocumentFormat("report", "probe report")
@@ -55,6 +55,9 @@ class ProbeReport:
         The images that move the worst units most and least; None if not asked for.
     versions : mapping of str to str
         Of Python and the packages that the numbers depend on; empty if unknown.
+    dead_units : mapping of str to int
+        By layer, how many units are the same for all images, marked and unmarked; layers without
+        any are left out.
     """
 
     model: str
@@ -73,6 +76,12 @@ class ProbeReport:
     weights: str = ""
     examples: Examples | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    dead_units: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dead_layers(self) -> tuple[str, ...]:
+        """The layers of which no unit ever changes: nothing can be said of them."""
+        return dead_layers(self.dead_units, self)
 
     @property
     def stopped_early(self) -> bool:
@@ -126,6 +135,7 @@ class ProbeReport:
             "early_stop": self.early_stop and self.early_stop.to_dict(),
             "weights": self.weights,
             "versions": dict(self.versions),
+            "dead_units": dict(self.dead_units),
             "examples": self.examples and asdict(self.examples),
         }
 
@@ -150,6 +160,7 @@ class ProbeReport:
             weights=str(data.get("weights", "")),
             examples=examples and Examples.from_dict(examples),
             versions={str(k): str(v) for k, v in data.get("versions", {}).items()},
+            dead_units={str(k): int(v) for k, v in data.get("dead_units", {}).items()},
         )
 
     def to_json(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,6 +70,12 @@ class SensitiveUnit:
             low=float(data["low"]),
             high=float(data["high"]),
         )
+
+
+def dead_layers(dead: Mapping[str, int], scores: Iterable[Scores]) -> tuple[str, ...]:
+    """Return the layers of which as many units are dead as there are."""
+    units = {one.layer: len(one.names) for one in scores}
+    return tuple(layer for layer, number in units.items() if dead.get(layer) == number)
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ def _report(
 
 
 def _verdict(verdict: Verdict) -> Iterator[Text]:
-    outcome, style = ("passed", "green") if verdict.passed else ("failed", "red")
+    outcome, style = verdict.outcome, "green" if verdict.passed else "red"
     words = _reach(verdict.failing, verdict.threshold)
     for word, units in (("allowed", verdict.allowed), ("known", verdict.known.passed)):
         words += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""

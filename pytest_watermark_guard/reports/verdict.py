@@ -56,8 +56,18 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no unit is sensitive but those allowed or known."""
-        return not self.failing
+        """Whether no unit is sensitive but those allowed or known, and there was one to check."""
+        return self.outcome == "passed"
+
+    @property
+    def outcome(self) -> str:
+        """``"passed"``, ``"failed"`` or ``"not checked"``: no unit of a layer ever changes."""
+        return "failed" if self.failing else "not checked" if self.unchecked else "passed"
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether a layer has no unit that ever changes, so that there is nothing to go by."""
+        return bool(self.report.dead_layers)
 
     def story(self) -> str:
         """Tell the verdict: one sentence, the worst units, the grounds, what to do."""
@@ -87,14 +97,20 @@ class Verdict:
 
     def sentence(self) -> str:
         """Tell the verdict in a sentence."""
-        model = printable(self.report.model)
+        report, model = self.report, printable(self.report.model)
+        if not self.failing and report.dead_layers:
+            dead = listed(map(printable, report.dead_layers))
+            return (
+                f"{model} could not be checked: no unit of its {dead} ever changes, whatever the "
+                "image."
+            )
         if not self.failing:
             return (
                 f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "
                 f"reaches d = {self.threshold:g}."
             )
         layers = dict.fromkeys(unit.layer for unit in self.failing)
-        units = listed(_number_failing(self.report, layer, self.failing) for layer in layers)
+        units = listed(_number_failing(report, layer, self.failing) for layer in layers)
         scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in self.failing)))
         verb = "reacts" if len(self.failing) == 1 else "react"
         return (

@@ -59,7 +59,7 @@ def found():
 def test_models_fail_one_by_one(found):
     assert [*found.reports] == ["fires", "silent", "other <classes>"]
     assert [*found.failures] == ["broken", "no such"]
-    assert found.failures["broken"].startswith("RuntimeError: no such bucket")
+    assert found.failures["broken"].startswith("Broken raised RuntimeError: no such")
     assert "torchvision has no classification model" in found.failures["no such"]
 
 
@@ -127,7 +127,7 @@ def test_files_that_hold_something_else(tmp_path, content, message):
 def test_the_table_names_every_model_and_says_what_failed(found):
     text = found.table(ascii_only=True)
     assert "Survey of 3 models" in text
-    assert "Not probed: broken: RuntimeError: no such bucket at all" in text
+    assert "Not probed: broken: Broken raised RuntimeError: no such bucket at all" in text
     assert "Without models of other classes: other <classes>." in text
     assert "carton [1]" in text
     assert all(len(line) <= 80 for line in text.splitlines())

@@ -51,7 +51,8 @@ def masked(weights, units):
 
 
 def test_a_mask_that_helped(photos):
-    model = masked(HEAD, (0, 1))
+    # Of a head that the corner does not reach, nothing would be left to check.
+    model = masked([[1.0, 0.0, 0.001], [0.0, 1.0, 0.001]], (0, 1))
     found = wm.reaudit(model, images=photos, scenarios=(WHITE, BLACK), threshold=0.9)
     largest = {
         (c.layer, c.scenario): (c.before.differentiability, c.after.differentiability)

@@ -104,7 +104,7 @@ def test_a_model_that_fails_is_shown_once(project):
     result.assert_outcomes(errors=4)
     text = result.stdout.str()
     assert text.count("E       RuntimeError: expected 1 channel") == 1
-    assert text.count("not probed (RuntimeError), see ") >= 3
+    assert text.count("not probed (ModelError), see ") >= 3
 
 
 @pytest.mark.parametrize("options", [["--junitxml=junit.xml"], ["--lf"], ["-x"], ["--co"]])
@@ -195,3 +195,50 @@ def test_every_output_of_a_model_is_gated(project):
     result = project.runpytest("--wm-model=two:Two", "--wm-layers=logits", "-p", "no:xdist")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*logits?shape?*", "*--wm-allow='logits?shape?:*"])
+
+
+def test_a_model_that_never_changes_is_not_checked(project):
+    project.makepyfile(
+        dead="""
+        from shop import Blind
+
+        class Dead(Blind):
+            def forward(self, x):
+                return super().forward(x * 0)
+
+        build = Dead
+        """,
+        test_dead="""
+        import pytest_watermark_guard as wm
+        from dead import build
+
+        def test_dead():
+            wm.assert_not_watermark_sensitive(build())
+        """,
+    )
+    result = project.runpytest("--wm-model=dead:build", "--wm-report", "test_dead.py")
+    result.assert_outcomes(failed=5)
+    assert result.ret == 6
+    said = "could not be checked: no unit of its logits* ever changes*"
+    result.stdout.fnmatch_lines([f"*Dead {said}", "*Gate not checked: no unit reaches*"])
+    result.stdout.no_fnmatch_line("*Gate passed*")
+    result.stdout.no_fnmatch_line("*is not watermark-sensitive*")
+
+
+def test_a_model_that_raises_is_told_once(project):
+    project.makepyfile(
+        picky="""
+        from shop import Blind
+
+        class Picky(Blind):
+            def forward(self, x):
+                assert False, "one channel"
+
+        build = Picky
+        """
+    )
+    result = project.runpytest("--wm-model=picky:build", "--wm-json=run.json")
+    assert result.ret == 6
+    failures = json.loads((project.path / "run.json").read_text("utf-8"))["failures"]
+    assert [*failures] == ["picky:build"]
+    assert "one channel" in failures["picky:build"]

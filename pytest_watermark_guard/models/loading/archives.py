@@ -20,7 +20,7 @@ import torch
 from torch.export import ExportedProgram
 
 from pytest_watermark_guard.errors import ModelSpecError
-from pytest_watermark_guard.models.loading.checkpoints import first_line, weights_only
+from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
 
 # Dots and dashes, but nothing to call, quote, index or separate statements with.
 _PLAIN = re.compile(r"[\w.:/+\-]*", re.ASCII)

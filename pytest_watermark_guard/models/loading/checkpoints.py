@@ -2,178 +2,219 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.models.loading.unpickling import (
+    Inert,
+    first_line,
+    listed,
+    load_pickled,
+)
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".weights")
+ADAPTER = "adapter_config.json"
+_INDEX = ".index.json"
+_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+# Averaged weights come first, as in timm.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
+# Whose teacher is the average of its student, as that of a distillation is not.
+_SELF_DISTILLED = ("dino_loss", "ibot_loss")
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 5
+_MOST_NESTED = 4
+_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # of a zip archive, of a pickle
+_LFS = b"version https://git-lfs"
 
 
-@contextlib.contextmanager
-def weights_only() -> Iterator[None]:
-    """Make every ``torch.load`` in the body, also inside libraries, refuse pickled code."""
-    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ[names[0]] = "1"
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+class Checkpoint(NamedTuple):
+    """Weights by name, on the CPU, and what was chosen or left out, for the report."""
+
+    state: dict[str, Tensor]
+    notes: tuple[str, ...]
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights in a checkpoint file, on the CPU.
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read the weights in a checkpoint.
 
     Parameters
     ----------
     path : path
-        A ``.safetensors`` file, or one that ``torch.save`` wrote (``.pt``, ``.pth``, ``.bin``,
-        ``.ckpt``, ``.tar``): a state dict, also under ``state_dict``, ``model_state_dict`` or
-        ``model``. A ``module.`` or ``_orig_mod.`` that all names share is taken off.
+        A safetensors file, or one that ``torch.save`` wrote, whatever it is called; the
+        ``*.index.json`` of such files in parts; or a folder with one of these. A state dict may
+        lie under ``state_dict``, ``model_state_dict``, ``model`` or another key, if there is only
+        one; averaged weights (``state_dict_ema``, ``model_ema``, ...) are taken first.
 
     Returns
     -------
-    dict of str to Tensor
+    Checkpoint
 
     Raises
     ------
     ModelSpecError
-        When the file is missing, of another kind, damaged, holds anything but tensors, or holds
-        pickled Python objects.
+        When there is no such file, or it is of another kind, damaged, ambiguous, or holds no
+        state dict, or pickled functions.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise ModelSpecError(f"weights file {str(path)!r} does not exist")
-    if path.suffix == ".safetensors":
-        try:
-            return _without_prefix(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ModelSpecError(f"{path} is not a readable safetensors file: {error}") from error
-    if path.suffix not in PICKLE_SUFFIXES:
+    file = _in_folder(path) if path.is_dir() else path
+    if not file.is_file():
+        raise ModelSpecError(f"weights file {str(file)!r} does not exist")
+    if file.name.endswith(_INDEX):
+        return _shards(file)
+    return _file(file)
+
+
+def _file(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(_LFS):
         raise ModelSpecError(
-            f"{path}: unknown weights suffix {path.suffix!r}; "
-            f"known are .safetensors, {', '.join(PICKLE_SUFFIXES)}"
+            f"{path} is not the weights but Git LFS's pointer to them: run git lfs pull"
         )
-    try:
-        with weights_only():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, tar and torch each raise their own
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        try:
+            return Checkpoint(load_file(path), ())
+        except (SafetensorError, OSError) as error:
+            raise ModelSpecError(
+                f"{path} is not a readable safetensors file: {first_line(error)}"
+            ) from error
+    if path.suffix not in PICKLE_SUFFIXES and not start.startswith(_MAGIC):
         raise ModelSpecError(
-            f"{path} is damaged or holds more than tensors (pickled Python objects are not "
-            "loaded, they could run code): save model.state_dict() alone, best as safetensors. "
-            f"torch says: {first_line(error)}"
-        ) from error
-    return _without_prefix(_tensors(content, path))
+            f"{path}: unknown weights suffix {path.suffix!r}, and neither a safetensors file nor "
+            f"one of torch.save; known are .safetensors, {', '.join(PICKLE_SUFFIXES)}"
+        )
+    content, replaced = load_pickled(path)
+    state, notes = _state_in(content, path)
+    if replaced:
+        notes = (*notes, f"weights: {path.name} holds {listed([*replaced])} too: left unread")
+    return Checkpoint(state, notes)
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for name in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+def _state_in(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
+    for _ in range(_MOST_NESTED):
+        key = _container(content, path)
+        if key is None:
+            break
+        content = content[key]
+        if key in (*_AVERAGED, "teacher"):
+            notes += (f"weights: the averaged ones in {path.name} ({key!r}) were taken",)
+        elif key not in _CONTAINERS:
+            notes += (f"weights: taken from {key!r} in {path.name}",)
+    if isinstance(content, Inert):
+        raise ModelSpecError(
+            f"{path} holds a pickled {content.qualified_name()}, not its weights, and no code is "
+            "unpickled: load it yourself where you trust it, and pass the network in it or save "
+            f"its state_dict(){_way_out(content.qualified_name())}"
+        )
     if not isinstance(content, Mapping) or not content:
         raise ModelSpecError(f"{path} holds a {type(content).__name__}, not a state dict")
-    not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if not_tensors:
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
         raise ModelSpecError(
-            f"{path} is not a state dict: {_listed(not_tensors)} "
-            f"{'is not a tensor' if len(not_tensors) == 1 else 'are not tensors'}"
+            f"{path} is not a state dict: {listed(others)} "
+            f"{'is not a tensor' if len(others) == 1 else 'are not tensors'}"
         )
-    return {str(key): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}, notes
 
 
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES * 2:  # DistributedDataParallel around torch.compile, or inside it
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
+def _container(content: Any, path: Path) -> str | None:
+    """Return the key under which the weights are, None where they are not one level down."""
+    if not isinstance(content, Mapping):
+        return None
+    if isinstance(content.get("teacher"), Mapping) and any(k in content for k in _SELF_DISTILLED):
+        return "teacher"
+    for key in (*_AVERAGED, *_CONTAINERS):
+        # MMEngine swaps the two on saving: its state_dict is the average.
+        swapped = key == "ema_state_dict" and "message_hub" in content
+        if not swapped and isinstance(content.get(key), (Mapping, Inert)) and content[key] != {}:
+            return key
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return None
+    found = [str(key) for key, value in content.items() if _is_state(value)]
+    if len(found) > 1:
+        raise ModelSpecError(
+            f"{path} holds several sets of weights ({listed(found)}): save one of them alone, "
+            f"torch.save(checkpoint[{found[0]!r}], 'weights.pt')"
+        )
+    return found[0] if found else None
 
 
-def load_checkpoint(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a checkpoint file into a module; every name and shape must match.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Its parameters and buffers are overwritten, unless an error is raised.
-    path : path
-        See `read_state_dict`.
-
-    Raises
-    ------
-    ModelSpecError
-        When the file cannot be read or does not belong to the module: names the first keys that
-        are missing, unexpected or of another shape.
-    """
-    load_state_dict(module, read_state_dict(path), path)
-
-
-def load_state_dict(
-    module: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]
-) -> None:
-    """Load ``state``, which was read from ``path``, into a module; see `load_checkpoint`."""
-    own = module.state_dict()
-    # Batch norm's counter is younger than many checkpoints, and unused in evaluation.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [
-        key
-        for key in own
-        if key in state and isinstance(own[key], Tensor) and own[key].shape != state[key].shape
-    ]
-    if not missing and not unexpected and not misshapen:
-        module.load_state_dict(state, strict=False)
-        return
-    problems = [
-        f"{len(keys)} {what} ({_listed(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected))
-        if keys
-    ]
-    if misshapen:
-        shapes = [f"{k} {[*state[k].shape]} instead of {[*own[k].shape]}" for k in misshapen]
-        problems.append(f"{len(misshapen)} of another shape ({_listed(shapes)})")
-    advice = ""
-    if (
-        misshapen
-        and not missing
-        and not unexpected
-        and _only_the_classes_differ(misshapen, own, state)
-    ):
-        advice = f"; only the head differs: add num_classes={state[misshapen[-1]].shape[0]}"
-    raise ModelSpecError(
-        f"{os.fspath(path)} does not fit {type(module).__name__}: {', '.join(problems)}{advice}"
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(entry, Tensor) for entry in value.values())
     )
 
 
-def _only_the_classes_differ(
-    keys: list[str], own: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> bool:
-    counts = {state[key].shape[:1] for key in keys}
-    return len(counts) == 1 and all(
-        own[key].ndim > 0 and own[key].shape[1:] == state[key].shape[1:] for key in keys
+def _way_out(name: str) -> str:
+    if name.startswith("fastai."):
+        return ": torch.save(learn.model.state_dict(), 'weights.pt')"
+    if name.startswith("ultralytics."):
+        return ": torch.save(YOLO(path).model.state_dict(), 'weights.pt')"
+    return ""
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the file in a folder that says what its weights are."""
+    if (folder / ADAPTER).is_file():
+        raise adapter_error(folder)
+    for name in _IN_A_FOLDER:
+        for file in (folder / name, folder / f"{name}{_INDEX}"):
+            if file.is_file():
+                return file
+    if (folder / "zero_to_fp32.py").is_file():
+        raise ModelSpecError(
+            f"{folder} is a DeepSpeed checkpoint, whose weights are spread over processes: run "
+            "its zero_to_fp32.py, and name the file that it writes"
+        )
+    if (folder / ".metadata").is_file():
+        raise ModelSpecError(
+            f"{folder} is a distributed checkpoint: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
+        )
+    suffixes = (".safetensors", *PICKLE_SUFFIXES)
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in suffixes)
+    if len(files) == 1:
+        return folder / files[0]
+    there = f"name one of {listed(files)}" if files else "there is no weights file in it"
+    raise ModelSpecError(f"{folder} is a folder without {' or '.join(_IN_A_FOLDER[:2])}; {there}")
+
+
+def adapter_error(folder: str | os.PathLike[str]) -> ModelSpecError:
+    """Return the error for a folder of PEFT, which holds an adapter and no model."""
+    return ModelSpecError(
+        f"{os.fspath(folder)} holds an adapter (PEFT), which is no model by itself: merge it into "
+        "its base, PeftModel.from_pretrained(base, folder).merge_and_unload(), and pass that "
+        "model, or save it and name its folder"
     )
 
 
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type when it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _shards(index: Path) -> Checkpoint:
+    """Read all parts that an index names; they lie beside it."""
+    try:
+        files = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted({str(name) for name in files.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ModelSpecError(f"{index} is not an index of weights: it has no weight_map") from error
+    state: dict[str, Tensor] = {}
+    notes: tuple[str, ...] = ()
+    for name in names:
+        part = index.parent / name
+        if Path(name).name != name or not part.is_file():
+            raise ModelSpecError(f"{index} names a part that is not beside it: {name!r}")
+        read = _file(part)
+        state |= read.state
+        notes += read.notes
+    missing = [key for key in files if key not in state]
+    if missing:
+        raise ModelSpecError(f"{index} names weights that its parts do not hold: {listed(missing)}")
+    return Checkpoint(state, tuple(dict.fromkeys(notes)))

@@ -17,12 +17,11 @@ from torch import nn
 
 from pytest_watermark_guard.errors import ModelSpecError
 from pytest_watermark_guard.models.loading.checkpoints import (
-    first_line,
-    load_checkpoint,
-    load_state_dict,
-    read_state_dict,
-    weights_only,
+    ADAPTER,
+    adapter_error,
+    read_checkpoint,
 )
+from pytest_watermark_guard.models.loading.fitting import load_checkpoint, load_state_dict
 from pytest_watermark_guard.models.loading.introspection import class_names_of
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.loading.presets import (
@@ -31,6 +30,8 @@ from pytest_watermark_guard.models.loading.presets import (
     from_torchvision_preset,
 )
 from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec, parse_spec
+from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
+from pytest_watermark_guard.models.near_misses import check_module
 
 _RANDOM_SEED = 0
 _RANDOM_NOTE = "random weights: the spec asks for @random, so the scores say nothing about training"
@@ -69,15 +70,11 @@ def as_loaded(model: nn.Module | str) -> LoadedModel:
     Raises
     ------
     ModelSpecError
-        If it is neither, or as for `load_model`.
+        If it is neither, or cannot be run as it is, or as for `load_model`.
     """
     if isinstance(model, str):
         return load_model(model)
-    if isinstance(model, nn.Module):
-        return LoadedModel(type(model).__name__, model)
-    raise ModelSpecError(
-        f"model must be a torch.nn.Module or a model spec, got {type(model).__name__}"
-    )
+    return LoadedModel(type(model).__name__, check_module(model))
 
 
 def load_model(spec: str | ModelSpec) -> LoadedModel:
@@ -133,7 +130,7 @@ def _load_torchvision(spec: ModelSpec) -> LoadedModel:
             module = models.get_model(spec.name, weights=entry, progress=False)
         return LoadedModel(spec.text, module.eval(), preset, categories)
 
-    state = read_state_dict(spec.weights) if spec.weights else {}
+    state, read_notes = read_checkpoint(spec.weights) if spec.weights else ({}, ())
     count = spec.num_classes or len(categories)
     module = _build_torchvision(spec.name, count, state)
     names_known = count == len(categories) and spec.weights is not None
@@ -141,11 +138,12 @@ def _load_torchvision(spec: ModelSpec) -> LoadedModel:
     if spec.weights:
         if spec.name.startswith("densenet"):
             state = {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
-        load_state_dict(module, state, spec.weights)
+        fit_notes = load_state_dict(module, state, spec.weights)
         if spec.tag is None:
             preset = preset.as_assumed(f"{preset.source}, assumed for {spec.weights}")
             if names_known:
                 notes.append("class names: assumed to be ImageNet's, as there are 1000 classes")
+        notes += (*read_notes, *fit_notes)
     return LoadedModel(
         spec.text, module.eval(), preset, categories if names_known else None, tuple(notes)
     )
@@ -160,7 +158,7 @@ def _build_torchvision(name: str, num_classes: int, state: dict[str, Any]) -> nn
         # torchvision undoes inside the model; their auxiliary heads may have been stripped.
         options = {
             "transform_input": num_classes == 1000,
-            "aux_logits": any(key.lower().startswith("aux") for key in state),
+            "aux_logits": any(".aux" in f".{key.lower()}" for key in state),
             "init_weights": not state,
         }
     with _seeded():
@@ -179,7 +177,7 @@ def _load_timm(spec: ModelSpec) -> LoadedModel:
         module = timm.create_model(spec.name, pretrained=pretrained, **options)
     notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
     if spec.weights:
-        load_checkpoint(module, spec.weights)
+        notes += load_checkpoint(module, spec.weights)
     preprocessing = from_timm_config(
         timm.data.resolve_model_data_config(module), source=f"timm's configuration of {spec.name}"
     )
@@ -207,6 +205,10 @@ def _load_hf(spec: ModelSpec) -> LoadedModel:
     transformers = _library(spec, "transformers")
     directory = Path(spec.name).expanduser()
     source = str(directory) if directory.is_dir() else spec.name
+    if (directory / ADAPTER).is_file():
+        raise adapter_error(directory)
+    # An older folder has no safetensors; what is read instead is unpickled without code.
+    pickled = directory.is_dir() and not any(directory.glob("*.safetensors"))
     options: dict[str, Any] = {"trust_remote_code": False}
     notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
     auto = transformers.AutoModelForImageClassification
@@ -218,7 +220,7 @@ def _load_hf(spec: ModelSpec) -> LoadedModel:
                 module = auto.from_config(config, trust_remote_code=False)
         else:
             module, info = auto.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, **options
+                source, use_safetensors=not pickled, output_loading_info=True, **options
             )
             untrained = [*info["missing_keys"], *info["mismatched_keys"]]
             if untrained:
@@ -228,7 +230,7 @@ def _load_hf(spec: ModelSpec) -> LoadedModel:
                     "head says nothing; name a checkpoint that was trained to classify"
                 )
     if spec.weights:
-        load_checkpoint(module, spec.weights)
+        notes += load_checkpoint(module, spec.weights)
     preprocessing = None
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, **options)
@@ -275,9 +277,8 @@ def _load_factory(spec: ModelSpec) -> LoadedModel:
             f"model spec {spec.text!r}: {attributes}() returned a {type(target).__name__}, "
             "not a torch.nn.Module"
         )
-    if spec.weights:
-        load_checkpoint(target, spec.weights)
-    return LoadedModel(spec.text, target)
+    notes = load_checkpoint(target, spec.weights) if spec.weights else ()
+    return LoadedModel(spec.text, target, notes=notes)
 
 
 @contextlib.contextmanager

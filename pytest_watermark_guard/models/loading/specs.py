@@ -14,6 +14,7 @@ GRAMMAR = (
 )
 RANDOM = "random"
 _LIBRARIES = ("torchvision", "timm", "hf")
+_WEIGHTS = (".pt", ".pth", ".safetensors", ".ckpt", ".bin", ".tar", ".pkl", ".index.json")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -92,7 +93,7 @@ def parse_spec(text: str) -> ModelSpec:
         if num_classes is not None:
             raise _error(text, "num_classes= is for your factory to decide")
         return ModelSpec(text, "factory", target, weights=weights)
-    if target.endswith((".pt", ".pth", ".safetensors", ".ckpt", ".bin")):
+    if target.endswith(_WEIGHTS):
         raise _error(
             text,
             "weights alone do not say which architecture they belong to; name it, for instance "

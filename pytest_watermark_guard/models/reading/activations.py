@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.identity import weights_identity
+from pytest_watermark_guard.models.near_misses import check_module
 from pytest_watermark_guard.models.reading.bottleneck import first_tensor, of_images
 from pytest_watermark_guard.models.reading.exported import ExportedReader, is_exported
+from pytest_watermark_guard.models.reading.foreign import explained
 from pytest_watermark_guard.models.reading.heads import Head, find_head
 from pytest_watermark_guard.models.reading.layers import (
     Tap,
@@ -255,8 +257,14 @@ def extract_features(model: nn.Module, x: Tensor) -> Tensor:
     ------
     LayerError
         When the features cannot be found, or not be read as units.
+    ModelSpecError, ModelError
+        When `model` is no module that takes pictures, or raises.
     """
-    with ActivationRecorder(model, ("features",), x) as recorder:
+    model = check_module(model)
+    with (
+        explained(model, x, "finding and reading its features"),
+        ActivationRecorder(model, ("features",), x) as recorder,
+    ):
         return recorder(x)["features"]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.foreign import out_of_memory
 from pytest_watermark_guard.models.running.plan import Plan
 
 Activations = dict[str, npt.NDArray[np.floating]]
@@ -76,7 +77,7 @@ class Runner:
                 parts.append(self._forward(inputs[done : done + size]))
             except RuntimeError as error:
                 # A fixed batch size is part of an exported program: it cannot be halved.
-                if size == 1 or self.recorder.batch_size or not _out_of_memory(error):
+                if size == 1 or self.recorder.batch_size or not out_of_memory(error):
                     raise
             else:
                 done += size
@@ -101,13 +102,3 @@ def _as_array(units: torch.Tensor) -> npt.NDArray[np.floating]:
     wide = units if units.dtype is torch.float64 else units.float()
     array: npt.NDArray[np.floating] = wide.cpu().numpy()
     return array
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # Not every device has an error type of its own for it.
-    message = str(error)
-    return (
-        isinstance(error, torch.cuda.OutOfMemoryError)
-        or "can't allocate memory" in message
-        or "out of memory" in message
-    )

@@ -28,6 +28,8 @@ class ProbeMeasurement(NamedTuple):
     weights: str
     examples: Examples | None
     early_stop: EarlyStop | None
+    dead_units: Mapping[str, int]
+    saturated: bool
 
 
 class ResultCache:
@@ -67,6 +69,8 @@ class ResultCache:
             weights=report.weights,
             examples=report.examples,
             early_stop=report.early_stop,
+            dead_units=report.dead_units,
+            saturated=bool(data["saturated"]),
         )
         return measurement, answers
 
@@ -90,12 +94,17 @@ class ResultCache:
             weights=measurement.weights,
             examples=measurement.examples,
             early_stop=measurement.early_stop,
+            dead_units=measurement.dead_units,
         )
         key = self._key(asked)
         for (stream, layer), rows in answers.items():
             self._store.put_array("answers", self._keys.key(key, stream, layer), rows)
-        data = {"report": json.loads(report.to_json()), "answers": [*answers]}
+        data = {
+            "report": json.loads(report.to_json()),
+            "answers": [*answers],
+            "saturated": measurement.saturated,
+        }
         self._store.put("results", key, json.dumps(data).encode())
 
     def _key(self, asked: str) -> str:
-        return self._keys.key("result", self._keys.exact, *self._keys.streams.values(), asked)
+        return self._keys.key("result/2", self._keys.exact, *self._keys.streams.values(), asked)

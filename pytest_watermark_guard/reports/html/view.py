@@ -38,6 +38,11 @@ class Model(NamedTuple):
     facts: tuple[tuple[str, str], ...]  # how it was probed: name and value
 
     @property
+    def good(self) -> bool:
+        """Whether it was checked, and nothing is wrong with it."""
+        return self.word in ("passed", "clean")
+
+    @property
     def highest(self) -> float:
         """The largest d of all."""
         return max(scenario.worst.differentiability for scenario in self.scenarios)
@@ -88,9 +93,13 @@ def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 
         return Headline("No probe was made", "")
     counted = [model for model in models if model.gates] or models
     bad = sum(model.sensitive for model in counted)
-    missed = f", {len(failures)} could not be probed" if failures else ""
-    state = "bad" if bad or failures else "good"
+    unchecked = sum(model.word == "not checked" for model in counted)
+    missed = f", {unchecked} could not be checked" if unchecked else ""
+    missed += f", {len(failures)} could not be probed" if failures else ""
+    state = "bad" if bad or unchecked or failures else "good"
     several = len({model.judged.report.model for model in counted}) < len(counted)
+    if len(counted) == unchecked == 1:
+        return Headline("Could not be checked", state)
     if len(counted) == 1:
         words = "Watermark-sensitive" if bad else "Not watermark-sensitive"
     elif several:
@@ -114,11 +123,14 @@ def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
     gates = verdicts or [Verdict(report, probe.threshold, tuple(report.sensitive(probe.threshold)))]
     # The page quotes the gate with the lowest threshold, of those that fail if there are any.
     quoted = min(gates, key=lambda verdict: (verdict.passed, verdict.threshold))
+    word = "failed" if bad else quoted.outcome
+    if not verdicts:
+        word = {"failed": "sensitive", "passed": "clean"}.get(word, word)
     return Model(
         name=probe.name,
         number=number,
         sensitive=bad,
-        word=("passed", "failed")[bad] if verdicts else ("clean", "sensitive")[bad],
+        word=word,
         sentence=quoted.sentence(),
         scenarios=tuple(_scenario(probe, scenario) for scenario in report.scenarios),
         judged=probe,
@@ -140,6 +152,9 @@ def _scenario(probe: Judged, scenario: str) -> ScenarioResult:
     if accepted:
         words = f"{count(accepted, 'accepted unit')}, no other"
         return ScenarioResult(scenario, "known", words, worst)
+    if dead := probe.report.dead_layers:
+        words = f"not checked: no unit of {listed(dead)} ever changes"
+        return ScenarioResult(scenario, "bad", words, worst)
     return ScenarioResult(scenario, "good", "no unit reacts", worst)
 
 

@@ -77,6 +77,7 @@ def test_grammar(text: str, expected: tuple[Any, ...]) -> None:
         ("models:build?num_classes=5", "your factory"),
         ("model.pt2?weights=a.pth", "carries its weights"),
         ("weights/model.pth", "torchvision:resnet18.weights=weights/model.pth"),
+        ("m/model.safetensors.index.json", "torchvision:resnet18.weights=m/model"),
         ("../models:build", "names no model"),
         ("models:build()", "names no model"),
     ],
@@ -131,6 +132,12 @@ def test_local_weights(tmp_path: Path) -> None:
 
     with pytest.raises(ModelSpecError, match="does not fit ResNet"):
         load_model(f"torchvision:resnet18?weights={path}")
+
+    save_file({f"net.{key}": value for key, value in source.state_dict().items()}, path)
+    loaded = load_model(f"torchvision:mobilenet_v3_small?weights={path}")
+    assert loaded.notes[1] == (
+        "weights: the prefix 'net.' was taken off the names in weights.safetensors"
+    )
 
 
 def test_local_weights_of_another_number_of_classes(tmp_path: Path) -> None:
@@ -305,6 +312,22 @@ def test_hf_directory_without_processor_or_names(hf_directory: Callable[..., Pat
 def test_hf_checkpoint_without_a_head_is_refused(hf_directory: Callable[..., Path]) -> None:
     with pytest.raises(ModelSpecError, match=r"no weights for classifier.*untrained head"):
         load_model(f"hf:{hf_directory(head=False)}")
+
+
+def test_hf_directory_without_safetensors(hf_directory: Callable[..., Path]) -> None:
+    directory = hf_directory(num_labels=3)
+    state = load_model(f"hf:{directory}").module.state_dict()
+    torch.save(state, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    loaded = load_model(f"hf:{directory}").module.state_dict()
+    torch.testing.assert_close(loaded, state, rtol=0, atol=0)
+
+
+def test_hf_directory_of_an_adapter(hf_directory: Callable[..., Path]) -> None:
+    directory = hf_directory()
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelSpecError, match=r"adapter \(PEFT\).*merge_and_unload"):
+        load_model(f"hf:{directory}")
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
