@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pytest_watermark_guard.errors import MaskError
-from pytest_watermark_guard.mitigation import serialization
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.settings import check_threshold
 
-_KIND = "mask"
+FORMAT = DocumentFormat("mask", "mask", MaskError)
 _LAYER = "features"
 
 
@@ -142,7 +142,7 @@ class FeatureMask:
 
     def save(self, path: str | Path) -> None:
         """Write the mask to a JSON file."""
-        serialization.save(self, _KIND, path)
+        FORMAT.write(path, {"kind": FORMAT.noun, **self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureMask:
@@ -153,7 +153,9 @@ class FeatureMask:
         MaskError
             If the file cannot be read or holds something else.
         """
-        with serialization.loading(path, _KIND) as data:
+        with FORMAT.reading_json(path) as data:
+            if data["kind"] != FORMAT.noun:
+                raise MaskError(f"it holds {data['kind']!r}, not {FORMAT.noun!r}")
             return cls(
                 units=tuple(map(int, data["units"])),
                 width=int(data["width"]),
