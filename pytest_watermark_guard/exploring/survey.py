@@ -130,6 +130,7 @@ def probed_by_engine(
     """Have every model probed by a worker of an engine; gives names and reports, in their order.
 
     In place of a report stands why a model could not be probed. `Run.on_report` is not called.
+    Raises `EngineError` if the engine cannot be had, or the images cannot be sent to it.
     """
     run = current_run()
     settings = run.settings.override(
