@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.settings import check_threshold, is_number
 
 FORMAT = DocumentFormat("mask", "mask", MaskError)
 _LAYER = "features"
@@ -178,7 +177,7 @@ def _choose(
         return np.flatnonzero(d >= threshold), f"those with d >= {threshold:g}"
     if units is not None:
         return list(units), "chosen by hand, with marks"
-    if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
+    if not is_number(fraction) or not 0 <= fraction <= 1:
         raise MaskError(f"fraction must be a number in [0, 1], got {fraction!r}")
     chosen = np.argsort(-d, kind="stable")[: number_masked(float(fraction), len(d))]
     return chosen, f"the {fraction:.3g} most differentiable"

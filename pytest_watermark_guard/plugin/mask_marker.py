@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.settings import check_threshold, is_number
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 
 MASK_MARKER = "wm_mask"
@@ -56,12 +56,9 @@ class MaskRequest:
             )
         if self.method == "mask" and not rules:
             object.__setattr__(self, "fraction", _FRACTION)
-        if self.fraction is not None and not (
-            isinstance(self.fraction, Real)
-            and not isinstance(self.fraction, bool)
-            and 0 <= self.fraction <= 1
-        ):
-            raise SettingsError(f"fraction must be a number in [0, 1], got {self.fraction!r}")
+        fraction = self.fraction
+        if fraction is not None and not (is_number(fraction) and 0 <= fraction <= 1):
+            raise SettingsError(f"fraction must be a number in [0, 1], got {fraction!r}")
         if self.threshold is not None:
             check_threshold(self.threshold)
         if self.units is not None:
@@ -117,8 +114,7 @@ def prepare_item(item: pytest.Item, known: Mapping[str, AnyScenario]) -> None:
     definitions = item._fixtureinfo.name2fixturedefs
     after = [name for name in others if _needs(definitions, name, request.fixture)]
     for name in after:
-        scope = definitions[name][-1].scope
-        if name != request.fixture and scope != "function":
+        if name != request.fixture and (scope := definitions[name][-1].scope) != "function":
             raise SettingsError(
                 f"fixture {name!r} lives for a whole {scope} and is made from "
                 f"{request.fixture!r}, which is masked for this test alone: it would see the model "
