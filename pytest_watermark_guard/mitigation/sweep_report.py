@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,17 +171,16 @@ class SweepReport:
             If the file cannot be read or holds something else.
         """
         with FORMAT.reading_json(path) as data:
-            classes = tuple(map(str, data["classes"]))
             erased, erasure = data["erased"], data["erasure"]
             plain: dict[str, Any] = {name: kind(data[name]) for name, kind in _PLAIN.items()}
             plain |= {name: tuple(map(kind, data[name])) for name, kind in _LISTS.items()}
+            head_of = partial(
+                SweptHead.from_dict, classes=plain["classes"], n_images=plain["n_validation"]
+            )
             return cls(
                 **plain,
-                heads=tuple(
-                    SweptHead.from_dict(head, classes, plain["n_validation"])
-                    for head in data["heads"]
-                ),
-                erased=erased and SweptHead.from_dict(erased, classes, plain["n_validation"]),
+                heads=tuple(map(head_of, data["heads"])),
+                erased=erased and head_of(erased),
                 erasure=erasure and FeatureErasure.from_dict(erasure),
             )
 

@@ -146,10 +146,9 @@ class GateItem(pytest.Item):
     def runtest(self) -> None:
         """Judge this item's part of the report."""
         verdict = self.gate.verdict(self)
-        key = self._layer, self._scenario
-        if key not in verdict.report.scores:
-            pytest.skip(f"{self._layer}: {'; '.join(verdict.report.notes)}")
-        report = verdict.report
+        report, key = verdict.report, (self._layer, self._scenario)
+        if key not in report.scores:
+            pytest.skip(f"{self._layer}: {'; '.join(report.notes)}")
         early = report.early_stop and report.early_stop.restrict_to(*key)
         self.part = replace(
             verdict,

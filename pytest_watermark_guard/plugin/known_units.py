@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 def known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
     """Return the units on record, and the file that they are in, or would be."""
-    path = named_path(config, "known")
+    named = named_path(config, "known")
+    path = named or (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
     updating = bool(config.getoption("wm_update_known"))
-    named = path is not None
-    if path is None:
-        path = (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
     if config.getoption("wm_no_known"):
         if updating:
             raise SettingsError("--wm-update-known and --wm-no-known exclude each other")

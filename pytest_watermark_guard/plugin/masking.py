@@ -36,13 +36,13 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
     from pytest_watermark_guard.mitigation.mask import FeatureMask
     from pytest_watermark_guard.models.snapshot import restored
 
-    asked: MaskRequest | None = request.node.stash.get(REQUEST, None)
-    if asked is None:
+    if REQUEST not in request.node.stash:
         pytest.fail(
             f"the fixture wm_mask tells what @pytest.mark.{MASK_MARKER} has masked, and this test "
             "has no such marker",
             pytrace=False,
         )
+    asked = request.node.stash[REQUEST]
     model = request.getfixturevalue(asked.fixture)
     with ExitStack() as stack:
         try:
