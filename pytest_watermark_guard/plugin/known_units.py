@@ -1,44 +1,15 @@
-"""Known units at the start of a run and at its end, when an update of them is written."""
+"""What gates made of the known units, at the end of a run; an update of them is written then."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
-from pytest_watermark_guard.plugin.options import KNOWN_FILE, named_path
-from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
-
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
-
-
-def known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
-    """Return the units on record, and the file that they are in, or would be."""
-    named = named_path(config, "known")
-    path = named or (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
-    updating = bool(config.getoption("wm_update_known"))
-    if config.getoption("wm_no_known"):
-        if updating:
-            raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
-        return KnownUnits(), path
-    inside = path.is_relative_to(config.rootpath)
-    shown = str(path.relative_to(config.rootpath) if inside else path)
-    if not path.exists() and not updating:
-        if named:
-            raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
-        return KnownUnits(shown), path
-    units: tuple[KnownUnit, ...] = ()
-    if path.exists():
-        from pytest_watermark_guard.plugin.known_units_file import read_known
-
-        units = read_known(path)
-    if updating and not os.access(path.parent, os.W_OK):
-        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
-    return KnownUnits(shown, units, updating), path
+    from pytest_watermark_guard.reports.known_units import KnownUnits
 
 
 class KnownSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
 from pytest_watermark_guard.plugin.items import check_spec
-from pytest_watermark_guard.plugin.known_units import known_units
-from pytest_watermark_guard.plugin.options import flag_is_set, read_settings, writable_path
+from pytest_watermark_guard.plugin.options import (
+    KNOWN_FILE,
+    flag_is_set,
+    named_path,
+    read_settings,
+    writable_path,
+)
 from pytest_watermark_guard.probing.context import Run, using_run
+from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
 from pytest_watermark_guard.watermarks.scenarios import (
     READY_SCENARIOS,
     AnyScenario,
@@ -60,7 +68,7 @@ def start_run(config: pytest.Config) -> GuardState:
     for spec in models:
         check_spec(spec, config)
     json_path, html_path = writable_path(config, "json"), writable_path(config, "html")
-    known, known_path = known_units(config)
+    known, known_path = _known_units(config)
     pending: list[Probed] = []
     pending_owned: list[OwnershipReport] = []
 
@@ -103,3 +111,28 @@ def _known_scenarios(config: pytest.Config) -> Mapping[str, AnyScenario]:
     offered = [s for group in config.hook.pytest_wm_scenarios(config=config) for s in group]
     own = {s.name: s for s in resolve_scenarios(offered)} if offered else {}
     return {**READY_SCENARIOS, **own}
+
+
+def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
+    """Return the units on record, and the file that they are in, or would be."""
+    named = named_path(config, "known")
+    path = named or (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
+    updating = bool(config.getoption("wm_update_known"))
+    if config.getoption("wm_no_known"):
+        if updating:
+            raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
+        return KnownUnits(), path
+    inside = path.is_relative_to(config.rootpath)
+    shown = str(path.relative_to(config.rootpath) if inside else path)
+    if not path.exists() and not updating:
+        if named:
+            raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
+        return KnownUnits(shown), path
+    units: tuple[KnownUnit, ...] = ()
+    if path.exists():
+        from pytest_watermark_guard.plugin.known_units_file import read_known
+
+        units = read_known(path)
+    if updating and not os.access(path.parent, os.W_OK):
+        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
+    return KnownUnits(shown, units, updating), path
