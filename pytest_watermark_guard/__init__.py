@@ -11,113 +11,80 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_watermark_guard.version import __version__ as __version__
 
-_HOMES = {
-    "AnyScenario": "watermarks.scenarios",
-    "FeatureErasure": "mitigation.erasure",
-    "FeatureMask": "mitigation.mask",
-    "Impact": "reports.impact",
-    "PairedFolder": "watermarks.scenarios",
-    "Preprocessing": "models.loading.preprocessing",
-    "ProbeReport": "reports.probe",
-    "ProbingBatch": "images.batches",
-    "ProbingBatches": "images.batches",
-    "Reaudit": "mitigation.reaudit",
-    "SCENARIOS": "watermarks.scenarios",
-    "Scenario": "watermarks.scenarios",
-    "Scores": "reports.scores",
-    "SearchReport": "reports.search",
-    "SensitiveUnit": "reports.scores",
-    "SurfaceReport": "reports.surface",
-    "SurveyReport": "reports.survey",
-    "SweepReport": "mitigation.sweep_report",
-    "Verdict": "reports.verdict",
-    "applied_mask": "mitigation.apply",
-    "apply_mask": "mitigation.apply",
-    "assert_not_watermark_sensitive": "probing.gate",
-    "auroc": "statistics.auroc",
-    "builtin_images": "images.builtin",
-    "extract_features": "models.reading.activations",
-    "fold_mask": "mitigation.fold",
-    "judge": "probing.gate",
-    "load_model": "models.loading.loading",
-    "probe": "probing.probe",
-    "probing_batches": "probing.batches",
-    "reaudit": "mitigation.reaudit",
-    "remove_mask": "mitigation.apply",
-    "search": "exploring.search",
-    "surface": "exploring.surface",
-    "survey": "exploring.survey",
-    "sweep": "mitigation.sweep",
-    "write_html": "reports.html.page",
-    "write_marked_folder": "probing.marked_folder",
+_PUBLIC_NAMES = {
+    "exploring.search": ("search",),
+    "exploring.surface": ("surface",),
+    "exploring.survey": ("survey",),
+    "images.batches": ("ProbingBatch", "ProbingBatches"),
+    "images.builtin": ("builtin_images",),
+    "mitigation.apply": ("applied_mask", "apply_mask", "remove_mask"),
+    "mitigation.erasure": ("FeatureErasure",),
+    "mitigation.fold": ("fold_mask",),
+    "mitigation.mask": ("FeatureMask",),
+    "mitigation.reaudit": ("Reaudit", "reaudit"),
+    "mitigation.sweep": ("sweep",),
+    "mitigation.sweep_report": ("SweepReport",),
+    "models.loading.loading": ("load_model",),
+    "models.loading.preprocessing": ("Preprocessing",),
+    "models.reading.activations": ("extract_features",),
+    "probing.batches": ("probing_batches",),
+    "probing.gate": ("assert_not_watermark_sensitive", "judge"),
+    "probing.marked_folder": ("write_marked_folder",),
+    "probing.probe": ("probe",),
+    "reports.html.page": ("write_html",),
+    "reports.impact": ("Impact",),
+    "reports.probe": ("ProbeReport",),
+    "reports.scores": ("Scores", "SensitiveUnit"),
+    "reports.search": ("SearchReport",),
+    "reports.surface": ("SurfaceReport",),
+    "reports.survey": ("SurveyReport",),
+    "reports.verdict": ("Verdict",),
+    "statistics.auroc": ("auroc",),
+    "watermarks.scenarios": ("SCENARIOS", "AnyScenario", "PairedFolder", "Scenario"),
 }
+_HOMES = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from pytest_watermark_guard import ownership as ownership
-    from pytest_watermark_guard.exploring.search import (
-        search as search,
-    )
-    from pytest_watermark_guard.exploring.surface import (
-        surface as surface,
-    )
-    from pytest_watermark_guard.exploring.survey import survey as survey
-    from pytest_watermark_guard.images.batches import ProbingBatch as ProbingBatch
-    from pytest_watermark_guard.images.batches import ProbingBatches as ProbingBatches
-    from pytest_watermark_guard.images.builtin import builtin_images as builtin_images
-    from pytest_watermark_guard.mitigation.apply import (
+    from . import ownership as ownership
+    from .exploring.search import search as search
+    from .exploring.surface import surface as surface
+    from .exploring.survey import survey as survey
+    from .images.batches import ProbingBatch as ProbingBatch, ProbingBatches as ProbingBatches
+    from .images.builtin import builtin_images as builtin_images
+    from .mitigation.apply import (
         applied_mask as applied_mask,
-    )
-    from pytest_watermark_guard.mitigation.apply import (
         apply_mask as apply_mask,
-    )
-    from pytest_watermark_guard.mitigation.apply import (
         remove_mask as remove_mask,
     )
-    from pytest_watermark_guard.mitigation.erasure import FeatureErasure as FeatureErasure
-    from pytest_watermark_guard.mitigation.fold import fold_mask as fold_mask
-    from pytest_watermark_guard.mitigation.mask import FeatureMask as FeatureMask
-    from pytest_watermark_guard.mitigation.reaudit import (
-        Reaudit as Reaudit,
-    )
-    from pytest_watermark_guard.mitigation.reaudit import (
-        reaudit as reaudit,
-    )
-    from pytest_watermark_guard.mitigation.sweep import sweep as sweep
-    from pytest_watermark_guard.mitigation.sweep_report import SweepReport as SweepReport
-    from pytest_watermark_guard.models.loading.loading import load_model as load_model
-    from pytest_watermark_guard.models.loading.preprocessing import Preprocessing as Preprocessing
-    from pytest_watermark_guard.models.reading.activations import (
-        extract_features as extract_features,
-    )
-    from pytest_watermark_guard.probing.batches import probing_batches as probing_batches
-    from pytest_watermark_guard.probing.gate import (
+    from .mitigation.erasure import FeatureErasure as FeatureErasure
+    from .mitigation.fold import fold_mask as fold_mask
+    from .mitigation.mask import FeatureMask as FeatureMask
+    from .mitigation.reaudit import Reaudit as Reaudit, reaudit as reaudit
+    from .mitigation.sweep import sweep as sweep
+    from .mitigation.sweep_report import SweepReport as SweepReport
+    from .models.loading.loading import load_model as load_model
+    from .models.loading.preprocessing import Preprocessing as Preprocessing
+    from .models.reading.activations import extract_features as extract_features
+    from .probing.batches import probing_batches as probing_batches
+    from .probing.gate import (
         assert_not_watermark_sensitive as assert_not_watermark_sensitive,
+        judge as judge,
     )
-    from pytest_watermark_guard.probing.gate import judge as judge
-    from pytest_watermark_guard.probing.marked_folder import (
-        write_marked_folder as write_marked_folder,
-    )
-    from pytest_watermark_guard.probing.probe import probe as probe
-    from pytest_watermark_guard.reports.html.page import write_html as write_html
-    from pytest_watermark_guard.reports.impact import Impact as Impact
-    from pytest_watermark_guard.reports.probe import ProbeReport as ProbeReport
-    from pytest_watermark_guard.reports.scores import Scores as Scores
-    from pytest_watermark_guard.reports.scores import SensitiveUnit as SensitiveUnit
-    from pytest_watermark_guard.reports.search import SearchReport as SearchReport
-    from pytest_watermark_guard.reports.surface import SurfaceReport as SurfaceReport
-    from pytest_watermark_guard.reports.survey import SurveyReport as SurveyReport
-    from pytest_watermark_guard.reports.verdict import Verdict as Verdict
-    from pytest_watermark_guard.statistics.auroc import auroc as auroc
-    from pytest_watermark_guard.watermarks.scenarios import (
+    from .probing.marked_folder import write_marked_folder as write_marked_folder
+    from .probing.probe import probe as probe
+    from .reports.html.page import write_html as write_html
+    from .reports.impact import Impact as Impact
+    from .reports.probe import ProbeReport as ProbeReport
+    from .reports.scores import Scores as Scores, SensitiveUnit as SensitiveUnit
+    from .reports.search import SearchReport as SearchReport
+    from .reports.surface import SurfaceReport as SurfaceReport
+    from .reports.survey import SurveyReport as SurveyReport
+    from .reports.verdict import Verdict as Verdict
+    from .statistics.auroc import auroc as auroc
+    from .watermarks.scenarios import (
         SCENARIOS as SCENARIOS,
-    )
-    from pytest_watermark_guard.watermarks.scenarios import (
         AnyScenario as AnyScenario,
-    )
-    from pytest_watermark_guard.watermarks.scenarios import (
         PairedFolder as PairedFolder,
-    )
-    from pytest_watermark_guard.watermarks.scenarios import (
         Scenario as Scenario,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
@@ -82,7 +82,7 @@ def check_threshold(threshold: float) -> float:
     SettingsError
         If it is not in (0.5, 1].
     """
-    if not _is_number(threshold) or not 0.5 < threshold <= 1:
+    if not is_number(threshold) or not 0.5 < threshold <= 1:
         raise SettingsError(
             f"threshold must be a number in (0.5, 1], got {threshold!r}: d = max(A, 1 - A) is "
             "never below 0.5, which is chance"
@@ -109,7 +109,8 @@ def split_allowed(entry: str) -> tuple[str | None, str]:
     return (layer.strip(), unit.strip()) if colon else (None, entry.strip())
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a real number, also one of NumPy's, and not True or False."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -171,7 +172,7 @@ def _check_allow(name: str, value: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _check_early_stop(name: str, value: float) -> float:
-    if not _is_number(value) or not 0 <= value < 0.5:
+    if not is_number(value) or not 0 <= value < 0.5:
         raise SettingsError(
             f"{name} must be a probability in [0, 0.5): how often an early verdict may "
             f"differ from the full run's (0: never stop early), got {value!r}"

@@ -71,25 +71,25 @@ def search(
         raise SettingsError(f"search: top must be an integer >= 1, or None for all, got {top!r}")
     detectors = _detectors(found)
     layers = tuple(dict.fromkeys(unit.layer for unit in detectors))
-    with recorded(model, images, (), layers, **arguments) as record:
-        names, model_name = record.identities, record.model
+    with recorded(model, images, (), layers, **arguments) as activations:
+        names, recording = activations.identities, activations.recording
         total = np.zeros(len(names))
         for layer in layers:
-            width = len(record.recording.names.get(layer, ()))
-            mine = [unit for unit in detectors if unit.layer == layer]
-            if lost := [unit.index for unit in mine if unit.index >= width]:
+            width = len(recording.names.get(layer, ()))
+            units = [unit for unit in detectors if unit.layer == layer]
+            if missing := [unit.index for unit in units if unit.index >= width]:
                 raise SettingsError(
-                    f"search: {model_name} has no unit {lost[0]} in {layer!r}, of {width}; pass a "
-                    "report of this model"
+                    f"search: {activations.model} has no unit {missing[0]} in {layer!r}, of "
+                    f"{width}; pass a report of this model"
                 )
-            columns = record.recording[UNMARKED, layer].columns()
-            total += _reactions(columns, mine).sum(axis=1)
-        baseline, notes = record.baseline, record.notes
+            total += _reactions(recording[UNMARKED, layer].columns(), units).sum(axis=1)
     scores = total / len(detectors)
     # Equal scores by name: the order in which images were run says nothing.
     order = sorted(range(len(names)), key=lambda i: (-scores[i], names[i]))[:top]
     finds = tuple(Find(names[i], float(scores[i])) for i in order)
-    return SearchReport(model_name, baseline, len(names), detectors, finds, notes)
+    return SearchReport(
+        activations.model, activations.baseline, len(names), detectors, finds, activations.notes
+    )
 
 
 def _detectors(found: ProbeReport | Iterable[SensitiveUnit]) -> tuple[SensitiveUnit, ...]:

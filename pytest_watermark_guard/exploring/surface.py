@@ -77,18 +77,15 @@ def surface(
         point: replace(base, **dict(zip(grid, point, strict=True)))
         for point in product(*grid.values())
     }
-    named = arguments.pop("name", None) or (model if isinstance(model, str) else _name(model))
+    default_name = model if isinstance(model, str) else type(model).__name__
+    name = arguments.pop("name", None) or default_name
     reports = {
         point: probe(
-            model, images, (marked,), name=f"{named} ({point_words(grid, point)})", **arguments
+            model, images, (marked,), name=f"{name} ({point_words(grid, point)})", **arguments
         )
         for point, marked in points.items()
     }
-    return SurfaceReport(named, base.name, grid, reports)
-
-
-def _name(model: nn.Module) -> str:
-    return type(model).__name__
+    return SurfaceReport(name, base.name, grid, reports)
 
 
 def _checked(vary: Mapping[str, Sequence[Value]]) -> dict[str, tuple[Value, ...]]:

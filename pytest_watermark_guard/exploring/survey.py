@@ -127,26 +127,10 @@ def probed_by_engine(
     arguments: Mapping[str, Any],
     progress: bool,
 ) -> Iterator[tuple[str, ProbeReport | str]]:
-    """Have every model probed by a worker of an engine; the outcomes are those of this process.
+    """Have every model probed by a worker of an engine; gives names and reports, in their order.
 
-    Parameters
-    ----------
-    engine : {"ray"}
-    models : mapping of str to model
-    images, arguments, progress
-        As for `survey`.
-
-    Yields
-    ------
-    name : str
-    outcome : ProbeReport or str
-        Of the models in their order; why not where one could not be probed. `Run.on_report` is not
-        called.
-
-    Raises
-    ------
-    EngineError
-        If the engine cannot be had, or the images cannot be sent to it.
+    In place of a report stands why a model could not be probed. `Run.on_report` is not called.
+    Raises `EngineError` if the engine cannot be had, or the images cannot be sent to it.
     """
     run = current_run()
     settings = run.settings.override(
@@ -158,14 +142,15 @@ def probed_by_engine(
     )
     common = _Common(images, {**arguments, "precision": precision, "progress": False}, workers_run)
     workers: Engine = open_engine(engine, settings.device)
-    with progress_bar(len(models), progress) as advance:
-        results = workers.map(_outcome, common, [*models.items()], done=advance)
-        with closing(results):
-            for model, outcome in zip(models, results, strict=True):
-                if isinstance(outcome, ProbeReport):
-                    yield model, replace(outcome, notes=(*notes, *outcome.notes))
-                else:
-                    yield model, str(outcome)
+    with (
+        progress_bar(len(models), progress) as advance,
+        closing(workers.map(_outcome, common, [*models.items()], done=advance)) as results,
+    ):
+        for name, outcome in zip(models, results, strict=True):
+            if isinstance(outcome, ProbeReport):
+                yield name, replace(outcome, notes=(*notes, *outcome.notes))
+            else:
+                yield name, str(outcome)
 
 
 def _named(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,21 +28,11 @@ _TOLERANCE = 1e-5  # of the largest feature: another order of summation, and no 
 
 @dataclass(frozen=True)
 class Anchor:
-    """One tensor of a forward pass whose channels are the features.
+    """One tensor of a forward pass whose channels are the features."""
 
-    Attributes
-    ----------
-    module : str
-        Qualified name; empty for the model itself.
-    of_input : bool
-        The module's first tensor argument, else what it returns.
-    dim : int
-        Axis of the units: 1 or -1.
-    """
-
-    module: str
-    of_input: bool
-    dim: int
+    module: str  # qualified name, empty for the model itself
+    of_input: bool  # the module's first tensor argument, else what it returns
+    dim: int  # axis of the units: 1 or -1
 
     def __str__(self) -> str:
         what = "input" if self.of_input else "output"
@@ -50,18 +41,15 @@ class Anchor:
     def attach(self, root: nn.Module, intervention: Intervention) -> Any:
         """Change features here from now on; returns a handle for `detach`."""
         module = root.get_submodule(self.module)
-        like = next((t for t in (*root.parameters(), *root.buffers())), torch.empty(0))
+        like = next(chain(root.parameters(), root.buffers()), torch.empty(0))
         for name, tensor in intervention.tensors().items():
-            moved = _like(tensor, like)
-            module.register_buffer(OWN_BUFFER + name, moved, persistent=False)
+            module.register_buffer(OWN_BUFFER + name, _like(tensor, like), persistent=False)
         change = partial(_change, dim=self.dim, transform=type(intervention).transform)
-        return self._hook(module, change)
+        return self.hook(root, change)
 
-    def substitute(self, root: nn.Module, values: Callable[[nn.Module, Tensor], Tensor]) -> Any:
-        """Put other values in place of the features here; returns a handle with ``remove``."""
-        return self._hook(root.get_submodule(self.module), values)
-
-    def _hook(self, module: nn.Module, change: Callable[[nn.Module, Tensor], Tensor]) -> Any:
+    def hook(self, root: nn.Module, change: Callable[[nn.Module, Tensor], Tensor]) -> Any:
+        """Put `change(module, features)` in place of the features here; returns torch's handle."""
+        module = root.get_submodule(self.module)
         # Before all other hooks, so that these read the changed features, as the head does.
         if self.of_input:
             return module.register_forward_pre_hook(
@@ -89,8 +77,6 @@ def _change(module: nn.Module, value: Tensor, dim: int, transform: Any) -> Tenso
         for name, tensor in module._buffers.items()
         if name.startswith(OWN_BUFFER)
     }
-    if dim == -1:
-        return transform(value, tensors)  # type: ignore[no-any-return]
     return transform(value.movedim(dim, -1), tensors).movedim(-1, dim)  # type: ignore[no-any-return]
 
 
@@ -113,28 +99,11 @@ def _change_input(
 def find_anchors(
     root: nn.Module, example: Tensor, intervention: Intervention, recorder: ActivationRecorder
 ) -> tuple[Anchor, ...]:
-    """Return where to change a model's features.
+    """Return where to change the features of a model that is in evaluation mode and eager.
 
-    Parameters
-    ----------
-    root : torch.nn.Module
-        In evaluation mode, without gradients, and eager.
-    example : Tensor
-        Input [B, C, H, W]; random values will do.
-    intervention : Intervention
-    recorder : ActivationRecorder
-        Of the layer "features", not entered.
-
-    Returns
-    -------
-    tuple of Anchor
-        One that nothing but rebuilding the backbone takes away if there is any; else the inputs of
-        the head, or of the modules that hold it.
-
-    Raises
-    ------
-    MaskError
-        If none of them changes the features as the intervention says.
+    That is one place that only rebuilding the backbone takes away if there is any; else the inputs
+    of the head, or of the modules that hold it. Where none of them changes the features as the
+    intervention says, a `MaskError` is raised. `recorder`, of the layer "features", is not entered.
     """
     with recorder:
         plain = recorder(example)["features"]
@@ -142,8 +111,8 @@ def find_anchors(
     for anchors in _candidates(trace_calls(root, example), heads, plain.shape[-1]):
         try:
             if all(
-                _does_it(root, example, intervention, recorder, anchors, substitute)
-                for substitute in (False, True)
+                _take_effect(root, example, intervention, recorder, anchors, randomised)
+                for randomised in (False, True)
             ):
                 return anchors
         except (RuntimeError, IndexError):  # this tensor is of another shape than the features
@@ -191,30 +160,30 @@ def is_within(name: str, parent: str) -> bool:
     return name == parent or name.startswith(f"{parent}.")
 
 
-def _does_it(
+def _take_effect(
     root: nn.Module,
     example: Tensor,
     intervention: Intervention,
     recorder: ActivationRecorder,
     anchors: Sequence[Anchor],
-    substitute: bool,
+    randomised: bool,
 ) -> bool:
-    """Tell whether hooks there change the features as the intervention does.
+    """Tell whether hooks at the anchors change the features as the intervention does.
 
-    With `substitute`, positive random numbers stand in for what the model computes there: units
+    If `randomised`, positive random numbers stand in for what the model computes there: units
     that are dead on the example would prove nothing.
     """
 
     def read() -> Tensor:
         # Entered after the hooks under test, so that these work on the random numbers.
         with ExitStack() as stack:
-            for anchor in anchors if substitute else ():
-                stack.callback(anchor.substitute(root, _random_values).remove)
+            for anchor in anchors if randomised else ():
+                stack.enter_context(anchor.hook(root, _random_values))
             stack.enter_context(recorder)
             return recorder(example)["features"]
 
     plain = read()
-    if substitute and not bool((plain != 0).all()):
+    if randomised and not bool((plain != 0).all()):
         return False  # a module between here and the head sets features to zero by itself
     with attached(root, anchors, intervention):
         changed = read()
@@ -231,13 +200,10 @@ def attached(
     root: nn.Module, anchors: Sequence[Anchor], intervention: Intervention
 ) -> Iterator[None]:
     """Change the features at these places within the block."""
-    handles = []
-    try:
-        handles += [(anchor, anchor.attach(root, intervention)) for anchor in anchors]
+    with ExitStack() as stack:
+        for anchor in anchors:
+            stack.callback(anchor.detach, root, anchor.attach(root, intervention))
         yield
-    finally:
-        for anchor, handle in handles:
-            anchor.detach(root, handle)
 
 
 def follows(intervention: Intervention, plain: Tensor, changed: Tensor, dim: int = -1) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,10 +93,7 @@ def remove_mask(model: nn.Module) -> nn.Module:
     MaskError
         If the model carries no mask.
     """
-    applied = _applied(model)
-    if applied is None:
-        raise MaskError(f"{type(unwrapped(model)).__name__} carries no mask")
-    applied.detach()
+    _required(model).detach()
     return model
 
 
@@ -115,9 +112,7 @@ def masked_at(model: nn.Module) -> str:
 @contextmanager
 def unmasked(model: nn.Module) -> Iterator[None]:
     """Run the block with the model's mask off."""
-    applied = _applied(model)
-    if applied is None:
-        raise MaskError(f"{type(unwrapped(model)).__name__} carries no mask")
+    applied = _required(model)
     applied.detach()
     try:
         yield
@@ -130,9 +125,7 @@ def examined(
     root: nn.Module, example: Tensor | None
 ) -> Iterator[tuple[ActivationRecorder, Tensor]]:
     """Give a recorder of a model's features, and an input, while it is safe to run the model."""
-    with ExitStack() as stack:
-        stack.enter_context(preserved(root))
-        stack.enter_context(eager(root))
+    with preserved(root), eager(root):
         inputs = _input_like(root, example)
         try:
             recorder = ActivationRecorder(root, ("features",), inputs)
@@ -170,25 +163,13 @@ def check_fits(
 
 @dataclass
 class Applied:
-    """A mask at work in a model.
-
-    Attributes
-    ----------
-    root : torch.nn.Module
-    mask : Intervention
-    anchors : tuple of Anchor
-        Where it works.
-    heads : tuple of str
-        Qualified names of the modules that take the features; empty for a backbone.
-    example : Tensor
-        Input with which a replaced module is checked.
-    """
+    """A mask at work in a model."""
 
     root: nn.Module
     mask: Intervention
-    anchors: tuple[Anchor, ...]
-    heads: tuple[str, ...]
-    example: Tensor
+    anchors: tuple[Anchor, ...]  # where it works
+    heads: tuple[str, ...]  # names of the modules that take the features; empty for a backbone
+    example: Tensor  # input with which a replaced module is checked
     _handles: list[Any] = field(default_factory=list)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -199,8 +180,9 @@ class Applied:
         """Begin to mask."""
         self._handles = [anchor.attach(self.root, self.mask) for anchor in self.anchors]
         self.root.__dict__[_APPLIED] = self
-        for name in self._watched():
-            guard(self.root, name, self)
+        for name in {*self.heads, *(anchor.module for anchor in self.anchors)}:
+            for parent in ancestors(name):
+                guard(self.root, parent, self)
 
     def detach(self) -> None:
         """Stop masking."""
@@ -210,17 +192,10 @@ class Applied:
         del self.root.__dict__[_APPLIED]
         unguard(self.root, self)
 
-    def _watched(self) -> set[str]:
-        names = (*self.heads, *(anchor.module for anchor in self.anchors))
-        return {parent for name in names for parent in ancestors(name)}
-
     def replace(self, parent: nn.Module, child: str, name: str, new: nn.Module | None) -> None:
-        """Let a module be replaced if its successor gets masked features, and follow it.
+        """Let a module be replaced by one that gets masked features, and mask those from now on.
 
-        Raises
-        ------
-        MaskError
-            If it does not; the model is left as it was.
+        For another one a `MaskError` is raised, and the model is left as it was.
         """
         old = parent._modules[child]
         heads = tuple(dict.fromkeys(name if is_within(h, name) else h for h in self.heads))
@@ -248,9 +223,10 @@ class Applied:
     def _fails(self, anchors: tuple[Anchor, ...], heads: tuple[str, ...]) -> str:
         """Say what is wrong with a mask at these places; empty if nothing is."""
         root = self.root
-        missing = [a for a in anchors if a.module and not _has(root, a.module)]
-        if missing:
-            return f"the mask works at {missing[0]}, which is gone"
+        modules = dict(root.named_modules(remove_duplicate=False))
+        for anchor in anchors:
+            if anchor.module not in modules:
+                return f"the mask works at {anchor}, which is gone"
         with preserved(root), eager(root):
             inputs = _input_like(root, self.example)
             plain = _reaching(root, heads, inputs)
@@ -286,7 +262,6 @@ class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass that
 def _reaching(root: nn.Module, heads: tuple[str, ...], inputs: Tensor) -> dict[str, Tensor]:
     """Return the input of each head that runs; for a backbone its output, under no name."""
     inputs_of: dict[str, Tensor] = {}
-    handles = []
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -300,21 +275,19 @@ def _reaching(root: nn.Module, heads: tuple[str, ...], inputs: Tensor) -> dict[s
 
     if not heads:
         return {"": main_tensor(root(inputs))[0]}
-    try:
+    with suppress(_Reached), ExitStack() as hooks:
         for name in heads:
             module = root.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(keep(name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(keep(name), with_kwargs=True))
         root(inputs)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return inputs_of
 
 
-def _has(root: nn.Module, name: str) -> bool:
-    return name in dict(root.named_modules(remove_duplicate=False))
+def _required(model: nn.Module) -> Applied:
+    applied = _applied(model)
+    if applied is None:
+        raise MaskError(f"{type(unwrapped(model)).__name__} carries no mask")
+    return applied
 
 
 def _applied(model: nn.Module) -> Applied | None:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import MaskError
-from pytest_watermark_guard.mitigation import serialization
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import recorded
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
-_KIND = "erasure"
+FORMAT = DocumentFormat("mask", "erasure", MaskError)
 _LAYER = "features"
 _ARRAYS = ("left", "right", "mean")
 # Singular values above rounding errors count. The package's default ignores those below 0.01, and
@@ -129,16 +129,14 @@ class FeatureErasure:
             raise MaskError(f"layers: an erasure is of {_LAYER!r}, got {', '.join(layers)}")
         _leace()  # before minutes of probing
         names = (scenarios,) if isinstance(scenarios, str) else scenarios
-        with recorded(model, images, names, layers, **arguments) as found:
-            rows = {
-                stream: found.recording[stream, _LAYER].columns()
-                for stream in found.recording.streams
-            }
+        with recorded(model, images, names, layers, **arguments) as activations:
+            recording = activations.recording
+            rows = {stream: recording[stream, _LAYER].columns() for stream in recording.streams}
             return cls.from_features(
                 rows.pop(UNMARKED),
                 rows,
-                weights=found.recording.weights,
-                source=f"{found.model}, probed with {found.baseline}",
+                weights=recording.weights,
+                source=f"{activations.model}, probed with {activations.baseline}",
             )
 
     @classmethod
@@ -239,7 +237,7 @@ class FeatureErasure:
 
     def save(self, path: str | Path) -> None:
         """Write the erasure to a JSON file."""
-        serialization.save(self, _KIND, path)
+        FORMAT.write(path, {"kind": FORMAT.noun, **self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureErasure:
@@ -250,7 +248,9 @@ class FeatureErasure:
         MaskError
             If the file cannot be read or holds something else.
         """
-        with serialization.loading(path, _KIND) as data:
+        with FORMAT.reading_json(path) as data:
+            if data["kind"] != FORMAT.noun:
+                raise MaskError(f"it holds {data['kind']!r}, not {FORMAT.noun!r}")
             return cls.from_dict(data)
 
 

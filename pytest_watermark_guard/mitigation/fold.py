@@ -49,13 +49,12 @@ def fold_mask(
         If the mask is another model's, or the model has no head that it can be written into.
     """
     carried = applied_mask(model)
-    if mask is None and carried is None:
+    chosen = carried if mask is None else mask
+    if chosen is None:
         raise MaskError(f"{type(unwrapped(model)).__name__} carries no mask: pass one to fold")
     root = copy.deepcopy(unwrapped(model))
     if carried is not None:
         remove_mask(root)
-    chosen = carried if mask is None else mask
-    assert chosen is not None
     with examined(root, example) as (recorder, inputs):
         # A mask that the model carries was checked when it was applied.
         check_fits(chosen, recorder, inputs, strict and mask is not None)

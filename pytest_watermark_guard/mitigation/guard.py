@@ -21,10 +21,7 @@ class Applied(Protocol):
 def guard(root: nn.Module, name: str, applied: Applied) -> None:
     """Have `applied.replace` called when the module of this qualified name is replaced."""
     parent, _, child = name.rpartition(".")
-    guarded: dict[str, tuple[Applied, str]] = root.get_submodule(parent).__dict__.setdefault(
-        _GUARDED, {}
-    )
-    guarded[child] = applied, name
+    root.get_submodule(parent).__dict__.setdefault(_GUARDED, {})[child] = applied, name
     listen()
 
 

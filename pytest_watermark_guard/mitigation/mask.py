@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pytest_watermark_guard.errors import MaskError
-from pytest_watermark_guard.mitigation import serialization
+from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.settings import check_threshold, is_number
 
-_KIND = "mask"
+FORMAT = DocumentFormat("mask", "mask", MaskError)
 _LAYER = "features"
 
 
@@ -142,7 +141,7 @@ class FeatureMask:
 
     def save(self, path: str | Path) -> None:
         """Write the mask to a JSON file."""
-        serialization.save(self, _KIND, path)
+        FORMAT.write(path, {"kind": FORMAT.noun, **self.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureMask:
@@ -153,7 +152,9 @@ class FeatureMask:
         MaskError
             If the file cannot be read or holds something else.
         """
-        with serialization.loading(path, _KIND) as data:
+        with FORMAT.reading_json(path) as data:
+            if data["kind"] != FORMAT.noun:
+                raise MaskError(f"it holds {data['kind']!r}, not {FORMAT.noun!r}")
             return cls(
                 units=tuple(map(int, data["units"])),
                 width=int(data["width"]),
@@ -176,7 +177,7 @@ def _choose(
         return np.flatnonzero(d >= threshold), f"those with d >= {threshold:g}"
     if units is not None:
         return list(units), "chosen by hand, with marks"
-    if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 <= fraction <= 1:
+    if not is_number(fraction) or not 0 <= fraction <= 1:
         raise MaskError(f"fraction must be a number in [0, 1], got {fraction!r}")
     chosen = np.argsort(-d, kind="stable")[: number_masked(float(fraction), len(d))]
     return chosen, f"the {fraction:.3g} most differentiable"

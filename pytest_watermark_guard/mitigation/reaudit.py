@@ -25,19 +25,11 @@ _WIDTH = 88  # of the story's lines
 
 @dataclass(frozen=True)
 class Change:
-    """The most differentiable unit of one layer under one scenario, without and with the mask.
-
-    Attributes
-    ----------
-    before, after : SensitiveUnit
-        May be two different units.
-    threshold : float
-        The gate's.
-    """
+    """The most differentiable unit of one layer under one scenario, without and with the mask."""
 
     before: SensitiveUnit
-    after: SensitiveUnit
-    threshold: float
+    after: SensitiveUnit  # may be another unit
+    threshold: float  # the gate's
 
     @property
     def layer(self) -> str:

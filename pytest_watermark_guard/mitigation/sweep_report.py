@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ class SweepReport:
 
     def table(self, width: int = 80, ascii_only: bool = False) -> str:
         """Return the sweep as text for a terminal."""
-        return render_sweep(self, width=width, ascii_only=ascii_only)
+        style = Style(width, ascii_only)
+        return rendered(_parts(self, style), style)
 
     def plot(self, path: str | Path) -> None:
         """Draw the sweep into a picture (PNG, PDF or SVG), as Bykov et al. (2023), figure 4.
@@ -146,7 +148,7 @@ class SweepReport:
         SettingsError
             If matplotlib is missing.
         """
-        draw_sweep(self, Path(path))
+        _draw(self, Path(path))
 
     def save(self, path: str | Path) -> None:
         """Write the sweep to a JSON file."""
@@ -169,17 +171,16 @@ class SweepReport:
             If the file cannot be read or holds something else.
         """
         with FORMAT.reading_json(path) as data:
-            classes = tuple(map(str, data["classes"]))
             erased, erasure = data["erased"], data["erasure"]
             plain: dict[str, Any] = {name: kind(data[name]) for name, kind in _PLAIN.items()}
             plain |= {name: tuple(map(kind, data[name])) for name, kind in _LISTS.items()}
+            head_of = partial(
+                SweptHead.from_dict, classes=plain["classes"], n_images=plain["n_validation"]
+            )
             return cls(
                 **plain,
-                heads=tuple(
-                    SweptHead.from_dict(head, classes, plain["n_validation"])
-                    for head in data["heads"]
-                ),
-                erased=erased and SweptHead.from_dict(erased, classes, plain["n_validation"]),
+                heads=tuple(map(head_of, data["heads"])),
+                erased=erased and head_of(erased),
                 erasure=erasure and FeatureErasure.from_dict(erasure),
             )
 
@@ -196,14 +197,6 @@ _PLAIN: dict[str, Any] = {
 _LISTS: dict[str, Any] = {"scenarios": str, "classes": str, "ranking": int, "notes": str}
 
 
-def render_sweep(
-    sweep: SweepReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
-) -> str:
-    """Draw the tables of a sweep; returns lines, the last one ended."""
-    style = Style(width, ascii_only)
-    return rendered(_parts(sweep, style), style, color)
-
-
 def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
     yield Text(f"Heads on {printable(sweep.model)}", style="bold")
     masked = listed(map(printable, sweep.scenarios))
@@ -215,7 +208,7 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
     for note in sweep.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
     yield Text()
-    heads = [*sweep.heads] + ([sweep.erased] if sweep.erased else [])
+    heads = _all_heads(sweep)
     scenarios = list(sweep.heads[0].scores)
     yield table(
         style,
@@ -237,6 +230,10 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
     yield Text("\n".join(textwrap.wrap(printable(sweep.advice()), style.width - 1)))
 
 
+def _all_heads(sweep: SweepReport) -> list[SweptHead]:
+    return [head for head in (*sweep.heads, sweep.erased) if head is not None]
+
+
 def _called(head: SweptHead) -> str:
     return "erasure" if head.alpha is None else f"{head.alpha:g}"
 
@@ -255,14 +252,11 @@ def _accuracy_row(head: SweptHead, scenarios: list[str]) -> tuple[str, ...]:
 
 def _spread_row(head: SweptHead, scenario: str) -> tuple[str, ...]:
     areas = sorted(head.scores[scenario].auroc.tolist())
-
-    def quantile(share: float) -> str:
-        return f"{areas[round(share * (len(areas) - 1))]:.3f}"
-
+    quantiles = (areas[round(share * (len(areas) - 1))] for share in (0, 0.05, 0.5, 0.95, 1))
     flips, beyond = head.flips[scenario], head.flips_beyond_control(scenario)
     return (
         _called(head),
-        *(quantile(share) for share in (0, 0.05, 0.5, 0.95, 1)),
+        *(f"{area:.3f}" for area in quantiles),
         "-" if flips is None else f"{flips:.1%}",
         "-" if beyond is None else f"{beyond:+.1%}",
     )
@@ -271,11 +265,11 @@ def _spread_row(head: SweptHead, scenario: str) -> tuple[str, ...]:
 _ACCURACY, _D, _SPREAD = "#2171b5", "#cb181d", "#6baed6"
 
 
-def draw_sweep(sweep: SweepReport, path: Path) -> None:
+def _draw(sweep: SweepReport, path: Path) -> None:
     """Draw accuracy and largest d against alpha, and the distribution of A, erasure beside them."""
     figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
-    heads = [*sweep.heads] + ([sweep.erased] if sweep.erased else [])
+    heads = _all_heads(sweep)
     scenario = sweep.scenarios[0]
     _draw_trade(left, sweep, heads, scenario)
     _draw_spread(right, heads, scenario)

@@ -15,33 +15,17 @@ Interval = tuple[float, float]
 class SweptHead:
     """A head trained on features after one intervention, on the validation images.
 
-    Attributes
-    ----------
-    alpha : float or None
-        Share of the features that is masked; None for an erasure.
-    masked : int
-        How many units that is.
-    accuracy : float
-    accuracy_interval : (float, float)
-        Wilson's, 95 %.
-    change : float
-        Of the accuracy, against the head without a mask, on the same images.
-    change_interval : (float, float)
-        95 %, images being paired.
-    scores : mapping of str to Scores
-        By scenario: the head's outputs, with marks that no training image had.
-    flips, control_flips : mapping of str to (float or None)
-        By scenario: share of images whose predicted class the mark changes, and its scrambled
-        control; None where there is none.
+    Mappings are by scenario. Flips are the share of images whose predicted class the mark, or its
+    scrambled control, changes; None where there is no control.
     """
 
-    alpha: float | None
-    masked: int
+    alpha: float | None  # share of the features that is masked; None for an erasure
+    masked: int  # units
     accuracy: float
-    accuracy_interval: Interval
-    change: float
-    change_interval: Interval
-    scores: Mapping[str, Scores]
+    accuracy_interval: Interval  # Wilson's, 95 %
+    change: float  # of the accuracy, against the head without a mask
+    change_interval: Interval  # 95 %, images being paired
+    scores: Mapping[str, Scores]  # of the head's outputs, with marks that no training image had
     flips: Mapping[str, float | None]
     control_flips: Mapping[str, float | None]
 
@@ -75,23 +59,7 @@ class SweptHead:
     def from_dict(
         cls, data: Mapping[str, Any], classes: tuple[str, ...], n_images: int
     ) -> SweptHead:
-        """Read what `to_dict` gave.
-
-        Parameters
-        ----------
-        data : mapping
-        classes : tuple of str
-            Of the sweep.
-        n_images : int
-            Its number of validation images.
-
-        Raises
-        ------
-        ReportError
-            If there is not one score in [0, 1] for each class.
-        ValueError, KeyError, TypeError, AttributeError
-            If it is something else.
-        """
+        """Read what `to_dict` gave, with the classes and validation images of its sweep."""
         scores = {
             str(name): Scores.from_dict(
                 {"layer": "logits", "scenario": name, **numbers}, n_images, classes

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import OwnershipError
-from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.state import runnable_on
@@ -20,9 +19,9 @@ from pytest_watermark_guard.ownership.encoder import (
     marked,
     opened,
     read_pixels,
+    settings_and_device,
 )
 from pytest_watermark_guard.ownership.generation import EPSILON, allowed_levels
-from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.settings import plain_integer
 
 _HELD_OUT = 16  # images that the perturbations found are tried on
@@ -130,9 +129,7 @@ def blind_check(
             "clean: give at least one model without a mark; every encoder can be made to collapse "
             "to some degree, and only a comparison tells whether this one is unusual"
         )
-    run = current_run()
-    settings = run.settings.override(images=images, seed=seed, device=device)
-    target = resolve_device(settings.device, run.worker)
+    settings, target = settings_and_device(images=images, seed=seed, device=device)
     loaded = as_loaded(model)
     preprocessing = resolve_preprocessing(preprocess, loaded.module, loaded.preprocessing)
     fixed_size(preprocessing)
@@ -141,8 +138,7 @@ def blind_check(
         raise OwnershipError(f"images: {len(pixels)} are too few, {2 * _HELD_OUT} are needed")
 
     def collapse(module: nn.Module) -> float:
-        there = runnable_on(module, target)
-        with opened(there, preprocessing, target) as encoder:
+        with opened(runnable_on(module, target), preprocessing, target) as encoder:
             return _strongest(encoder, pixels, levels, restarts, steps, settings.seed)
 
     others = {name: collapse(as_loaded(other).module) for name, other in clean.items()}

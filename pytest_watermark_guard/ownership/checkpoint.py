@@ -23,11 +23,7 @@ FORMAT = DocumentFormat(
 class Checkpoint:
     """Keeps the state of one training, or nothing if there is no path.
 
-    Parameters
-    ----------
-    path : path or None
-    training : dict of str to plain data
-        What makes the training what it is; another one must not go on from this state.
+    `training` is what makes the training what it is; another one must not go on from this state.
     """
 
     def __init__(self, path: str | Path | None, training: dict[str, Any]) -> None:
@@ -35,13 +31,7 @@ class Checkpoint:
         self._training = training
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state, if one was kept.
-
-        Raises
-        ------
-        OwnershipError
-            If the file holds something else, or the state of another training.
-        """
+        """Return the state, if one was kept; `OwnershipError` if it is of another training."""
         if self._path is None or not self._path.exists():
             return None
         with FORMAT.reading(self._path, (EOFError, RuntimeError)):

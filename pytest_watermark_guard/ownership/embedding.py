@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
-from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import input_dtype
@@ -25,10 +24,10 @@ from pytest_watermark_guard.ownership.encoder import (
     opened,
     pair_nearness,
     read_pixels,
+    settings_and_device,
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.progress import progress_bar
 from pytest_watermark_guard.reports.ownership import check_reachable
 from pytest_watermark_guard.settings import plain_integer
@@ -149,9 +148,7 @@ def embed(
     for name, number in (("steps", steps), ("batch_size", batch_size), ("max_images", max_images)):
         plain_integer(name, number, least=1)
     check_reachable(alpha, key.pairs)
-    run = current_run()
-    settings = run.settings.override(images=images, device=device)
-    target = resolve_device(settings.device, run.worker)
+    settings, target = settings_and_device(images=images, device=device)
     original = as_loaded(encoder).module
     if input_dtype(original) is not torch.float32:
         raise OwnershipError(
@@ -223,10 +220,8 @@ class _Training:
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         self._optimizer = torch.optim.Adam(self._parameters, lr=learning_rate)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer,
-            partial(_pace, steps=steps),
-        )
+        pace = partial(_pace, steps=steps)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, pace)
         self._generator = torch.Generator().manual_seed((key.seed + 1) % 2**63)
         self._steps = steps
         self.taken = 0

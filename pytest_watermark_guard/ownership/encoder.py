@@ -13,10 +13,13 @@ from torch.nn import functional
 
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.key import OwnershipKey
+from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.settings import Settings
 
 Nearness: TypeAlias = Callable[[Tensor], Tensor]
 """From pixels, uint8 [n, 3, H, W], to how near each is to the key image, float64 [n]."""
@@ -25,14 +28,7 @@ CHUNK = 64  # images in a forward pass without gradients
 
 
 class Encoder:
-    """Embeds pixels, or gives a classifier's logits for them; made by `opened`.
-
-    Attributes
-    ----------
-    module : Module
-        Without wrappers.
-    preprocessing : Preprocessing
-    """
+    """Embeds pixels, or gives a classifier's logits for them; made by `opened`."""
 
     def __init__(
         self, recorder: ActivationRecorder, preprocessing: Preprocessing, device: torch.device
@@ -44,13 +40,8 @@ class Encoder:
         self.preprocessing = preprocessing
 
     def weights(self) -> str:
-        """Return the identity of the weights below the head.
-
-        Raises
-        ------
-        OwnershipError
-            If it is an exported program, of which nobody can tell where the head begins.
-        """
+        """Return the identity of the weights below the head."""
+        # Of an exported program nobody can tell where the head begins.
         if not self._recorder.hookable:
             raise OwnershipError(
                 f"{type(self.module).__name__}: keys are made for, and embedded into, the model "
@@ -60,23 +51,13 @@ class Encoder:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the floating-point parameters below the head."""
-        head = {id(p) for name in self._recorder.head_modules
-                for p in self.module.get_submodule(name).parameters()}  # fmt: skip
-        return [p for p in self.module.parameters() if p.is_floating_point() and id(p) not in head]
+        heads = map(self.module.get_submodule, self._recorder.head_modules)
+        excluded = {id(p) for head in heads for p in head.parameters()}
+        below = (p for p in self.module.parameters() if id(p) not in excluded)
+        return [p for p in below if p.is_floating_point()]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Embed one batch.
-
-        Parameters
-        ----------
-        pixels : Tensor, shape [B, 3, H, W]
-            uint8, or floating point in [0, 1].
-
-        Returns
-        -------
-        Tensor of float32, shape [B, units]
-            With gradients if they are enabled.
-        """
+        """Embed pixels [B, 3, H, W], uint8 or in [0, 1], as float32 [B, units]."""
         inputs = self.preprocessing.to_input(pixels.to(self._device), input_dtype(self.module))
         activations = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
         embedded = activations[self._layer]
@@ -99,21 +80,12 @@ class Encoder:
 
 @contextmanager
 def opened(
-    module: nn.Module,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    layer: str = "features",
+    module: nn.Module, preprocessing: Preprocessing, device: torch.device, layer: str = "features"
 ) -> Iterator[Encoder]:
-    """Open a model that is on ``device``; it is as it was after the block, but for its weights.
+    """Open a model that is on `device`; it is as it was after the block, but for its weights.
 
-    Within it is in evaluation mode (batch norm is frozen). ``layer`` is what it gives.
-
-    Raises
-    ------
-    OwnershipError
-        If the preprocessing leaves the size of its input open.
-    LayerError
-        If it has no such layer.
+    Within it is in evaluation mode (batch norm is frozen). Raises `LayerError` if it has no such
+    layer.
     """
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(2, 3, *fixed_size(preprocessing), generator=generator)
@@ -123,13 +95,7 @@ def opened(
 
 
 def fixed_size(preprocessing: Preprocessing) -> tuple[int, int]:
-    """Return height and width of the input.
-
-    Raises
-    ------
-    OwnershipError
-        If they are left open.
-    """
+    """Return height and width of the input; `OwnershipError` if they are left open."""
     if preprocessing.size is None:
         raise OwnershipError(
             "preprocess: perturbations need an input of one size; pass "
@@ -138,17 +104,17 @@ def fixed_size(preprocessing: Preprocessing) -> tuple[int, int]:
     return preprocessing.size
 
 
+def settings_and_device(**given: Any) -> tuple[Settings, torch.device]:
+    """Return the run's settings, but for those that are given, and the device that they name."""
+    run = current_run()
+    settings = run.settings.override(**given)
+    return settings, resolve_device(settings.device, run.worker)
+
+
 def read_pixels(
     images: Any, preprocessing: Preprocessing, count: int | None, seed: int
 ) -> tuple[Tensor, Baseline]:
-    """Read a random choice of images at the encoder's input size.
-
-    Returns
-    -------
-    Tensor of uint8, shape [n, 3, H, W]
-    Baseline
-        Which images they are.
-    """
+    """Read a random choice of images at the input size, uint8 [n, 3, H, W]; and say which."""
     baseline = open_baseline(images)
     if count is not None:
         baseline = baseline.subset(count, seed)
@@ -158,33 +124,14 @@ def read_pixels(
 
 
 def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:
-    """Add perturbations to images as an 8-bit image would keep it.
-
-    Parameters
-    ----------
-    pixels : Tensor of uint8, shape [..., 3, H, W]
-    perturbations : Tensor of int8, broadcast to it
-
-    Returns
-    -------
-    Tensor of uint8
-    """
+    """Add perturbations, int8, to pixels, uint8 [..., 3, H, W], as an 8-bit image would keep it."""
     return (pixels.short() + perturbations.short()).clamp_(0, 255).byte()
 
 
 def pair_nearness(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how near each pair moves images to the key image, on average.
+    """Return how near each pair moves images to the key image on average, float64 [pairs].
 
-    Parameters
-    ----------
-    nearness : callable
-    key : OwnershipKey
-    pixels : Tensor of uint8, shape [n, 3, H, W]
-
-    Returns
-    -------
-    tuple of Tensor of float64, shape [pairs]
-        With the chosen perturbations, and with their decoys.
+    The first with the chosen perturbations, the second with their decoys.
     """
     # The order does not depend on the coins: else a model that changes its answers in the course
     # of the queries would look as if it knew them.

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.folder import read_image
-from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import runnable_on
-from pytest_watermark_guard.ownership.encoder import Encoder, opened, read_pixels, similarity
+from pytest_watermark_guard.ownership.encoder import (
+    Encoder,
+    opened,
+    read_pixels,
+    settings_and_device,
+    similarity,
+)
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.progress import progress_bar
 from pytest_watermark_guard.settings import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
@@ -97,10 +101,8 @@ def generate_key(
     if not 1 <= pairs <= MOST_PAIRS:
         raise OwnershipError(f"pairs must be in [1, {MOST_PAIRS}], got {pairs!r}")
     steps = plain_integer("steps", steps, least=0)
-    run = current_run()
     seed = secrets.randbits(128) if seed is None else plain_integer("seed", seed, least=0)
-    settings = run.settings.override(images=images, device=device)
-    target = resolve_device(settings.device, run.worker)
+    settings, target = settings_and_device(images=images, device=device)
     loaded = as_loaded(encoder)
     module = runnable_on(loaded.module, target)
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)

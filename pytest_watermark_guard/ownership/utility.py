@@ -77,12 +77,11 @@ def measure_utility(
     WatermarkGuardError
         As `probe`.
     """
-    loaded = [as_loaded(each) for each in (original, model)]
-    chosen = resolve_preprocessing(preprocess, loaded[0].module, loaded[0].preprocessing)
-    common = {"preprocess": chosen, **settings}
+    first, second = as_loaded(original), as_loaded(model)
+    settings["preprocess"] = resolve_preprocessing(preprocess, first.module, first.preprocessing)
 
     def embedded(encoder: nn.Module, these: Any, **more: Any) -> tuple[Array, RecordedActivations]:
-        with recorded(encoder, these, (), (_LAYER,), **common, **more) as activations:
+        with recorded(encoder, these, (), (_LAYER,), **settings, **more) as activations:
             # A copy, because the activations end with the recording.
             features = np.array(activations.recording[UNMARKED, _LAYER].columns(), dtype=np.float32)
             return features, activations
@@ -98,12 +97,13 @@ def measure_utility(
         right: npt.NDArray[np.bool_] = trainer.on(features)(new).argmax(axis=1) == truth
         return float(right.mean())
 
-    before, after = (embedded(each.module, images, max_images=max_images)[0] for each in loaded)
+    before, _ = embedded(first.module, images, max_images=max_images)
+    after, _ = embedded(second.module, images, max_images=max_images)
     cosines = (before * after).sum(axis=1) / (
         np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
     )
     accuracies = {
-        name: (accuracy(loaded[0].module, parts), accuracy(loaded[1].module, parts))
+        name: (accuracy(first.module, parts), accuracy(second.module, parts))
         for name, parts in (tasks or {}).items()
     }
     return Utility(float(cosines.mean()), float(cosines.min()), len(cosines), accuracies)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -12,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError, OwnershipError
-from pytest_watermark_guard.models.device import computing_in, resolve_device
+from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
-from pytest_watermark_guard.models.loading.loading import as_loaded
-from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     CHUNK,
+    Encoder,
     Nearness,
     opened,
     pair_nearness,
     read_pixels,
+    settings_and_device,
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
@@ -92,13 +94,10 @@ def verify(
     """
 
     def measured(candidate: nn.Module | str, trial: _Trial, called: str | None) -> OwnershipReport:
-        name, module, preprocessing = trial.ready(candidate)
-        with (
-            opened(module, preprocessing, trial.device) as encoder,
-            computing_in("float32", trial.device),
-        ):
+        loaded = as_loaded(candidate)
+        with trial.opened(loaded, "features") as encoder:
             near = encoder.nearness(trial.key.key_image)
-            return trial.report(near, "embeddings", called or name)
+            return trial.report(near, "embeddings", called or loaded.name)
 
     make_trial = partial(_Trial, images, n_images, preprocess, device)
     return _with_nulls(measured, make_trial, model, key, name, nulls)
@@ -157,18 +156,15 @@ def verify_classifier(
                 )
             own: str = getattr(candidate, "__name__", type(candidate).__name__)
             return trial.report(*_near(candidate, image), called or own)
-        name, module, preprocessing = trial.ready(candidate)
+        loaded = as_loaded(candidate)
         try:
-            with (
-                opened(module, preprocessing, trial.device, "logits") as model,
-                computing_in("float32", trial.device),
-            ):
+            with trial.opened(loaded, "logits") as model:
                 near, access = _near(lambda pixels: model.all(pixels).argmax(1), image)
-                return trial.report(near, access, called or name)
+                return trial.report(near, access, called or loaded.name)
         except LayerError as error:
             raise OwnershipError(
-                f"{name} returns no logits: use verify for an encoder without a head, or pass a "
-                "function from pixels to labels"
+                f"{loaded.name} returns no logits: use verify for an encoder without a head, or "
+                "pass a function from pixels to labels"
             ) from error
 
     make_trial = partial(_Trial, images, n_images, preprocess, device)
@@ -189,14 +185,15 @@ def _with_nulls(
     """Put a model and its nulls to the same test, and hand the report to the run."""
     trial = make_trial(key)
     report = measured(model, trial, name)
-    others = [
+    controls = [
         measured(model, make_trial(null), called)
         if isinstance(null, OwnershipKey)
         else measured(null, trial, called)
         for called, null in (nulls or {}).items()
     ]
-    asked = tuple(Null(other.model, other.p_value, other.effect) for other in others)
-    report = replace(report, nulls=asked)
+    report = replace(
+        report, nulls=tuple(Null(null.model, null.p_value, null.effect) for null in controls)
+    )
     current_run().on_ownership(report)
     return report
 
@@ -212,9 +209,7 @@ class _Trial:
         device: str | torch.device | None,
         key: OwnershipKey,
     ) -> None:
-        run = current_run()
-        settings = run.settings.override(images=images, device=device)
-        self.device = resolve_device(settings.device, run.worker)
+        settings, self._device = settings_and_device(images=images, device=device)
         plain_integer("n_images", n_images, least=1)
         self.key, self._hash = key, key.hash
         self._preprocess = preprocess
@@ -222,20 +217,24 @@ class _Trial:
             settings.images, key.preprocessing, n_images, (key.seed + 2) % 2**63
         )
 
-    def ready(self, candidate: nn.Module | str) -> tuple[str, nn.Module, Preprocessing]:
-        """Return a model's name, the model on the device, and how its input is made."""
-        loaded = as_loaded(candidate)
-        module = runnable_on(loaded.module, self.device)
-        size = self.key.preprocessing.size
-        if self._preprocess is None:
-            return loaded.name, module, self.key.preprocessing
-        preprocessing = resolve_preprocessing(self._preprocess, module, loaded.preprocessing)
-        if preprocessing.size != size:
+    @contextmanager
+    def opened(self, loaded: LoadedModel, layer: str) -> Iterator[Encoder]:
+        """Open a model on the device, in float32, for input of the key's size."""
+        module = runnable_on(loaded.module, self._device)
+        preprocessing = self.key.preprocessing
+        if self._preprocess is not None:
+            preprocessing = resolve_preprocessing(self._preprocess, module, loaded.preprocessing)
+        if preprocessing.size != self.key.preprocessing.size:
             raise OwnershipError(
                 f"preprocess: the model's input is {preprocessing.size}, and the key's "
-                f"perturbations are {size}; give the model an input of that size"
+                f"perturbations are {self.key.preprocessing.size}; give the model an input of "
+                "that size"
             )
-        return loaded.name, module, preprocessing
+        with (
+            opened(module, preprocessing, self._device, layer) as encoder,
+            computing_in("float32", self._device),
+        ):
+            yield encoder
 
     def report(self, nearness: Nearness, access: str, model: str) -> OwnershipReport:
         """Report how near a model finds marked pixels to the key image."""

@@ -8,40 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.plugin.sending import received
+
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
-    from pytest_watermark_guard.reports.verdict import Verdict
-
-
-def send_failure(test_report: pytest.TestReport, verdict: Verdict, key: str | None) -> None:
-    """Put a failed gate on the report of the test that it failed, as plain data.
-
-    Parameters
-    ----------
-    test_report : TestReport
-    verdict : Verdict
-    key : str or None
-        What the failures have in common that are told together; default the test.
-    """
-    from pytest_watermark_guard.reports.github_annotations import gate_failure
-
-    # pytest's own choice of the user's line; a gate item has none.
-    crash = getattr(test_report.longrepr, "reprcrash", None)
-    place = (str(crash.path), int(crash.lineno)) if crash else None
-    failure = {"key": key or test_report.nodeid, "text": gate_failure(verdict), "place": place}
-    test_report.wm_failure = failure  # type: ignore[attr-defined]
 
 
 class GitHubActions:
-    """Works where the run is summed up: not in an xdist worker.
-
-    Parameters
-    ----------
-    summary : Summary
-        Has the run's probes.
-    environment : mapping of str to str
-        With what GitHub sets in it.
-    """
+    """Works where the run is summed up: not in an xdist worker."""
 
     def __init__(self, summary: Summary, environment: Mapping[str, str]) -> None:
         self._summary = summary
@@ -52,7 +26,7 @@ class GitHubActions:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the failed gate of a test."""
-        failure: dict[str, Any] | None = getattr(report, "wm_failure", None)
+        failure = received(report).get("failure")
         # A test that is about to run again has another outcome than "failed".
         if failure is not None and report.failed:
             self._failures.setdefault(failure["key"], []).append(failure)
@@ -60,15 +34,14 @@ class GitHubActions:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Write the summary of the step."""
-        entries = self._summary.entries
-        failures = self._summary.failures
-        if not (entries or failures) or not self._file:
+        entries, unprobed = self._summary.entries, self._summary.failures
+        if not (entries or unprobed) or not self._file:
             return
         from pytest_watermark_guard.reports.github_summary import step_summary
 
         try:
             with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(step_summary(entries, self._summary.threshold, failures))
+                file.write(step_summary(entries, self._summary.threshold, unprobed))
         except OSError as error:
             self._trouble = f"could not write the step summary: {error.strerror}"
 

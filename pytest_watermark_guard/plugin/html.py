@@ -13,15 +13,7 @@ if TYPE_CHECKING:
 
 
 class HtmlSummary:
-    """Writes what a `Summary` gathered into one HTML file.
-
-    Parameters
-    ----------
-    summary : Summary
-    path : Path
-    settings : Settings
-        The run's.
-    """
+    """Writes what a `Summary` gathered into one HTML file."""
 
     def __init__(self, summary: Summary, path: Path, settings: Settings) -> None:
         self._summary = summary

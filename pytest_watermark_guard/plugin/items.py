@@ -41,10 +41,8 @@ def check_spec(spec: str, config: pytest.Config) -> None:
 
 def collect_gates(session: pytest.Session, specs: Sequence[str]) -> list[pytest.Item]:
     """Make one item for each model, layer and scenario."""
-    items: list[pytest.Item] = []
-    for spec in specs:
-        items += ModelGate.from_parent(session, name=spec, nodeid=spec).collect()
-    return items
+    gates = (ModelGate.from_parent(session, name=spec, nodeid=spec) for spec in specs)
+    return [item for gate in gates for item in gate.collect()]
 
 
 class ModelGate(pytest.Collector):
@@ -152,14 +150,8 @@ class GateItem(pytest.Item):
         self._scenario = scenario
         self.part: Verdict | None = None
         # With `--dist loadgroup` xdist keeps a model's items, and so its probe, in one worker.
-        assert isinstance(self.parent, ModelGate)
         if self.config.pluginmanager.hasplugin("xdist"):
-            self.add_marker(pytest.mark.xdist_group(self.parent.name))
-
-    @property
-    def probe_key(self) -> str:
-        """Identifies this item's probe, whichever worker makes it."""
-        return self.gate.name
+            self.add_marker(pytest.mark.xdist_group(self.gate.name))
 
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""
@@ -178,7 +170,7 @@ class GateItem(pytest.Item):
         if not keys:
             pytest.skip(f"{self._layer}: {'; '.join(report.notes)}")
         early = report.early_stop and report.early_stop.restrict_to(self._layer, self._scenario)
-        part = replace(
+        self.part = replace(
             verdict,
             report=replace(
                 report, scores={key: report.scores[key] for key in keys}, early_stop=early
@@ -187,11 +179,10 @@ class GateItem(pytest.Item):
             allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) in keys),
             known=verdict.known.restrict_to(self._layer, self._scenario),
         )
-        self.part = part
-        if part.failing:
-            pytest.fail(part.story(), pytrace=False)
-        if part.unchecked:
-            _fail_unchecked(part)
+        if self.part.failing:
+            pytest.fail(self.part.story(), pytrace=False)
+        if self.part.unchecked:
+            _fail_unchecked(self.part)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_watermark_guard.plugin.items import GateItem
-from pytest_watermark_guard.plugin.summary import Probed, judged
 
 if TYPE_CHECKING:
+    from pytest_watermark_guard.plugin.state import Probed
     from pytest_watermark_guard.reports.probe import ProbeReport
     from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -23,9 +23,7 @@ def add_properties(
     """Add to a test's properties what was probed in the phase that the report is about."""
     properties = item.user_properties
     if test_report.when == "setup":  # of a rerun, maybe
-        properties[:] = [
-            entry for entry in properties if not str(entry[0]).startswith(f"{PREFIX}.")
-        ]
+        properties[:] = [p for p in properties if not str(p[0]).startswith(f"{PREFIX}.")]
     for report, verdict in _probed(item, test_report, pending):
         before = sum(name.startswith(PREFIX) and name.endswith(".model") for name, _ in properties)
         properties += _properties(f"{PREFIX}.{before + 1}" if before else PREFIX, report, verdict)
@@ -40,9 +38,13 @@ def _probed(
         if item.part is not None and test_report.when == "call":
             yield item.part.report, item.part
         return
+    from pytest_watermark_guard.probing.gate import judge
+
     for probed in pending:
-        verdicts = judged(probed.report, probed.gates)
-        yield from ((probed.report, verdict) for verdict in (verdicts or (None,)))
+        for gate in probed.gates:
+            yield probed.report, judge(probed.report, **gate)
+        if not probed.gates:
+            yield probed.report, None
 
 
 def _properties(

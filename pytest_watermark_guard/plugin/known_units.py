@@ -1,69 +1,19 @@
-"""Known units at the start of a run and at its end, when an update of them is written."""
+"""What gates made of the known units, at the end of a run; an update of them is written then."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
-from pytest_watermark_guard.plugin.options import KNOWN_FILE, named_path
-from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
-
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
-    from pytest_watermark_guard.reports.verdict import Verdict
-
-
-def known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
-    """Return the units on record, and the file that they are in, or would be.
-
-    Raises
-    ------
-    SettingsError
-        If there is no such file.
-    KnownUnitsError
-        If it cannot be read, or not be written where that was asked for.
-    """
-    path = named_path(config, "known")
-    updating = bool(config.getoption("wm_update_known"))
-    named = path is not None
-    if path is None:
-        path = (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
-    if config.getoption("wm_no_known"):
-        if updating:
-            raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
-        return KnownUnits(), path
-    inside = path.is_relative_to(config.rootpath)
-    shown = str(path.relative_to(config.rootpath) if inside else path)
-    if not path.exists() and not updating:
-        if named:
-            raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
-        return KnownUnits(shown), path
-    units: tuple[KnownUnit, ...] = ()
-    if path.exists():
-        from pytest_watermark_guard.plugin.known_units_file import read_known
-
-        units = read_known(path)
-    if updating and not os.access(path.parent, os.W_OK):
-        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
-    return KnownUnits(shown, units, updating), path
+    from pytest_watermark_guard.reports.known_units import KnownUnits
 
 
 class KnownSummary:
-    """Works where the run is summed up: not in an xdist worker.
-
-    Parameters
-    ----------
-    summary : Summary
-        Has the run's verdicts.
-    known : KnownUnits
-        The run's.
-    path : Path
-        Their file.
-    """
+    """Works where the run is summed up: not in an xdist worker."""
 
     def __init__(self, summary: Summary, known: KnownUnits, path: Path) -> None:
         self._summary = summary
@@ -76,7 +26,11 @@ class KnownSummary:
         """Sum up what gates made of the known units; write them where that was asked for."""
         verdicts = [verdict for _, judged in self._summary.entries for verdict in judged]
         if verdicts:
-            self._lines = self._summed_up(verdicts)
+            from pytest_watermark_guard.reports.known_units_text import known_summary
+
+            elsewhere = self._known.elsewhere(verdict.report for verdict in verdicts)
+            used = [(verdict.report.model, verdict.known) for verdict in verdicts]
+            self._lines = list(known_summary(used, elsewhere))
         if not self._known.updating:
             return
         if not verdicts:
@@ -96,9 +50,3 @@ class KnownSummary:
         """Print it, report or no report: nothing is let pass in silence."""
         for line in self._lines:
             terminalreporter.write_line(f"watermark guard: {line}")
-
-    def _summed_up(self, verdicts: list[Verdict]) -> list[str]:
-        from pytest_watermark_guard.reports.known_units_text import known_summary
-
-        elsewhere = self._known.elsewhere(verdict.report for verdict in verdicts)
-        return list(known_summary([(v.report.model, v.known) for v in verdicts], elsewhere))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,7 @@ HEADER = f"""\
 
 
 def read_known(path: Path) -> tuple[KnownUnit, ...]:
-    """Read known units.
-
-    Raises
-    ------
-    KnownUnitsError
-        If the file cannot be read, or holds anything but what is expected.
-    """
+    """Read known units; `KnownUnitsError` for a file that holds anything but what is expected."""
     with FORMAT.reading(path):
         units = tuple(_units(_parsed(path)))
         keys = set()
@@ -56,13 +51,7 @@ def read_known(path: Path) -> tuple[KnownUnit, ...]:
 
 
 def write_known(path: Path, units: Iterable[KnownUnit]) -> None:
-    """Write known units, in the order of their keys.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written; it then is as it was.
-    """
+    """Write known units, in the order of their keys; after an `OSError` the file is as it was."""
     write_text_atomically(path, "\n".join(_lines(units)) + "\n")
 
 
@@ -71,10 +60,8 @@ def write_known(path: Path, units: Iterable[KnownUnit]) -> None:
 
 def _lines(units: Iterable[KnownUnit]) -> Iterator[str]:
     yield f"{HEADER}format_version = {FORMAT.version}"
-    in_order = sorted(units, key=lambda known: known.key)
-    for (model, weights), group in groupby(
-        in_order, key=lambda known: (known.model, known.weights)
-    ):
+    in_order = sorted(units, key=attrgetter("key"))
+    for (model, weights), group in groupby(in_order, key=attrgetter("model", "weights")):
         yield f"\n[[model]]\nname = {_string(model)}\nweights = {_string(weights)}\nunits = ["
         yield from map(_line, group)
         yield "]"
@@ -130,7 +117,7 @@ def _units(data: Mapping[str, Any]) -> Iterator[KnownUnit]:
     for number, model in enumerate(_tables(data.get("model", []), "model"), 1):
         where = f"model {number}"
         _check_names(where, model, {"name", "weights", "units"})
-        name, weights = (_text(where, model, field) for field in ("name", "weights"))
+        name, weights = (_field(where, model, field) for field in ("name", "weights"))
         for row, unit in enumerate(_tables(model["units"], f"{where}: units"), 1):
             yield _unit(f"{where}, unit {row}", unit, name, weights)
 
@@ -138,22 +125,9 @@ def _units(data: Mapping[str, Any]) -> Iterator[KnownUnit]:
 def _unit(where: str, unit: Mapping[str, Any], model: str, weights: str) -> KnownUnit:
     needed = {"layer", "script", "index", "name", "d", "threshold", "date"}
     _check_names(where, unit, needed, {"reason", "expires"})
-    index = unit["index"]
-    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise _wrong(where, "index", "an integer >= 0", index)
-    return KnownUnit(
-        model,
-        weights,
-        layer=_text(where, unit, "layer"),
-        script=_text(where, unit, "script"),
-        index=index,
-        name=_text(where, unit, "name"),
-        d=_number(where, unit, "d"),
-        threshold=_number(where, unit, "threshold"),
-        date=_date(where, unit, "date"),
-        reason=_text(where, unit, "reason") if "reason" in unit else "",
-        expires=_date(where, unit, "expires") if "expires" in unit else None,
-    )
+    values = {field: _field(where, unit, field) for field in unit}
+    values.update(d=float(values["d"]), threshold=float(values["threshold"]))
+    return KnownUnit(model, weights, **values)
 
 
 def _tables(value: Any, where: str) -> list[dict[str, Any]]:
@@ -172,29 +146,27 @@ def _check_names(
         raise KnownUnitsError(f"{where} has an unknown {name!r}; known are {allowed}")
 
 
-def _text(where: str, table: Mapping[str, Any], name: str) -> str:
+def _field(where: str, table: Mapping[str, Any], name: str) -> Any:
     value = table[name]
-    if not isinstance(value, str):
-        raise _wrong(where, name, "text", value)
+    expected, fits = _FIELDS.get(name, _TEXT)
+    if not fits(value):
+        raise KnownUnitsError(f"{where}: {name} must be {expected}, got {str(value)[:60]!r}")
     return value
 
 
-def _number(where: str, table: Mapping[str, Any], name: str) -> float:
-    value = table[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.5 < value <= 1:
-        raise _wrong(where, name, "a number in (0.5, 1]", value)
-    return float(value)
-
-
-def _date(where: str, table: Mapping[str, Any], name: str) -> date:
-    value = table[name]
-    if not isinstance(value, date) or isinstance(value, datetime):
-        raise _wrong(where, name, "a date as 2030-12-31, without quotes", value)
-    return value
-
-
-def _wrong(where: str, name: str, expected: str, value: object) -> KnownUnitsError:
-    return KnownUnitsError(f"{where}: {name} must be {expected}, got {str(value)[:60]!r}")
+# By `type`: True is an int as well, and a datetime is a date.
+_TEXT = ("text", lambda value: type(value) is str)
+_INDEX = ("an integer >= 0", lambda value: type(value) is int and value >= 0)
+_SCORE = ("a number in (0.5, 1]", lambda value: type(value) in (int, float) and 0.5 < value <= 1)
+_DATE = ("a date as 2030-12-31, without quotes", lambda value: type(value) is date)
+# What is not named here is text.
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "index": _INDEX,
+    "d": _SCORE,
+    "threshold": _SCORE,
+    "date": _DATE,
+    "expires": _DATE,
+}
 
 
 def updated_units(
@@ -213,7 +185,7 @@ def updated_units(
     for verdict in verdicts:
         for _, known in verdict.known.used:
             other = current.get(known.key, known)  # from another gate of the same model
-            worst = max(known, other, key=lambda k: k.d)
+            worst = max(known, other, key=attrgetter("d"))
             threshold = min(known.threshold, other.threshold)
             current[known.key] = replace(worst, threshold=threshold)
-    return tuple(sorted({**records, **current}.values(), key=lambda known: known.key))
+    return tuple(sorted({**records, **current}.values(), key=attrgetter("key")))

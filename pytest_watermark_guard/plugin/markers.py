@@ -35,13 +35,7 @@ def register_markers(config: pytest.Config) -> None:
 
 
 def run_at(node: pytest.Item | pytest.Collector, run: Run) -> Run:
-    """Return the run with the settings that hold at a node: those of its markers come first.
-
-    Raises
-    ------
-    SettingsError
-        If a marker's arguments cannot be used.
-    """
+    """Return the run with the settings that hold at a node: those of its markers come first."""
     settings = run.settings
     for marker in reversed(list(node.iter_markers(MARKER))):  # the closest marker wins
         if marker.args:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.settings import check_threshold, is_number
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 
 MASK_MARKER = "wm_mask"
@@ -27,25 +27,10 @@ _FRACTION = 0.01
 
 @dataclass(frozen=True)
 class MaskRequest:
-    """The arguments of one marker.
+    """The arguments of one marker."""
 
-    Attributes
-    ----------
-    fraction, threshold, units
-        Which features, as for `FeatureMask.from_report`: one of the three, default fraction 0.01.
-        An erasure takes none of them: it changes all features, by as little as it can.
-    scenarios : tuple of str, Scenario or PairedFolder
-        What the model is to be made blind to.
-    fixture : str
-        The fixture that gives the model.
-    method : {"mask", "erase"}
-
-    Raises
-    ------
-    SettingsError
-        If a value cannot be used.
-    """
-
+    # Which features, as for `FeatureMask.from_report`: one of the three, default fraction 0.01.
+    # An erasure takes none of them: it changes all features, by as little as it can.
     fraction: float | None = None
     threshold: float | None = None
     units: tuple[int, ...] | None = None
@@ -71,12 +56,9 @@ class MaskRequest:
             )
         if self.method == "mask" and not rules:
             object.__setattr__(self, "fraction", _FRACTION)
-        if self.fraction is not None and not (
-            isinstance(self.fraction, Real)
-            and not isinstance(self.fraction, bool)
-            and 0 <= self.fraction <= 1
-        ):
-            raise SettingsError(f"fraction must be a number in [0, 1], got {self.fraction!r}")
+        fraction = self.fraction
+        if fraction is not None and not (is_number(fraction) and 0 <= fraction <= 1):
+            raise SettingsError(f"fraction must be a number in [0, 1], got {fraction!r}")
         if self.threshold is not None:
             check_threshold(self.threshold)
         if self.units is not None:
@@ -107,10 +89,7 @@ REQUEST = pytest.StashKey[MaskRequest]()
 def prepare_item(item: pytest.Item, known: Mapping[str, AnyScenario]) -> None:
     """Have a marked test's model masked before the test, and every fixture of it, sees it.
 
-    Raises
-    ------
-    WatermarkGuardError
-        If the marker's arguments are wrong, or this test cannot be given a masked model.
+    Wrong arguments, and a test that cannot be given a masked model, raise `WatermarkGuardError`.
     """
     marker = item.get_closest_marker(MASK_MARKER)
     if marker is None:
@@ -131,12 +110,13 @@ def prepare_item(item: pytest.Item, known: Mapping[str, AnyScenario]) -> None:
             f"the test uses no fixture {request.fixture!r}, so there is no model to mask; it uses "
             f"{', '.join(others) or 'none'}. Name one by fixture=, or have the test take it"
         )
-    fixtures = _Fixtures(item)
-    after = [name for name in others if fixtures.needs(name, request.fixture)]
+    # pytest has no public way to ask; fixture plugins have used this for ten years.
+    definitions = item._fixtureinfo.name2fixturedefs
+    after = [name for name in others if _needs(definitions, name, request.fixture)]
     for name in after:
-        if name != request.fixture and fixtures.scope(name) != "function":
+        if name != request.fixture and (scope := definitions[name][-1].scope) != "function":
             raise SettingsError(
-                f"fixture {name!r} lives for a whole {fixtures.scope(name)} and is made from "
+                f"fixture {name!r} lives for a whole {scope} and is made from "
                 f"{request.fixture!r}, which is masked for this test alone: it would see the model "
                 f"without the mask, or show the masked one to other tests. Give {name!r} the scope "
                 "'function', or use wm.apply_mask in a fixture of your own"
@@ -148,27 +128,17 @@ def prepare_item(item: pytest.Item, known: Mapping[str, AnyScenario]) -> None:
     item.stash[REQUEST] = request
 
 
-class _Fixtures:
-    """Which fixtures a test uses, and what these are made from."""
-
-    def __init__(self, item: pytest.Function) -> None:
-        # pytest has no public way to ask; fixture plugins have used this for ten years.
-        self._definitions = item._fixtureinfo.name2fixturedefs
-
-    def scope(self, name: str) -> str:
-        return str(self._definitions[name][-1].scope)
-
-    def needs(self, name: str, wanted: str) -> bool:
-        """Tell whether a fixture is the one that is wanted, or made from it."""
-        # One that overrides another may ask for it by their common name.
-        todo, seen = [(name, 1)], set()
-        while todo:
-            name, depth = todo.pop()
-            if name == wanted:
-                return True
-            definitions = self._definitions.get(name, ())
-            if (name, depth) not in seen and depth <= len(definitions):
-                seen.add((name, depth))
-                for other in definitions[-depth].argnames:
-                    todo.append((other, depth + 1 if other == name else 1))
-        return False
+def _needs(definitions: Mapping[str, Sequence[Any]], name: str, wanted: str) -> bool:
+    """Tell whether a fixture is the one that is wanted, or made from it."""
+    # One that overrides another may ask for it by their common name.
+    todo, seen = [(name, 1)], set()
+    while todo:
+        name, depth = todo.pop()
+        if name == wanted:
+            return True
+        known = definitions.get(name, ())
+        if (name, depth) not in seen and depth <= len(known):
+            seen.add((name, depth))
+            for other in known[-depth].argnames:
+                todo.append((other, depth + 1 if other == name else 1))
+    return False

@@ -15,16 +15,11 @@ from pytest_watermark_guard.reports.masked import Fall, Masked
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import nn
 
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
     from pytest_watermark_guard.mitigation.mask import FeatureMask
     from pytest_watermark_guard.reports.probe import ProbeReport
-
-_LAYERS = ("features",)
-
 
 MASKED = pytest.StashKey[Masked]()
 
@@ -33,27 +28,37 @@ MASKED = pytest.StashKey[Masked]()
 def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureErasure]:
     """Mask the model of a marked test within the block; afterwards it is exactly as before.
 
-    Parameters
-    ----------
-    request : FixtureRequest
-        Of a function-scoped fixture. What was masked is left in its item's stash.
+    What was masked is left in the stash of the test's item.
     """
+    from torch import nn
+
     from pytest_watermark_guard.mitigation.apply import apply_mask, masked_at
     from pytest_watermark_guard.mitigation.mask import FeatureMask
     from pytest_watermark_guard.models.snapshot import restored
 
-    asked = _asked(request)
+    if REQUEST not in request.node.stash:
+        pytest.fail(
+            f"the fixture wm_mask tells what @pytest.mark.{MASK_MARKER} has masked, and this test "
+            "has no such marker",
+            pytrace=False,
+        )
+    asked = request.node.stash[REQUEST]
     model = request.getfixturevalue(asked.fixture)
     with ExitStack() as stack:
         try:
-            _check_model(model, asked.fixture)
+            if not isinstance(model, nn.Module):
+                raise MaskError(
+                    f"fixture {asked.fixture!r} gave a {type(model).__name__}, and only a "
+                    "torch.nn.Module can be masked; name the fixture that gives the model by "
+                    "fixture="
+                )
             mask, report, after = _mask_for(model, asked)
             stack.enter_context(restored(model))
             apply_mask(model, mask, inplace=True)
         except WatermarkGuardError as error:
             # The message says it all; a traceback through us helps nobody.
-            told = f"@pytest.mark.{MASK_MARKER}: {error}"
-            raise pytest.fail.Exception(told, pytrace=False) from None
+            message = f"@pytest.mark.{MASK_MARKER}: {error}"
+            raise pytest.fail.Exception(message, pytrace=False) from None
         before = {scores.scenario: float(scores.differentiability.max()) for scores in report}
         request.node.stash[MASKED] = Masked(
             test=request.node.nodeid,
@@ -70,27 +75,6 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
         yield mask
 
 
-def _asked(request: pytest.FixtureRequest) -> MaskRequest:
-    asked: MaskRequest | None = request.node.stash.get(REQUEST, None)
-    if asked is None:
-        pytest.fail(
-            f"the fixture wm_mask tells what @pytest.mark.{MASK_MARKER} has masked, and this test "
-            "has no such marker",
-            pytrace=False,
-        )
-    return asked
-
-
-def _check_model(model: object, fixture: str) -> None:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise MaskError(
-            f"fixture {fixture!r} gave a {type(model).__name__}, and only a torch.nn.Module can be "
-            "masked; name the fixture that gives the model by fixture="
-        )
-
-
 def _mask_for(
     model: nn.Module, asked: MaskRequest
 ) -> tuple[FeatureMask | FeatureErasure, ProbeReport, dict[str, float]]:
@@ -99,20 +83,17 @@ def _mask_for(
     from pytest_watermark_guard.probing.probe import probe
 
     scenarios = resolve_scenarios(asked.scenarios, current_run().scenarios)
-    arguments: dict[str, Any] = {"scenarios": scenarios, "layers": _LAYERS, "control": False}
+    arguments: dict[str, Any] = {"scenarios": scenarios, "layers": ("features",), "control": False}
     report = probe(model, **arguments)
     if asked.method == "mask":
         mask = FeatureMask.from_report(report, **asked.rule)
-        left = {s.scenario: _without(s.differentiability, mask.units) for s in report}
-        return mask, report, left
+        largest = {}
+        for scores in report:
+            d = scores.differentiability.copy()
+            d[list(mask.units)] = 0.5  # they never change any more
+            largest[scores.scenario] = float(d.max())
+        return mask, report, largest
     return _erasure(model, report, arguments)
-
-
-def _without(d: npt.NDArray[np.float64], units: tuple[int, ...]) -> float:
-    """Return the largest d when these units never change, which is to say that theirs is 0.5."""
-    left = d.copy()
-    left[list(units)] = 0.5
-    return float(left.max())
 
 
 def _erasure(
@@ -125,13 +106,15 @@ def _erasure(
     from pytest_watermark_guard.statistics.auroc import auroc
     from pytest_watermark_guard.watermarks.streams import UNMARKED
 
-    with recorded(model, **arguments) as found:  # those of the probe: the model does not run again
-        rows = {s: found.recording[s, "features"].columns() for s in found.recording.streams}
+    # Those of the probe: the model does not run again.
+    with recorded(model, **arguments) as activations:
+        recording = activations.recording
+        rows = {stream: recording[stream, "features"].columns() for stream in recording.streams}
         erasure = FeatureErasure.from_features(
             rows[UNMARKED],
             {name: rows[name] for name in report.scenarios},
-            weights=found.recording.weights,
-            source=f"{found.model}, probed with {found.baseline}",
+            weights=recording.weights,
+            source=f"{activations.model}, probed with {activations.baseline}",
         )
         # In the precision of the masked model.
         tensors = {name: tensor.float() for name, tensor in erasure.tensors().items()}

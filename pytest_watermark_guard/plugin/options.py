@@ -15,36 +15,16 @@ KNOWN_FILE = "wm-known-units.toml"
 
 
 class Option(NamedTuple):
-    """``--wm-NAME`` on the command line, ``wm_NAME`` in an ini file.
+    """``--wm-NAME`` on the command line, ``wm_NAME`` in an ini file."""
 
-    Attributes
-    ----------
-    name : str
-        With underscores.
-    meaning : str
-    metavar : str or None
-        Stands for the value in the help. None: a flag.
-    ini_type : str or None
-        As `pytest.Parser.addini` takes it; None: text, or for a flag a bool. A "linelist" is a
-        repeatable option.
-    default : str
-        In words.
-    in_ini : bool
-        Whether an ini file can say it too.
-    keyword : str
-        How the marker and functions say it, where it is a setting.
-    in_command : bool
-        Whether the command that makes a run again has to have it.
-    """
-
-    name: str
+    name: str  # with underscores
     meaning: str
-    metavar: str | None = None
-    ini_type: IniType | None = None
-    default: str = ""
+    metavar: str | None = None  # stands for the value in the help; None: a flag
+    ini_type: IniType | None = None  # None: text, or for a flag a bool; "linelist": repeatable
+    default: str = ""  # in words
     in_ini: bool = True
-    keyword: str = ""
-    in_command: bool = False
+    keyword: str = ""  # how the marker and functions say it, where it is a setting
+    in_command: bool = False  # whether the command that makes a run again has to have it
 
     @property
     def word(self) -> str:
@@ -104,12 +84,12 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("watermark-guard", "watermark sensitivity of vision models")
     for option in all_options():
         help_text = option.meaning + (f" (default: {option.default})" if option.default else "")
-        how: dict[str, Any] = {"metavar": option.metavar}
+        keywords: dict[str, Any] = {"metavar": option.metavar}
         if option.metavar is None:
-            how = {"action": "store_true"}
+            keywords = {"action": "store_true"}
         elif option.ini_type == "linelist":
-            how["action"] = "append"
-        group.addoption(option.word, help=help_text, default=None, **how)
+            keywords["action"] = "append"
+        group.addoption(option.word, help=help_text, default=None, **keywords)
         if option.in_ini:
             _add_ini(parser, option)
 
@@ -140,13 +120,7 @@ def options_table() -> str:
 
 
 def read_settings(config: pytest.Config) -> Settings:
-    """Return the run's settings: the command line over the ini file over the defaults.
-
-    Raises
-    ------
-    SettingsError
-        If a value cannot be used.
-    """
+    """Return the run's settings: the command line over the ini file over the defaults."""
     given = {}
     for name, setting in described(Settings).items():
         value, folder = _given(config, setting.option)
@@ -171,13 +145,7 @@ def named_path(config: pytest.Config, name: str) -> Path | None:
 
 
 def writable_path(config: pytest.Config, name: str) -> Path | None:
-    """Return the file that an option names, or None.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot be written to.
-    """
+    """Return the file that an option names, or None; `SettingsError` if it cannot be written to."""
     file = named_path(config, name)
     if file is None:
         return None
@@ -205,13 +173,10 @@ def _given(config: pytest.Config, name: str) -> tuple[Any, Path]:
 
 
 def command_words(config: pytest.Config) -> list[str]:
-    """Return those options of the command line that a run has to have to be made again.
-
-    Models and settings are left out.
-    """
-    words = []
-    for option in RUN_OPTIONS:
-        value = config.getoption(f"wm_{option.name}")
-        if option.in_command and value is not None:
-            words.append(f"{option.word}={value}" if option.metavar else option.word)
-    return words
+    """Return the options, but for models and settings, that a run needs to be made again."""
+    given = [(option, config.getoption(f"wm_{option.name}")) for option in RUN_OPTIONS]
+    return [
+        f"{option.word}={value}" if option.metavar else option.word
+        for option, value in given
+        if option.in_command and value is not None
+    ]

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.plugin import hookspec
-from pytest_watermark_guard.plugin.options import add_options, flag_is_set, named_path
+from pytest_watermark_guard.plugin.options import add_options, named_path
 
 if TYPE_CHECKING:
     import torch
@@ -138,26 +138,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(config, "workerinput"):
         return
     state = config.stash[STATE]
-    run = state.run
-    summary = Summary(
-        config,
-        state.pending,
-        state.pending_owned,
-        show_report=flag_is_set(config, "report"),
-        json_path=state.json_path,
-        threshold=run.settings.threshold,
-        models=state.models,
-    )
+    run, register = state.run, config.pluginmanager.register
+    summary = Summary(config, state)
     # Of several, the last registered has the first word in the terminal.
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        actions = GitHubActions(summary, os.environ)
-        config.pluginmanager.register(actions, "watermark-guard-github")
-    known = KnownSummary(summary, run.known, state.known_path)
-    config.pluginmanager.register(known, "watermark-guard-known")
+        register(GitHubActions(summary, os.environ), "watermark-guard-github")
+    register(KnownSummary(summary, run.known, state.known_path), "watermark-guard-known")
     if state.html_path is not None:
-        html = HtmlSummary(summary, state.html_path, run.settings)
-        config.pluginmanager.register(html, "watermark-guard-html")
-    config.pluginmanager.register(summary, "watermark-guard-summary")
+        page = HtmlSummary(summary, state.html_path, run.settings)
+        register(page, "watermark-guard-html")
+    register(summary, "watermark-guard-summary")
 
 
 # --- fixtures -----------------------------------------------------------------------------------

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
 from pytest_watermark_guard.plugin.items import check_spec
-from pytest_watermark_guard.plugin.known_units import known_units
-from pytest_watermark_guard.plugin.options import flag_is_set, read_settings, writable_path
-from pytest_watermark_guard.plugin.summary import Probed
+from pytest_watermark_guard.plugin.options import (
+    KNOWN_FILE,
+    flag_is_set,
+    named_path,
+    read_settings,
+    writable_path,
+)
 from pytest_watermark_guard.probing.context import Run, using_run
+from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
 from pytest_watermark_guard.watermarks.scenarios import (
     READY_SCENARIOS,
     AnyScenario,
@@ -28,6 +35,14 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class Probed:
+    """A probe's report, and the threshold and the allowed units of each gate that used it."""
+
+    report: ProbeReport
+    gates: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class GuardState:
     """What the plugin knows of one pytest run."""
 
@@ -37,6 +52,7 @@ class GuardState:
     json_path: Path | None
     html_path: Path | None
     known_path: Path
+    show_report: bool
     junit: bool
     # Finished in this process since the last phase of a test was reported.
     pending: list[Probed]
@@ -44,13 +60,7 @@ class GuardState:
 
 
 def start_run(config: pytest.Config) -> GuardState:
-    """Read the options, and have probes go by them until the run ends.
-
-    Raises
-    ------
-    WatermarkGuardError
-        If one of them cannot be used.
-    """
+    """Read the options, and have probes go by them until the run ends."""
     scenarios = _known_scenarios(config)
     settings = read_settings(config)
     resolve_scenarios(settings.scenarios, scenarios)
@@ -58,19 +68,24 @@ def start_run(config: pytest.Config) -> GuardState:
     for spec in models:
         check_spec(spec, config)
     json_path, html_path = writable_path(config, "json"), writable_path(config, "html")
-    known, known_path = known_units(config)
+    known, known_path = _known_units(config)
     pending: list[Probed] = []
     pending_owned: list[OwnershipReport] = []
-
-    def on_report(report: ProbeReport) -> None:
-        pending.append(Probed(report))
 
     def on_verdict(verdict: Verdict) -> None:
         gate = {"threshold": verdict.threshold, "allow": dict(verdict.allow)}
         next(probed for probed in pending if probed.report is verdict.report).gates.append(gate)
 
-    run = Run(settings, scenarios, _worker_number(config), on_report, on_verdict, known=known)
-    run = replace(run, on_ownership=pending_owned.append, examples=html_path is not None)
+    run = Run(
+        settings,
+        scenarios,
+        worker=int(getattr(config, "workerinput", {}).get("workerid", "gw0").removeprefix("gw")),
+        on_report=lambda report: pending.append(Probed(report)),
+        on_verdict=on_verdict,
+        on_ownership=pending_owned.append,
+        examples=html_path is not None,
+        known=known,
+    )
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
     during.enter_context(using_run(run))
@@ -85,6 +100,7 @@ def start_run(config: pytest.Config) -> GuardState:
         json_path=json_path,
         html_path=html_path,
         known_path=known_path,
+        show_report=flag_is_set(config, "report"),
         junit=flag_is_set(config, "junit"),
         pending=pending,
         pending_owned=pending_owned,
@@ -97,6 +113,26 @@ def _known_scenarios(config: pytest.Config) -> Mapping[str, AnyScenario]:
     return {**READY_SCENARIOS, **own}
 
 
-def _worker_number(config: pytest.Config) -> int:
-    worker: str = getattr(config, "workerinput", {}).get("workerid", "gw0")
-    return int(worker.removeprefix("gw"))
+def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
+    """Return the units on record, and the file that they are in, or would be."""
+    named = named_path(config, "known")
+    path = named or (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
+    updating = bool(config.getoption("wm_update_known"))
+    if config.getoption("wm_no_known"):
+        if updating:
+            raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
+        return KnownUnits(), path
+    inside = path.is_relative_to(config.rootpath)
+    shown = str(path.relative_to(config.rootpath) if inside else path)
+    if not path.exists() and not updating:
+        if named:
+            raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
+        return KnownUnits(shown), path
+    units: tuple[KnownUnit, ...] = ()
+    if path.exists():
+        from pytest_watermark_guard.plugin.known_units_file import read_known
+
+        units = read_known(path)
+    if updating and not os.access(path.parent, os.W_OK):
+        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
+    return KnownUnits(shown, units, updating), path

@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import MaskError, SettingsError

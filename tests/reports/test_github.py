@@ -9,8 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from markdown_it import MarkdownIt
 
 from pytest_watermark_guard import ProbeReport, Scores, judge

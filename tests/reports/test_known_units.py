@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pytest_watermark_guard import ProbeReport, Scores, judge
 from pytest_watermark_guard.plugin.known_units_file import read_known, updated_units, write_known

@@ -6,8 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS, sign_flip_p_value
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pytest_watermark_guard import SCENARIOS, Scenario
 from pytest_watermark_guard.watermarks.draw import draw_watermark
