@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.inputs import model_inputs
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
-from pytest_watermark_guard.models.reading.foreign import explained
+from pytest_watermark_guard.models.reading.foreign import explained, out_of_memory
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.running.plan import Plan
@@ -121,9 +122,7 @@ def compute(
             computing_in("float32", batches.device),
             explained(module, example, "finding its layers"),
         ):
-            recorder = ActivationRecorder(
-                module, execution.layers, example, outputs=execution.outputs
-            )
+            recorder = _recorder(module, execution, example)
         stack.enter_context(recorder)
         weights = recorder.weights()
         executor = stack.enter_context(
@@ -165,3 +164,15 @@ def compute(
                 weights=weights,
             )
             advance(len(batch.identities))
+
+
+def _recorder(
+    module: nn.Module, execution: ExecutionConfig, example: torch.Tensor
+) -> ActivationRecorder:
+    """Find the layers, on fewer images where there is no memory for all of the example."""
+    try:
+        return ActivationRecorder(module, execution.layers, example, execution.outputs)
+    except Exception as error:
+        if not out_of_memory(error) or len(example) <= 2:
+            raise
+    return ActivationRecorder(module, execution.layers, example[:2], execution.outputs)
