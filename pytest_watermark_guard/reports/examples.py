@@ -55,7 +55,7 @@ class Examples:
     images : str or None
         The baseline's folder, or ``"builtin"``; None where it has no name that others know.
     geometry : mapping of str to Any
-        ``size``, ``resize`` and ``interpolation`` of the model's `Preprocessing`.
+        The fields of the model's `Preprocessing` that say how images are fitted.
     marks : tuple of mapping
         The fields of every `Scenario` or `PairedFolder`.
     """
