@@ -104,6 +104,8 @@ class _Trial:
             self._size = shapes[0]
             self._photos.append(exact(shapes[0]))
             self._theirs.append(pipeline(self._photos[-1]))
+        if not all(torch.isfinite(theirs).all() for theirs in self._theirs):
+            raise PreprocessingError(f"{name} makes values that are not finite of a photo")
         self._check_repeatable()
         plain = [Image.new("RGB", self._photos[-1].size, (level,) * 3) for level in _LEVELS]
         self._plain = plain, [pipeline(image) for image in plain]
@@ -127,6 +129,8 @@ class _Trial:
     def _differences(self, ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, float]:
         """Return the worst photo's mean difference and the largest one, in steps of 8 bits."""
         if [o.shape for o in ours] != [t.shape for t in theirs]:
+            return np.inf, np.inf
+        if not all(torch.isfinite(t).all() for t in theirs):
             return np.inf, np.inf
         off = [(o - t).abs() / self._unit for o, t in zip(ours, theirs, strict=True)]
         return max(float(o.mean()) for o in off), max(float(o.max()) for o in off)

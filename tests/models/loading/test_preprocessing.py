@@ -107,6 +107,13 @@ def test_compose_is_read(compose: Any, size: tuple[int, int]) -> None:
             "no mark can be printed in between: pass preprocess= a function",
         ),
         (transforms.Compose([transforms.Lambda(lambda image: 1 / 0)]), "ZeroDivisionError"),
+        (
+            transforms.Compose([
+                transforms.Resize((32, 32)), transforms.ToTensor(),
+                transforms.Lambda(lambda values: (values - values) / 0),
+            ]),
+            "not finite",
+        ),
     ],
 )  # fmt: skip
 def test_compose_that_cannot_be_used(compose: Any, problem: str) -> None:
