@@ -46,9 +46,9 @@ class ProbingBatch:
 
     Attributes
     ----------
-    images : Tensor, shape [B, 3, H, W]
+    images : Tensor, shape [B, C, H, W]
         The model's input, without a mark.
-    marked : dict of str to Tensor, shape [B, 3, H, W]
+    marked : dict of str to Tensor, shape [B, C, H, W]
         By scenario: the same images with it.
     identities : tuple of str
         The images' names.
@@ -174,7 +174,9 @@ class ProbingBatches:
         """
         reader = _Reader(self)
         with ThreadPoolExecutor(_DECODERS, thread_name_prefix="wm-decode") as pool:
-            submit = pool.submit if self.baseline.concurrent else _done
+            # Someone else's objects are called in the user's thread.
+            ours = self.baseline.concurrent and self.preprocessing.geometry is None
+            submit = pool.submit if ours else _done
             try:
                 yield lambda position, use: submit(lambda: use(reader(position)))
             except BaseException:  # without an error, reads of the last batch may still be wanted

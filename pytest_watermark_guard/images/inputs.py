@@ -93,7 +93,8 @@ def _from_pixels(
             parts = [preprocessing.to_input(p.contiguous(), dtype) for p in pixels]
             values = torch.cat(parts)
         else:
-            shape = (len(pixels) * len(pixels[0]), *pixels[0].shape[1:])
+            count, (_, _, *sides) = len(pixels) * len(pixels[0]), pixels[0].shape
+            shape = (count, preprocessing.channels, *sides)
             values = buffers.next(shape, memory_format())
             for part, out in zip(pixels, torch.split(values, len(pixels[0])), strict=True):
                 preprocessing.to_input(part, out=out)
@@ -110,16 +111,16 @@ def _from_readers(
     memory_format: Callable[[], torch.memory_format],
 ) -> Generator[Callable[[], ModelInput], None, None]:
     """Give jobs whose images are each prepared by the thread that has just read them."""
-    size = batches.preprocessing.size
+    size, channels = batches.preprocessing.size, batches.preprocessing.channels
     assert size is not None
     buffers = _Buffers(batches.device)
     fill = _Filler(batches, streams)
     with batches.reading() as read:
         for positions in batches.positions():
-            shape = (len(streams) * len(positions), 3, *size)
+            shape = (len(streams) * len(positions), channels, *size)
             values = buffers.next(shape, memory_format())
             rows = values.permute(0, 2, 3, 1).numpy()
-            by_stream = rows.reshape(len(streams), len(positions), *size, 3)
+            by_stream = rows.reshape(len(streams), len(positions), *size, channels)
             futures = [
                 read(position, partial(fill, by_stream[:, place]))
                 for place, position in enumerate(positions)
@@ -141,7 +142,7 @@ class _Filler:
         self._scenarios = batches.scenarios
 
     def __call__(self, out: Floats, read: DecodedImage) -> tuple[str, int | None]:
-        """Write to `out`, float32 [streams, H, W, 3]; returns the image's name and label."""
+        """Write to `out`, float32 [streams, H, W, channels]; returns the image's name and label."""
         outputs = dict(zip(self._streams, out, strict=True))
         unmarked = outputs.get(UNMARKED)
         if unmarked is not None:

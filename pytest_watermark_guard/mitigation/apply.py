@@ -22,7 +22,7 @@ from pytest_watermark_guard.mitigation.anchors import (
 )
 from pytest_watermark_guard.mitigation.guard import guard, listen, unguard
 from pytest_watermark_guard.mitigation.intervention import Intervention
-from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
+from pytest_watermark_guard.models.loading.introspection import input_shape
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.outputs import main_tensor
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
@@ -300,6 +300,8 @@ def _input_like(root: nn.Module, example: Tensor | None) -> Tensor:
     tensors = (*root.parameters(), *root.buffers())
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     if example is None:
-        size = resolve_preprocessing("auto", root).size or (_SIDE, _SIDE)
-        example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        size, channels = input_shape(root)
+        example = torch.randn(
+            2, channels, *(size or (_SIDE, _SIDE)), generator=torch.Generator().manual_seed(0)
+        )
     return example.to(like.device, like.dtype)

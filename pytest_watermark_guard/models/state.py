@@ -37,7 +37,7 @@ def preserved(module: nn.Module) -> Iterator[None]:
     parameters = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     tensors = (*module.parameters(), *module.buffers())
     inference = any(t.is_inference() for t in tensors if not nn.parameter.is_lazy(t))
-    with _global_random_state():
+    with same_random_state():
         try:
             for submodule, _ in training:
                 submodule.training = False
@@ -76,7 +76,8 @@ def _version(tensor: torch.Tensor) -> int | None:
 
 
 @contextlib.contextmanager
-def _global_random_state() -> Iterator[None]:
+def same_random_state() -> Iterator[None]:
+    """Put the random states of Python, NumPy and torch back after the body."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = torch.cuda.get_rng_state_all() if in_use else None

@@ -71,7 +71,8 @@ class OwnershipKey:
                     f"key: {name} must be {dtype}, not {getattr(self, name).dtype}"
                 )
         pairs, size = len(self.coins), self.preprocessing.size
-        if self.preprocessing.normalize is not None or size is None:
+        how = self.preprocessing
+        if how.normalize is not None or how.geometry is not None or size is None:
             raise OwnershipError(
                 "key: preprocessing must have a size, a mean and a standard deviation: a function "
                 "cannot be kept in a file (pass preprocess=Preprocessing(size=..., mean=..., ...))"
@@ -114,7 +115,11 @@ class OwnershipKey:
 
     def _fields(self) -> dict[str, Any]:
         preprocessing = dataclasses.asdict(self.preprocessing)
-        del preprocessing["normalize"]
+        del preprocessing["normalize"], preprocessing["geometry"]
+        # Keys that are older than these fields have the same hash as before.
+        for name in ("keep_exact_size", "crop_floor"):
+            if name not in self.preprocessing.fitting:
+                del preprocessing[name]
         return {
             "epsilon": self.epsilon,
             "preprocessing": preprocessing,

@@ -41,11 +41,10 @@ def find_examples(
     identities = batches.baseline.identities[: len(recording)]
     root = batches.baseline.root
     builtin = images is None or (isinstance(images, str) and images == "builtin")
-    how = batches.preprocessing
     return Examples(
         tuple(_of_unit(recording, identities, *unit) for unit in _worst(scores)),
         "builtin" if builtin else None if root is None else str(root.absolute()),
-        {"size": how.size, "resize": how.resize, "interpolation": how.interpolation},
+        batches.preprocessing.fitting,
         tuple(asdict(scenario) for scenario in batches.scenarios),
     )
 

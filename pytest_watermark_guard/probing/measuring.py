@@ -15,6 +15,8 @@ from pytest_watermark_guard.probing.scoring import impacts, score
 from pytest_watermark_guard.probing.vacuous import dead_units, is_saturated
 from pytest_watermark_guard.reports.scores import dead_layers
 
+_NO_EXAMPLES = "no example images: someone else's code resizes them, which a report cannot do again"
+
 
 def measured(
     context: ProbeContext, gate: EarlyGate | None, compute: Compute | None, examples: bool
@@ -75,6 +77,7 @@ def _measure(
     """
     batches = context.batches
     images = batches.baseline.identities
+    redrawn = batches.preprocessing.geometry is None
     scenarios = [scenario.name for scenario in batches.scenarios]
     with Recording(batches.streams, len(images), context.naming) as recording:
         plan = fill(context, recording, gate, compute, answers)
@@ -85,11 +88,13 @@ def _measure(
             scores=scores,
             controls=controls,
             impact=impacts(recording, scenarios, images),
-            notes=recording.notes,
+            notes=(*recording.notes, *([_NO_EXAMPLES] if examples and not redrawn else [])),
             plan=plan,
             weights=recording.weights,
             examples=(
-                find_examples(recording, scores, batches, context.images) if examples else None
+                find_examples(recording, scores, batches, context.images)
+                if examples and redrawn
+                else None
             ),
             early_stop=None,
             dead_units=dead_units(recording),

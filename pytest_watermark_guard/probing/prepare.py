@@ -109,9 +109,9 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     if batch_size is not None:
         check_batch_size(batch_size)
     loaded = as_loaded(request.model)
-    with ONE_AT_A_TIME:  # another probe's hooks must not be copied
+    with ONE_AT_A_TIME:  # another probe's hooks must not be copied, nor see this model's input
         module = runnable_on(loaded.module, device)
-    preprocessing = resolve_preprocessing(request.preprocess, module, loaded.preprocessing)
+        preprocessing = resolve_preprocessing(request.preprocess, module, loaded.preprocessing)
     baseline = open_for(
         scenarios, settings.images, settings.max_images, settings.seed, labels=request.labels
     )
@@ -147,11 +147,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     if settings.cache:
         with ONE_AT_A_TIME:
             batches, cache, uncached = _with_caches(batches, module, settings, batch_size)
-    assumed: tuple[str, ...] = ()
-    if preprocessing.assumed:
-        advice = "pass preprocess=, or set the model's attribute preprocessing"
-        assumed = (f"preprocessing is {preprocessing.source}; {advice}",)
-    notes = (*assumed, *loaded.notes, *uncached)
+    notes = (*preprocessing.notes, *loaded.notes, *uncached)
     return ProbeContext(loaded, module, batches, execution, naming, cache, notes, settings.images)
 
 
@@ -160,11 +156,14 @@ def _with_caches(
 ) -> tuple[ProbingBatches, ProbeCache | None, tuple[str, ...]]:
     """Open the caches of pixels and activations, or note why no keys for them can be given."""
     store = Store(cache_folder() / "cache", cache_bytes())
-    size = batches.preprocessing.size
+    how = batches.preprocessing
+    size = how.size
     paired = any(isinstance(scenario, PairedFolder) for scenario in batches.scenarios)
     try:
-        if batches.baseline.root is not None and size is not None and not paired:
-            geometry = size, (batches.preprocessing.resize, batches.preprocessing.interpolation)
+        # Another's code has no digest that would tell when it gives other pixels.
+        ours = how.geometry is None and not paired
+        if batches.baseline.root is not None and size is not None and ours:
+            geometry = size, how.fitting
             decoded = DecodedImages(store, batches.baseline, geometry)
             batches = replace(batches, decoded=decoded)
         keys = cache_keys(module, batches, settings.precision, settings.outputs, batch_size)

@@ -33,7 +33,7 @@ class Examples:
 
     units: tuple[UnitExamples, ...]  # worst first
     images: str | None  # the baseline's folder, or "builtin"; None if others cannot know it
-    # `size`, `resize` and `interpolation` of the model's `Preprocessing`.
+    # The fields of the model's `Preprocessing` that say how images are fitted.
     geometry: Mapping[str, Any]
     marks: tuple[Mapping[str, Any], ...]  # fields of every `Scenario` or `PairedFolder`
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from pytest_watermark_guard.errors import PreprocessingError
+from pytest_watermark_guard.models.loading.channels import for_input
+from pytest_watermark_guard.models.loading.first_layer import read_first_layer
+from pytest_watermark_guard.models.loading.pipelines import is_compose, is_image_processor
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing, channels, sides_of
-from pytest_watermark_guard.models.loading.presets import (
-    from_compose,
-    from_hf_processor,
-    from_timm_config,
-    from_torchvision_preset,
-    is_compose,
-    is_torchvision_preset,
-)
+from pytest_watermark_guard.models.loading.presets import is_torchvision_preset
+from pytest_watermark_guard.models.loading.published import from_object, said_by, sizes_inside
 from pytest_watermark_guard.models.state import unwrapped
+
+_DEPTH = 5  # of wrappers: Lightning around PEFT's two around EMA around the model
 
 
 def preprocessing_of(module: nn.Module) -> Preprocessing | None:
@@ -31,22 +26,24 @@ def preprocessing_of(module: nn.Module) -> Preprocessing | None:
     Parameters
     ----------
     module : torch.nn.Module
-        A model with a `Preprocessing` as its attribute ``preprocessing``, a timm model, a
-        transformers model, or one of torchvision's classes.
+        A model with a `Preprocessing`, a ``Compose`` or an image processor as its attribute
+        ``preprocessing``, a model of timm, transformers, open_clip or torchvision, or a wrapper
+        (Lightning, EMA, PEFT, one's own) with one such model inside.
+
+    Raises
+    ------
+    PreprocessingError
+        When what it says cannot be used, see `foreign.tried`.
     """
-    module = unwrapped(module)
-    own = getattr(module, "preprocessing", None)
-    if isinstance(own, Preprocessing):
-        return own
-    for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(module, name, None)
-        if isinstance(config, Mapping) and config.get("mean") is not None:
-            return from_timm_config(config, source=f"{type(module).__name__}.{name}")
-    config = getattr(module, "config", None)
-    if hasattr(config, "image_size") and hasattr(config, "model_type"):
-        return _of_hf_model(type(module).__name__, config)
-    if type(module).__module__.startswith("torchvision.models."):
-        return _of_torchvision_model(module)
+    level = [unwrapped(module)]
+    for _ in range(_DEPTH):
+        found = [said for part in level if (said := said_by(part)) is not None]
+        if found:
+            # Of parts that want different things, none speaks for the whole.
+            return (
+                found[0] if len({dataclasses.replace(f, source="") for f in found}) == 1 else None
+            )
+        level = [child for part in level for child in part.children()]
     return None
 
 
@@ -71,66 +68,10 @@ def class_names_of(module: nn.Module) -> tuple[str, ...] | None:
     return None if names == placeholders else names
 
 
-def _of_hf_model(name: str, config: Any) -> Preprocessing:
-    directory = getattr(config, "_name_or_path", "")
-    if directory and Path(directory).is_dir():
-        transformers: Any = importlib.import_module("transformers")
-        try:
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError):  # a directory without a processor
-            pass
-        else:
-            return from_hf_processor(processor, source=f"the image processor in {directory}")
-    sides = config.image_size
-    height, width = (sides, sides) if isinstance(sides, int) else (sides[0], sides[-1])
-    return Preprocessing.imagenet(
-        (height, width),
-        source=f"assumed: ImageNet's mean and std, {height}x{width} px as {name}.config says",
-        assumed=True,
-    )
-
-
-def _of_torchvision_model(module: nn.Module) -> Preprocessing | None:
-    from torchvision.models import WeightsEnum
-
-    family = type(module).__name__
-    entries = [
-        entry
-        for enum in vars(sys.modules[type(module).__module__]).values()
-        if isinstance(enum, type) and issubclass(enum, WeightsEnum)
-        for entry in cast(Any, enum)
-    ]
-    # One class serves many architectures; the number of parameters tells which, unless the
-    # head was replaced.
-    count = sum(parameter.numel() for parameter in module.parameters())
-    same = [entry for entry in entries if entry.meta.get("num_params") == count] or entries
-    presets = [
-        from_torchvision_preset(entry.transforms(), source=f"torchvision's presets of {family}")
-        for entry in same
-    ]
-    side = getattr(module, "image_size", None)  # ViT's tables of positions fix it
-    presets = [preset for preset in presets if side is None or preset.size == (side, side)]
-    if not presets:
-        return side and Preprocessing.imagenet(
-            (side, side),
-            source=f"assumed: ImageNet's mean and std, {side} px as {family}.image_size says",
-            assumed=True,
-        )
-    (best, votes), *_ = Counter(presets).most_common()
-    if votes == len(presets):
-        return best
-    assert best.size is not None
-    return best.as_assumed(
-        f"assumed: the most common of torchvision's presets of {family}, {best.size[0]} px"
-    )
-
-
 _ACCEPTED = (
     '"auto", "imagenet", "none", a Preprocessing, a dict of its fields, a (mean, std, size) '
-    "tuple, a preset of torchvision's weights, a Compose of resizing, cropping, converting and "
-    "Normalize, or a function of a float batch [B, 3, H, W] in [0, 1]"
+    "tuple, a transform of torchvision, timm, open_clip or ultralytics (Compose), an image "
+    "processor of transformers, or a function of a float batch [B, 3, H, W] in [0, 1]"
 )
 
 
@@ -144,43 +85,71 @@ def resolve_preprocessing(
     preprocess : str, Preprocessing, dict, tuple or callable
         ``"auto"``: what the model's spec loaded, else what the model itself says, else ImageNet's
         at 224 pixels, marked as assumed. ``"none"``: values in [0, 1] at the images' own size.
-        A dict has the fields of `Preprocessing`, a tuple is (mean, std, size). A preset of
-        torchvision's weights and a ``Compose`` of the usual steps are read; any other function
-        is called on each batch [B, 3, H, W] in [0, 1], at its ``size`` attribute or 224 pixels.
+        A dict has the fields of `Preprocessing`, a tuple is (mean, std, size). A ``Compose``, an
+        image processor of transformers and a preset of torchvision's weights are tried on photos,
+        see `foreign.tried`; any other function is called on each batch [B, 3, H, W] in [0, 1], at
+        its ``size`` attribute or 224 pixels.
     module : torch.nn.Module
-        Asked for its configuration when ``preprocess`` is ``"auto"``.
+        Run up to its first layer, for the number of its channels; with ``"auto"`` also asked for
+        its configuration, and whether it normalises by itself.
     loaded : Preprocessing, optional
         What came with the weights.
 
     Raises
     ------
     PreprocessingError
-        When the argument is none of these.
+        When the argument is none of these, cannot be used, or does not suit the model's channels.
     """
+    if not isinstance(preprocess, str) or preprocess != "auto":
+        return for_input(_given(preprocess), module)
+    return for_input(loaded or _said_or_assumed(module), module, auto=True)
+
+
+def input_shape(module: nn.Module) -> tuple[tuple[int, int] | None, int]:
+    """Return height and width (None: any) and the number of channels of a model's input.
+
+    Raises
+    ------
+    PreprocessingError
+        When what the model says of its preprocessing cannot be used.
+    """
+    size = _said_or_assumed(module).size
+    first = read_first_layer(module, size)
+    return size, 3 if first is None or first.channels is None else first.channels
+
+
+def _said_or_assumed(module: nn.Module) -> Preprocessing:
+    said = preprocessing_of(module)
+    if said is not None:
+        return said
+    size = next(sizes_inside(unwrapped(module)), None)
+    if size is None:
+        return Preprocessing.imagenet(source="assumed: ImageNet, 224 px", assumed=True)
+    source = f"assumed: ImageNet, {size[0]}x{size[1]} px as the model says"
+    return Preprocessing.imagenet(size, source=source, assumed=True)
+
+
+def _given(preprocess: Any) -> Preprocessing:
     if isinstance(preprocess, Preprocessing):
         return preprocess
-    if preprocess == "auto":
-        return (
-            loaded
-            or preprocessing_of(module)
-            or Preprocessing.imagenet(source="assumed: ImageNet, 224 px", assumed=True)
-        )
-    if preprocess == "imagenet":
-        return Preprocessing.imagenet(source="ImageNet, 224 px, as asked for")
-    if preprocess == "none":
-        return Preprocessing(None, None, (0.0,) * 3, (1.0,) * 3, source="none: values in [0, 1]")
+    if isinstance(preprocess, str):
+        if preprocess == "imagenet":
+            return Preprocessing.imagenet(source="ImageNet, 224 px, as asked for")
+        if preprocess == "none":
+            source = "none: values in [0, 1]"
+            return Preprocessing(None, None, (0.0,) * 3, (1.0,) * 3, source=source)
     if isinstance(preprocess, Mapping):
         return _from_mapping(preprocess)
     if isinstance(preprocess, (tuple, list)) and len(preprocess) == 3:
         mean, std, size = preprocess
         return _from_mapping({"mean": mean, "std": std, "size": size})
+    name = getattr(preprocess, "__name__", type(preprocess).__name__)
     if is_torchvision_preset(preprocess):
-        return from_torchvision_preset(preprocess, source="torchvision's preset, as given")
-    if is_compose(preprocess):
-        return from_compose(preprocess)
+        return from_object(preprocess, "torchvision's preset", keep_exact_size=False)
+    if is_compose(preprocess) or is_image_processor(preprocess):
+        return from_object(preprocess, f"your {name}", keep_exact_size=False)
     if callable(preprocess):
         size = sides_of(getattr(preprocess, "size", 224))
-        name = getattr(preprocess, "__name__", type(preprocess).__name__)
         return Preprocessing.imagenet(size, source=f"your {name}", normalize=preprocess)
     raise PreprocessingError(f"preprocess={preprocess!r} is not understood: it may be {_ACCEPTED}")
 

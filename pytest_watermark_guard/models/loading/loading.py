@@ -24,11 +24,8 @@ from pytest_watermark_guard.models.loading.checkpoints import (
 from pytest_watermark_guard.models.loading.fitting import load_checkpoint, load_state_dict
 from pytest_watermark_guard.models.loading.introspection import class_names_of
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
-from pytest_watermark_guard.models.loading.presets import (
-    from_hf_processor,
-    from_timm_config,
-    from_torchvision_preset,
-)
+from pytest_watermark_guard.models.loading.presets import from_torchvision_preset
+from pytest_watermark_guard.models.loading.published import fixed_size, from_object, from_timm
 from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec, parse_spec
 from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
 from pytest_watermark_guard.models.near_misses import check_module
@@ -178,8 +175,10 @@ def _load_timm(spec: ModelSpec) -> LoadedModel:
     notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
     if spec.weights:
         notes += load_checkpoint(module, spec.weights)
-    preprocessing = from_timm_config(
-        timm.data.resolve_model_data_config(module), source=f"timm's configuration of {spec.name}"
+    preprocessing = from_timm(
+        timm.data.resolve_model_data_config(module),
+        f"timm's configuration of {spec.name}",
+        fixed_size(module),
     )
     names = None
     if spec.tag != RANDOM:
@@ -237,7 +236,7 @@ def _load_hf(spec: ModelSpec) -> LoadedModel:
     except Exception as error:  # hub, file and configuration errors are of many types
         notes.append(f"no image processor could be loaded for {spec.name}: {first_line(error)}")
     else:
-        preprocessing = from_hf_processor(processor, source=f"the image processor of {spec.name}")
+        preprocessing = from_object(processor, f"the image processor of {spec.name}")
     names = None if spec.tag == RANDOM else class_names_of(module)
     return LoadedModel(spec.text, module.eval(), preprocessing, names, tuple(notes))
 

@@ -7,6 +7,7 @@ nothing of it is cropped away; `Preprocessing.to_input` scales the values.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ INTERPOLATIONS = {
 }
 
 
+FUNCTION_WANTED = (
+    "pass preprocess= a function that makes [B, {}, H, W] of a float32 batch [B, 3, H, W] in [0, 1]"
+)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a model wants its images.
@@ -40,7 +46,8 @@ class Preprocessing:
     resize : int, (int, int) or None
         Before the centre crop: length of the shorter side, or height and width. None: no resizing.
     mean, std : tuple of float
-        Per channel, of values in [0, 1].
+        Per channel of the model's input, of values in [0, 1]. One channel is the luma (ITU-R 601)
+        of the RGB image; other numbers than 1 and 3 need `normalize`.
     interpolation : str
         ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``; downscaling is antialiased.
     source : str
@@ -49,9 +56,17 @@ class Preprocessing:
         Nothing about the model says so; it is a guess.
     normalize : callable or None
         Replaces mean and std: float32 batch [B, 3, H, W] in [0, 1] to model input.
+    geometry : callable or None
+        Replaces resize and interpolation: RGB image to uint8 array [H, W, 3] of `size`.
+    keep_exact_size : bool
+        An image that has `size` already is not resampled; False: it is resized and cropped like
+        any other. Without effect where there is a `geometry`.
+    crop_floor : bool
+        A crop between two pixels begins at the first of them, as in transformers; False: at the
+        even one, as in torchvision.
     """
 
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None = None
     resize: int | tuple[int, int] | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -59,6 +74,9 @@ class Preprocessing:
     source: str = "given"
     assumed: bool = False
     normalize: Callable[[Tensor], Any] | None = None
+    geometry: Callable[[Image.Image], npt.NDArray[np.uint8]] | None = None
+    keep_exact_size: bool = True
+    crop_floor: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -71,10 +89,11 @@ class Preprocessing:
                 raise PreprocessingError(
                     f"{name}={value!r} is not a height and width in whole pixels"
                 )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+        count = len(self.mean)
+        if count == 0 or len(self.std) != count or not all(s > 0 for s in self.std):
             raise PreprocessingError(
-                f"mean={self.mean!r} and std={self.std!r} must have 3 values each, "
-                "with positive standard deviations"
+                f"mean={self.mean!r} and std={self.std!r} must have as many values each as the "
+                "model's input has channels, with positive standard deviations"
             )
 
     @classmethod
@@ -83,6 +102,38 @@ class Preprocessing:
         height, width = size
         resize = round(height * 256 / 224) if height == width else (height, width)
         return cls(**{"size": size, "resize": resize, **fields})
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the model's input, where `normalize` does not change it."""
+        return len(self.mean)
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """The fields that say how images are fitted; fields by their defaults where they are new.
+
+        A report keeps them, to draw images again.
+        """
+        fields = {"size": self.size, "resize": self.resize, "interpolation": self.interpolation}
+        if not self.keep_exact_size:
+            fields["keep_exact_size"] = False
+        if self.crop_floor:
+            fields["crop_floor"] = True
+        return fields
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report must say about it: guesses, and images that are not shown in colour."""
+        notes = []
+        if self.assumed:
+            advice = "pass preprocess=, or set the model's attribute preprocessing"
+            notes.append(f"preprocessing is {self.source}; {advice}")
+        if self.channels == 1 and self.normalize is None:
+            notes.append(
+                "the model's input has 1 channel: it is shown grayscale copies (luma, ITU-R 601) "
+                "of the photos, which are marked in colour"
+            )
+        return tuple(notes)
 
     def as_assumed(self, source: str) -> Preprocessing:
         """Return a copy that says it is a guess, and why."""
@@ -94,17 +145,41 @@ class Preprocessing:
         Parameters
         ----------
         image : PIL.Image.Image
-            An RGB image that already has the input size is not resampled.
+            An RGB image that already has the input size is not resampled, if `keep_exact_size`.
 
         Returns
         -------
         ndarray of uint8, shape [H, W, 3]
+
+        Raises
+        ------
+        PreprocessingError
+            When `geometry` fails or gives an image of another size.
         """
         if image.mode != "RGB":
             image = image.convert("RGB")
-        if self.size is not None and (image.height, image.width) != self.size:
-            image = _centre_crop(self._resized(image), self.size)
+        if self.geometry is not None:
+            return self._by_geometry(image)
+        fits = self.keep_exact_size and (image.height, image.width) == self.size
+        if self.size is not None and not fits:
+            image = _centre_crop(self._resized(image), self.size, self.crop_floor)
         return np.asarray(image, dtype=np.uint8)
+
+    def _by_geometry(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        assert self.geometry is not None
+        size = f"an image of {image.width}x{image.height} px"
+        try:
+            pixels = np.asarray(self.geometry(image))
+        except Exception as error:
+            raise PreprocessingError(
+                f"preprocess ({self.source}) failed on {size} with {type(error).__name__}: {error}"
+            ) from error
+        if pixels.dtype != np.uint8 or pixels.shape != (*(self.size or pixels.shape[:2]), 3):
+            raise PreprocessingError(
+                f"preprocess ({self.source}) made {pixels.dtype} {[*pixels.shape]} of {size}, and "
+                f"uint8 {[*(self.size or ()), 3]} of others: it must give images of one size"
+            )
+        return pixels
 
     def _resized(self, image: Image.Image) -> Image.Image:
         if self.resize is None:
@@ -132,19 +207,23 @@ class Preprocessing:
         dtype : torch.dtype
             Of the result; computed in float32.
         out : Tensor, optional
-            float32 memory to be used for the result, of the batch's shape. Fresh memory would cost
-            more than the arithmetic.
+            float32 memory to be used for the result, of the batch's shape but for the channels.
+            Fresh memory would cost more than the arithmetic.
 
         Returns
         -------
         Tensor
-            On the same device; shape [B, 3, H, W] unless `normalize` changes it.
+            On the same device; shape [B, channels, H, W] unless `normalize` changes it.
 
         Raises
         ------
         PreprocessingError
-            When `normalize` fails or does not return a batch.
+            When `normalize` fails or does not return a batch, or is needed and not there.
         """
+        if self.normalize is None:
+            self._check_channels()
+            if self.channels == 1:
+                batch = _luma(batch)
         if out is None or self.normalize is not None:
             values = batch.to(torch.float32, copy=True)
         else:
@@ -155,7 +234,7 @@ class Preprocessing:
             return self._normalized(values).to(dtype)
         mean, std = (torch.tensor(v, device=values.device) for v in (self.mean, self.std))
         if values.is_contiguous() or not values.is_contiguous(memory_format=torch.channels_last):
-            values.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+            values.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
         else:
             # Whole rows of pixels at once: vectors of three would be slow.
             rows = values.permute(0, 2, 3, 1)
@@ -171,29 +250,39 @@ class Preprocessing:
         Parameters
         ----------
         pixels : ndarray of uint8, shape [h, w, 3]
-        out : ndarray of float32, shape [h, w, 3]
+        out : ndarray of float32, shape [h, w, channels]
             For the result, the same bits as those of `to_input`; in any memory format.
         """
+        self._check_channels()
+        if self.channels == 1:
+            pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
         mean, std = (np.array(v, dtype=np.float32) for v in (self.mean, self.std))
-        height, width = pixels.shape[:2]
+        height, width, count = pixels.shape
         if out.strides[2] == out.itemsize:
             # Whole rows of pixels at once: vectors of three would be slow.
             parts = [
                 (
                     pixels.reshape(height, -1),
                     np.lib.stride_tricks.as_strided(
-                        out, (height, 3 * width), (out.strides[0], out.itemsize)
+                        out, (height, count * width), (out.strides[0], out.itemsize)
                     ),
                     np.tile(mean, width),
                     np.tile(std, width),
                 )
             ]
         else:
-            parts = [(pixels[..., c], out[..., c], mean[c], std[c]) for c in range(3)]
+            parts = [(pixels[..., c], out[..., c], mean[c], std[c]) for c in range(count)]
         for values, scaled, center, scale in parts:
             np.divide(values, 255, out=scaled, dtype=np.float32)
             np.subtract(scaled, center, out=scaled)
             np.divide(scaled, scale, out=scaled)
+
+    def _check_channels(self) -> None:
+        if self.channels not in (1, 3):
+            raise PreprocessingError(
+                f"preprocess ({self.source}): the model's input has {self.channels} channels, and "
+                f"photos have 3: {FUNCTION_WANTED.format(self.channels)}"
+            )
 
     def _normalized(self, values: Tensor) -> Tensor:
         assert self.normalize is not None
@@ -204,7 +293,8 @@ class Preprocessing:
         except Exception as error:
             raise PreprocessingError(
                 f"preprocess ({self.source}) failed on a float32 batch of shape "
-                f"{[*values.shape]} in [0, 1] with {type(error).__name__}: {error}"
+                f"{[*values.shape]} in [0, 1] with {type(error).__name__}: {error}. If it "
+                "takes one PIL image, pass torchvision.transforms.Compose([it])"
             ) from error
         if not isinstance(result, Tensor) or result.ndim == 0 or len(result) != len(values):
             what = f"shape {[*result.shape]}" if isinstance(result, Tensor) else type(result)
@@ -223,22 +313,33 @@ def _is_pair(sides: Any) -> bool:
     )
 
 
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Crop as torchvision does, to the pixel: round half to even, pad with black."""
+def _centre_crop(image: Image.Image, size: tuple[int, int], floor: bool) -> Image.Image:
+    """Crop as torchvision does, to the pixel: round half to even, or down; pad with black."""
     height, width = size
     if width > image.width or height > image.height:
         padded = Image.new("RGB", (max(width, image.width), max(height, image.height)))
         corner = ((padded.width - image.width) // 2, (padded.height - image.height) // 2)
         padded.paste(image, corner)
         image = padded
-    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    rounded = math.floor if floor else round
+    left, top = rounded((image.width - width) / 2.0), rounded((image.height - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
 
 
-def channels(value: Any) -> tuple[float, ...]:
+def _luma(batch: Tensor) -> Tensor:
+    """Return [B, 1, H, W] of [B, 3, H, W], to the bit what Pillow's mode "L" is for uint8."""
+    wide = batch if batch.is_floating_point() else batch.int()
+    red, green, blue = wide[:, :1], wide[:, 1:2], wide[:, 2:]
+    total = red * 19595 + green * 38470 + blue * 7471  # of 65536
+    if batch.is_floating_point():
+        return total / 65536
+    return ((total + 0x8000) >> 16).to(batch.dtype)
+
+
+def channels(value: Any, count: int = 3) -> tuple[float, ...]:
     """Return one float per channel from a number, a sequence, an array or a tensor."""
     numbers = np.asarray(value, dtype=np.float64).reshape(-1).tolist()
-    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+    return tuple(numbers * count if len(numbers) == 1 else numbers)
 
 
 def sides_of(value: Any) -> tuple[int, int]:

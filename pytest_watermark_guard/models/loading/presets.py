@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pytest_watermark_guard.errors import PreprocessingError
+from pytest_watermark_guard.models.loading.pipelines import flat_steps
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing, channels, sides_of
 
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-_CONVERSIONS = (
-    "ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor", "ConvertImageDtype",
-    "ToImage", "ToDtype", "ToPureTensor", "RGB",
-)  # fmt: skip
 
 
 def is_torchvision_preset(preset: Any) -> bool:
@@ -100,58 +99,55 @@ def from_hf_processor(processor: Any, source: str) -> Preprocessing:
         mean = tuple((m + offset) / factor for m in mean)
         std = tuple(s / factor for s in std)
     return Preprocessing(
-        size, resize, mean, std, _interpolation(setting("resample", 2)), source=source
+        size,
+        resize,
+        mean,
+        std,
+        _interpolation(setting("resample", 2)),
+        source=source,
+        crop_floor=True,
     )
-
-
-def is_compose(transform: Any) -> bool:
-    """Tell whether an object is a ``Compose`` of torchvision, either version."""
-    return type(transform).__name__ == "Compose" and hasattr(transform, "transforms")
 
 
 def from_compose(compose: Any) -> Preprocessing:
-    """Read a ``Compose`` step by step; anything but the usual steps is refused."""
-    result = Preprocessing(
-        None, None, (0.0,) * 3, (1.0,) * 3, source="your Compose of torchvision transforms"
-    )
-    scaled = True
-    for step in compose.transforms:
+    """Read resizing, cropping and scaling of a ``Compose``, as if its other steps did nothing.
+
+    Whether they do is found by trying it, see `foreign`.
+    """
+    result = Preprocessing(None, None, (0.0,) * 3, (1.0,) * 3, source="a Compose")
+    again = False  # whether it resizes what was resized or cropped already
+    white = 1.0  # how much of a photo's range is left to be divided by
+    for step in flat_steps(compose):
         name = type(step).__name__
         if name == "Resize":
-            if result.size is not None:
-                raise _not_readable(step, "it comes after the crop")
+            again = again or result.resize is not None or result.size is not None
             resize = _side_or_pair(step.size)
             result = dataclasses.replace(
                 result, resize=resize, interpolation=_interpolation(step.interpolation)
             )
         elif name == "CenterCrop":
             result = dataclasses.replace(result, size=sides_of(step.size))
+        elif name in ("ToImage", "PILToTensor", "MaybePILToTensor"):
+            white = 255.0
+        elif (name == "ToDtype" and step.scale) or name == "ConvertImageDtype":
+            white = 1.0
         elif name == "Normalize":
-            scale = 1.0 if scaled else 255.0
+            # What is scaled already is scaled once more.
+            mean, std = (np.array(channels(value)) / white for value in (step.mean, step.std))
+            before, spread = np.array(result.mean), np.array(result.std)
             result = dataclasses.replace(
                 result,
-                mean=tuple(m / scale for m in channels(step.mean)),
-                std=tuple(s / scale for s in channels(step.std)),
+                mean=tuple((before + spread * mean).tolist()),
+                std=tuple((spread * std).tolist()),
             )
-        elif name not in _CONVERSIONS:
-            raise _not_readable(step, "it is none of Resize, CenterCrop, Normalize or a conversion")
-        elif name == "ToDtype":
-            scaled = bool(getattr(step, "scale", True))
+            white = 1.0
+    if white != 1.0:
+        result = dataclasses.replace(result, std=tuple(s / white for s in result.std))
+    if again:
+        return dataclasses.replace(result, size=None, resize=None)
     if isinstance(result.resize, tuple) and result.size is None:
         return dataclasses.replace(result, size=result.resize)
-    if result.resize is not None and result.size is None:
-        raise PreprocessingError(
-            f"the Compose resizes the shorter side to {result.resize} and does not crop, so "
-            "images keep different shapes: add a CenterCrop"
-        )
     return result
-
-
-def _not_readable(step: Any, why: str) -> PreprocessingError:
-    return PreprocessingError(
-        f"the step {step!r} of the Compose cannot be read: {why}. Pass a function of a float "
-        "batch [B, 3, H, W] in [0, 1] instead"
-    )
 
 
 def _interpolation(value: Any) -> str:

@@ -122,7 +122,13 @@ def _pairs(chosen: _Chosen, shifts: Sequence[Shift], baseline: Baseline) -> tupl
     batches = ProbingBatches(
         baseline.take([places[shift.identity] for shift in shifts]),
         (_scenario(chosen.examples, chosen.shifts.scenario),),
-        Preprocessing(size, resize, interpolation=geometry["interpolation"]),
+        Preprocessing(
+            size,
+            resize,
+            interpolation=geometry["interpolation"],
+            keep_exact_size=geometry.get("keep_exact_size", True),
+            crop_floor=geometry.get("crop_floor", False),
+        ),
         chosen.report.seed,
         batch_size=1,  # so that sizes may differ
         device=torch.device("cpu"),

@@ -84,14 +84,39 @@ def test_compose_is_read(compose: Any, size: tuple[int, int]) -> None:
     ("compose", "problem"),
     [
         (transforms.Compose([transforms.Resize(64), transforms.ToTensor()]), "add a CenterCrop"),
-        (transforms.Compose([transforms.Grayscale(3)]), "Grayscale.*cannot be read"),
         (
-            transforms.Compose([transforms.CenterCrop(64), transforms.Resize(32)]),
-            "after the crop",
+            transforms.Compose([
+                transforms.Resize(64), transforms.FiveCrop(32),
+                transforms.Lambda(lambda c: torch.stack([v2.functional.to_image(x) for x in c])),
+            ]),
+            r"gives shape \[5, 3, 32, 32\]",
+        ),
+        (
+            transforms.Compose([
+                transforms.Resize((32, 32)), transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+            ]),
+            "is random",
+        ),
+        (
+            # The crop keeps three quarters of what was resized after normalising.
+            transforms.Compose([
+                transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,)),
+                transforms.Resize(64), transforms.CenterCrop(48),
+            ]),
+            "no mark can be printed in between: pass preprocess= a function",
+        ),
+        (transforms.Compose([transforms.Lambda(lambda image: 1 / 0)]), "ZeroDivisionError"),
+        (
+            transforms.Compose([
+                transforms.Resize((32, 32)), transforms.ToTensor(),
+                transforms.Lambda(lambda values: (values - values) / 0),
+            ]),
+            "not finite",
         ),
     ],
-)
-def test_compose_that_cannot_be_read(compose: Any, problem: str) -> None:
+)  # fmt: skip
+def test_compose_that_cannot_be_used(compose: Any, problem: str) -> None:
     with pytest.raises(PreprocessingError, match=problem):
         resolve_preprocessing(compose, PLAIN)
 
@@ -290,7 +315,7 @@ def test_mean_std_and_size(given: Any) -> None:
         ({"size": 0}, "not a height and width"),
         ({"size": "big"}, "is not understood"),
         ({"size": 64, "std": 0}, "positive standard deviations"),
-        ({"size": 64, "mean": (0.5, 0.5)}, "3 values each"),
+        ({"size": 64, "mean": (0.5, 0.5)}, "as many values each"),
         ({"size": 64, "interpolation": "cubic"}, "nearest, bilinear, bicubic, lanczos"),
     ],
 )
