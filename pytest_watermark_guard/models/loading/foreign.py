@@ -30,7 +30,7 @@ from pytest_watermark_guard.models.state import same_random_state
 
 # In steps of 8 bits. Implementations of the same filter round differently, by 0.14 in the mean and
 # 5 in a single pixel at most (bytes of torch against Pillow's, enlarging by cubics). What differs
-# is further off: bilinear for bicubic by 0.55 and 15, without antialiasing by 1.3 and 50, a crop
+# is further off: lanczos for bicubic by 0.55 and 15, without antialiasing by 1.3 and 50, a crop
 # that is off by one pixel by 5 and 140.
 _MEAN_ROUNDING, _LARGEST_ROUNDING = 0.25, 7.0
 # Scaling of values has no such freedom; half precision may have been used.

@@ -1,0 +1,38 @@
+"""Logits of TorchScript modules, which show what they return and no more."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pytest_watermark_guard.errors import LayerError
+from pytest_watermark_guard.models.reading.outputs import as_units, looks_channels_last, main_tensor
+
+
+class ScriptReader:
+    """TorchScript has no Python hooks: only what the model returns can be read."""
+
+    batch_size = None
+    more_outputs: tuple[str, ...] = ()
+
+    def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
+        self._module = module
+        output, self.headless = main_tensor(module(example))
+        self._channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
+        readable = ("features", "logits") if self.headless else ("logits",)
+        hidden = [layer for layer in layers if layer not in readable]
+        if hidden and (len(hidden) == len(layers) or hidden != ["features"]):
+            raise LayerError(
+                f"layer {hidden[0]!r} of a TorchScript module cannot be read: ask for "
+                f"layers={readable[:1]!r}, or give the model from which it was made"
+            )
+        self.left_out = tuple(hidden)
+        self.notes = tuple(
+            f"{layer} are not probed: a TorchScript module shows what it returns and no more; give "
+            "the model from which it was made"
+            for layer in hidden
+        )
+
+    def read(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the model returns as logits, or as features of a backbone."""
+        units = as_units(main_tensor(self._module(x))[0], channels_last=self._channels_last)
+        return {"logits": units, "features": units}
