@@ -46,7 +46,9 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return as_rgb(image, str(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ImagesError:
+        raise
+    except Exception as error:  # decoders are an open set, and so is what they raise
         raise ImagesError(
             f"images: cannot read {str(path)!r}: {error}. Remove or replace the file; "
             "a probe leaves no image out by itself"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import ImagesError
+from pytest_watermark_guard.errors import ImagesError, ModelError
 from pytest_watermark_guard.images import inputs
 from pytest_watermark_guard.images.prefetch import in_turn, one_ahead
 
@@ -155,6 +155,6 @@ def test_a_model_that_fails_leaves_no_thread(overlapped):
                 raise OSError("enough")
             return self.fc(x.mean((2, 3)))
 
-    with pytest.raises(OSError, match="enough"):
+    with pytest.raises(ModelError, match="OSError: enough"):
         probe(Fails())
     assert not workers()

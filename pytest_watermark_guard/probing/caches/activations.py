@@ -67,6 +67,7 @@ class CachedActivations:
         }
 
 
+@dataclass(frozen=True)
 class ActivationCache:
     """Keeps one probe's activations.
 
@@ -75,16 +76,10 @@ class ActivationCache:
     computed some images in it and others not: its activations are kept under a name of its own,
     and used together or not at all. So are those of ``precision="float32"``, which must be the
     same to the last bit: there, another set of streams makes other batches.
-
-    Parameters
-    ----------
-    store : Store
-    keys : CacheKeys
     """
 
-    def __init__(self, store: Store, keys: CacheKeys) -> None:
-        self._store = store
-        self._keys = keys
+    store: Store
+    keys: CacheKeys
 
     def load(self, streams: Sequence[str], layers: Sequence[str]) -> CachedActivations | None:
         """Return what is known of these layers, or None if nothing is."""
@@ -96,7 +91,7 @@ class ActivationCache:
         return max(known, key=lambda cached: cached.complete, default=None)
 
     def _load(self, key: str, streams: Sequence[str]) -> CachedActivations | None:
-        text = self._store.get("layers", key)
+        text = self.store.get("layers", key)
         if text is None:
             return None
         facts: dict[str, Any] = json.loads(text)
@@ -151,7 +146,7 @@ class ActivationCache:
         str
             Which run it comes from.
         """
-        run = uuid4().hex if lower else self._keys.exact
+        run = uuid4().hex if lower else self.keys.exact
         if not recording.keepable:
             return run
         facts = {
@@ -166,26 +161,26 @@ class ActivationCache:
                 known = None if replace else self._array(stream, layer, run)
                 if known is None or len(known) < len(recording):
                     key = self._array_key(stream, layer, run)
-                    self._store.put_array("activations", key, recording[stream, layer].columns())
+                    self.store.put_array("activations", key, recording[stream, layer].columns())
                     if (stream, layer) in answers:
                         key = self._array_key(stream, layer, run, "answers")
-                        self._store.put_array("activations", key, answers[stream, layer])
+                        self.store.put_array("activations", key, answers[stream, layer])
         # Last: it says that the others are there.
         for some in _parts(layers, facts):
             key = self._facts_key(some, recording.streams if lower else ())
             of_these = facts if some == tuple(layers) else {**facts, "layers": some}
-            self._store.put("layers", key, json.dumps(of_these).encode())
+            self.store.put("layers", key, json.dumps(of_these).encode())
         return run
 
     def _array(self, *place: str) -> Array | None:
-        return self._store.get_array("activations", self._array_key(*place))
+        return self.store.get_array("activations", self._array_key(*place))
 
     def _array_key(self, stream: str, layer: str, run: str, *more: str) -> str:
-        return self._keys.key(self._keys.streams[stream], layer, run, *more)
+        return self.keys.key(self.keys.streams[stream], layer, run, *more)
 
     def _facts_key(self, layers: Sequence[str], streams: Sequence[str] = ()) -> str:
-        drawn = (self._keys.streams[stream] for stream in streams)
-        return self._keys.key(self._keys.exact, json.dumps([*layers]), *drawn)
+        drawn = (self.keys.streams[stream] for stream in streams)
+        return self.keys.key(self.keys.exact, json.dumps([*layers]), *drawn)
 
 
 def _parts(layers: Sequence[str], facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pytest_watermark_guard.caching.store import Store
@@ -32,29 +33,23 @@ class ProbeMeasurement(NamedTuple):
     saturated: bool
 
 
+@dataclass(frozen=True)
 class ResultCache:
-    """Keeps measurements, each with the model's answers to the first images.
+    """Keeps measurements, each with the model's answers to the first images."""
 
-    Parameters
-    ----------
-    store : Store
-    keys : CacheKeys
-    """
-
-    def __init__(self, store: Store, keys: CacheKeys) -> None:
-        self._store = store
-        self._keys = keys
+    store: Store
+    keys: CacheKeys
 
     def load(self, asked: str) -> tuple[ProbeMeasurement, Mapping[tuple[str, str], Array]] | None:
         """Return what was measured when the same was asked for, or None."""
         key = self._key(asked)
-        text = self._store.get("results", key)
+        text = self.store.get("results", key)
         if text is None:
             return None
         data = json.loads(text)
         answers: dict[tuple[str, str], Array] = {}
         for stream, layer in data["answers"]:
-            rows = self._store.get_array("answers", self._keys.key(key, stream, layer))
+            rows = self.store.get_array("answers", self.keys.key(key, stream, layer))
             if rows is None:  # removed to make room
                 return None
             answers[stream, layer] = rows
@@ -98,13 +93,13 @@ class ResultCache:
         )
         key = self._key(asked)
         for (stream, layer), rows in answers.items():
-            self._store.put_array("answers", self._keys.key(key, stream, layer), rows)
+            self.store.put_array("answers", self.keys.key(key, stream, layer), rows)
         data = {
             "report": json.loads(report.to_json()),
             "answers": [*answers],
             "saturated": measurement.saturated,
         }
-        self._store.put("results", key, json.dumps(data).encode())
+        self.store.put("results", key, json.dumps(data).encode())
 
     def _key(self, asked: str) -> str:
-        return self._keys.key("result/2", self._keys.exact, *self._keys.streams.values(), asked)
+        return self.keys.key("result/2", self.keys.exact, *self.keys.streams.values(), asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,25 +19,19 @@ PairScores = Mapping[Pair, tuple[Floats, Floats]]
 """AUROC and its standard error by pair of streams, each float64 [units]."""
 
 
+@dataclass(frozen=True)
 class ScoreCache:
-    """Keeps AUROC and standard errors by layer and pair of streams.
+    """Keeps AUROC and standard errors by layer and pair of streams."""
 
-    Parameters
-    ----------
-    store : Store
-    keys : CacheKeys
-    """
-
-    def __init__(self, store: Store, keys: CacheKeys) -> None:
-        self._store = store
-        self._keys = keys
+    store: Store
+    keys: CacheKeys
 
     def load(self, recording: Recording, layer: str, pairs: Sequence[Pair]) -> PairScores:
         """Return the scores of those pairs that are kept."""
         scores = {}
         for pair in pairs:
             key = self._key(recording, layer, pair)
-            array = self._store.get_array("scores", key, mmap=False)
+            array = self.store.get_array("scores", key, mmap=False)
             if array is not None:
                 scores[pair] = array[0], array[1]
         return scores
@@ -44,10 +39,10 @@ class ScoreCache:
     def save(self, recording: Recording, layer: str, scores: PairScores) -> None:
         """Keep what `load` returns."""
         for pair, both in scores.items():
-            self._store.put_array("scores", self._key(recording, layer, pair), np.stack(both))
+            self.store.put_array("scores", self._key(recording, layer, pair), np.stack(both))
 
     def _key(self, recording: Recording, layer: str, pair: Pair) -> str:
         # With the first rows: activations under the same name may have been computed anew.
         first = digest([recording[stream, layer].head(_ROWS) for stream in pair])
-        drawn = (self._keys.streams[stream] for stream in pair)
-        return self._keys.key(*drawn, layer, str(len(recording)), recording.run, first)
+        drawn = (self.keys.streams[stream] for stream in pair)
+        return self.keys.key(*drawn, layer, str(len(recording)), recording.run, first)

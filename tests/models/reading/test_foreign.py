@@ -40,7 +40,7 @@ def test_it_is_no_failed_gate_and_says_what_was_fed(kind: type[Exception]) -> No
     assert first.startswith(f"Raises raised {kind.__name__}: ")
     assert "no channel dimension" in first
     assert second.startswith(
-        "while finding its layers, on a float32 batch [2, 3, 16, 16] on cpu, values from "
+        "while finding its layers, on a float32 batch [4, 3, 16, 16] on cpu, values from "
     )
     for argument in ("preprocess=", "device=", "precision="):
         assert argument in message
