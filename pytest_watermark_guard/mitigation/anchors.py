@@ -77,7 +77,9 @@ def _change(module: nn.Module, value: Tensor, dim: int, transform: Any) -> Tenso
         for name, tensor in module._buffers.items()
         if name.startswith(OWN_BUFFER)
     }
-    return transform(value.movedim(dim, -1), tensors).movedim(-1, dim)  # type: ignore[no-any-return]
+    # Axes by non-negative numbers: ONNX knows no others.
+    axes = dim % value.ndim, value.ndim - 1
+    return transform(value.transpose(*axes), tensors).transpose(*axes)  # type: ignore[no-any-return]
 
 
 def _change_output(module: nn.Module, _args: Any, output: Tensor, change: Any) -> Tensor:

@@ -93,7 +93,7 @@ def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
             f"{type(root).__name__}: the head {name!r} is a {type(module).__name__}, and a mask "
             f"can be folded into a Linear or a 1x1 Conv2d of {width} inputs only; use apply_mask"
         )
-    _make_plain(module)
+    module = _plain(root, name, module)
     if type(module.weight) not in (Tensor, nn.Parameter):
         raise MaskError(
             f"{type(root).__name__}: the weight of the head {name!r} is a "
@@ -103,13 +103,27 @@ def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
     return module  # type: ignore[return-value]
 
 
-def _make_plain(module: nn.Module) -> None:
+def _plain(root: nn.Module, name: str, module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     """Let a normed weight be the plain tensor that it is now: a mask changes its norm."""
-    if parametrize.is_parametrized(module, "weight"):
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    for name, remove in (("weight_g", remove_weight_norm), ("weight_orig", remove_spectral_norm)):
-        if name in module._parameters:
+    for key, remove in (("weight_g", remove_weight_norm), ("weight_orig", remove_spectral_norm)):
+        if key in module._parameters:
             remove(module)
+    if not parametrize.is_parametrized(module, "weight"):
+        return module
+    # Not by torch's own way to remove a parametrization: it changes the class, which a copy shares
+    # with the user's model.
+    weight, bias = module.weight.detach(), module.bias is not None
+    plain: nn.Linear | nn.Conv2d
+    if isinstance(module, nn.Linear):
+        plain = nn.Linear(module.in_features, module.out_features, bias)
+    else:
+        plain = nn.Conv2d(module.in_channels, module.out_channels, 1, bias=bias)
+        plain.stride = module.stride
+    plain.weight = nn.Parameter(weight.clone())
+    plain.bias = module.bias
+    parent, _, child = name.rpartition(".")
+    root.get_submodule(parent).register_module(child, plain.train(module.training))
+    return plain
 
 
 def _fold(head: nn.Linear | nn.Conv2d, mask: Intervention) -> None:

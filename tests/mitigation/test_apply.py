@@ -347,3 +347,19 @@ def test_exported_programs_cannot_be_masked(net):
     exported = torch.export.export(net, (X,)).module()
     with pytest.raises(MaskError, match="takes no hooks"):
         wm.apply_mask(exported, MASK, example=X, inplace=True)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+# Exporters warn of what they will do otherwise some day.
+@pytest.mark.filterwarnings("ignore")
+def test_a_masked_model_is_exported_to_onnx(net, tmp_path, dynamo):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="torch exports by it")
+    masked = wm.apply_mask(net, MASK, example=X)
+    file = tmp_path / "masked.onnx"
+    torch.onnx.export(masked, (X,), file, dynamo=dynamo)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), masked(X), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(masked(X), net(X), atol=1e-4)

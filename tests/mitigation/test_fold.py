@@ -88,3 +88,37 @@ def test_a_second_reader_of_the_features_is_noticed():
 
     with pytest.raises(MaskError, match="something else reads the features"):
         wm.fold_mask(Skips().eval(), MASK, example=X)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
+# Torch calls the first of them deprecated.
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_normed_head_takes_a_mask(norm):
+    model = linear()
+    norm(model[-1])
+    model.eval()
+    with torch.no_grad():
+        before = model(X)
+    masked = wm.apply_mask(model, MASK, example=X)
+    folded = wm.fold_mask(masked)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(X), masked(X))
+        assert not torch.allclose(folded(X), before)
+        torch.testing.assert_close(model(X), before)  # it is as it was
+    assert type(folded[-1].weight) is nn.Parameter
+
+
+def test_a_quantised_head_says_why_it_takes_none():
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model = nn.Sequential(*backbone(), nn.Flatten(), nn.Linear(8, 16)).eval()
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    with pytest.raises(MaskError, match=r"Int8Tensor, which takes no other values; fold the mask"):
+        wm.fold_mask(model, MASK, example=X)
