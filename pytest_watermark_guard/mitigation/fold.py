@@ -93,14 +93,14 @@ def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
             f"{type(root).__name__}: the head {name!r} is a {type(module).__name__}, and a mask "
             f"can be folded into a Linear or a 1x1 Conv2d of {width} inputs only; use apply_mask"
         )
-    module = _plain(root, name, module)
-    if type(module.weight) not in (Tensor, nn.Parameter):
+    plain = _plain(root, name, module)  # type: ignore[arg-type]
+    if type(plain.weight) not in (Tensor, nn.Parameter):
         raise MaskError(
             f"{type(root).__name__}: the weight of the head {name!r} is a "
-            f"{type(module.weight).__name__}, which takes no other values; fold the mask before "
+            f"{type(plain.weight).__name__}, which takes no other values; fold the mask before "
             "the model is quantised, or use apply_mask"
         )
-    return module  # type: ignore[return-value]
+    return plain
 
 
 def _plain(root: nn.Module, name: str, module: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
