@@ -18,7 +18,7 @@ from common import line, print_machine
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.probing import probe as probe_module
+from pytest_watermark_guard.probing import measuring
 
 
 class Noise(torch.utils.data.Dataset):
@@ -55,7 +55,7 @@ def main() -> None:
     small = wm.Preprocessing(size=(32, 32))
     wm.probe(model, Noise(64), preprocess=small)  # whatever is loaded on first use
     scoring = 0.0
-    score = probe_module.score
+    score = measuring.score
 
     def timed(*arguments: object) -> object:
         nonlocal scoring
@@ -64,7 +64,7 @@ def main() -> None:
         scoring += time.perf_counter() - start
         return result
 
-    probe_module.score = timed
+    measuring.score = timed
     before, start = peak_gigabytes(), time.perf_counter()
     report = wm.probe(model, Noise(images), layers=("features",), preprocess=small)
     wall, grown = time.perf_counter() - start, peak_gigabytes() - before

@@ -293,8 +293,8 @@ class Settings:
     )
     outputs: str = setting(
         "auto",
-        meaning="what the model returns: logits, features (an encoder's embedding), or auto (found "
-        "by trying, else what its attribute outputs says)",
+        meaning="what the model returns: logits, features (an encoder's embedding), or auto (what "
+        "its attribute outputs says, else found by trying)",
         metavar="NAME",
         check=_check_outputs,
     )

@@ -2,7 +2,7 @@
 
 A key tells the cases apart that can be told cheaply: other weights, another architecture, other
 settings, other images. It does not read code. What code does with the same weights is checked on
-numbers before anything cached is used, see `probing.cache_check`.
+numbers before anything cached is used, see `probing.first_answers`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def open_labelled(
     names = tuple(sorted(set(folders))) if classes is None else tuple(classes)
     unknown = sorted(set(folders) - set(names))
     if unknown:
-        raise ImagesError(f"{which}: class {unknown[0]!r} is not among the training images'")
+        raise ImagesError(f"{which}: class {unknown[0]!r} does not occur in the training images")
     index = {name: position for position, name in enumerate(names)}
     by_name = {name: index[f] for name, f in zip(baseline.identities, folders, strict=True)}
     return open_baseline(baseline, by_name), names

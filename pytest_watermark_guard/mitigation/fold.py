@@ -97,7 +97,7 @@ def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
     if type(plain.weight) not in (Tensor, nn.Parameter):
         raise MaskError(
             f"{type(root).__name__}: the weight of the head {name!r} is a "
-            f"{type(plain.weight).__name__}, which takes no other values; fold the mask before "
+            f"{type(plain.weight).__name__}, which cannot be overwritten; fold the mask before "
             "the model is quantised, or use apply_mask"
         )
     return plain

@@ -134,7 +134,7 @@ class ModelGate(pytest.Collector):
 
 
 def _fail_unchecked(verdict: Verdict) -> None:
-    """Fail without a traceback through us, and with the error as context: see `send_unchecked`."""
+    """Fail without a traceback through us; the error is the context, for `sending`."""
     try:
         raise NotCheckedError(verdict.sentence(), verdict)
     except NotCheckedError:

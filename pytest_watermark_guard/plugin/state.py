@@ -134,5 +134,7 @@ def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
 
         units = read_known(path)
     if updating and not os.access(path.parent, os.W_OK):
-        raise KnownUnitsError(f"cannot write {str(path)!r}: no folder to write to")
+        raise KnownUnitsError(
+            f"cannot write {str(path)!r}: its folder does not exist or is read-only"
+        )
     return KnownUnits(shown, units, updating), path

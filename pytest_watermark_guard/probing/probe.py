@@ -61,8 +61,9 @@ def probe(
         over the sequence.
     preprocess : default "auto"
         ``"auto"`` (what the weights, the model's configuration or its attribute ``preprocessing``
-        say), ``"imagenet"``, ``"none"``, a `Preprocessing`, a torchvision transform, or a callable
-        on float32 [B, 3, H, W] in [0, 1].
+        say), ``"imagenet"``, ``"none"``, a `Preprocessing`, a transform of torchvision, timm,
+        open_clip or ultralytics, an image processor of transformers, or a callable on float32
+        [B, C, H, W] in [0, 1].
     stop_at : float, optional
         A gate's threshold on d: stop before the last image when its verdict is certain.
         Default: use all images.
@@ -70,8 +71,8 @@ def probe(
         Stop when every layer and scenario has a verdict of its own, at `early_stop` for all of
         them together; else one verdict on the model is enough.
     **arguments
-        See `ProbeArguments`: class_names, labels, device, precision, max_images, seed, batch_size,
-        name, progress, control, cache, examples, engine, allow, early_stop.
+        See `ProbeArguments`: class_names, labels, outputs, device, precision, max_images, seed,
+        batch_size, name, progress, control, cache, examples, engine, allow, early_stop.
 
     Returns
     -------

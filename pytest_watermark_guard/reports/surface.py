@@ -156,10 +156,12 @@ class SurfaceReport:
                 for entry in data["reports"]
             }
             if not reports or set(reports) != set(product(*vary.values())):
-                raise ReportError("its points are not its grid's")
+                raise ReportError("its points do not match its grid")
             shapes = {tuple((s.layer, len(s.names)) for s in r) for r in reports.values()}
             if len(shapes) > 1 or any(r.scenarios != (scenario,) for r in reports.values()):
-                raise ReportError("its points were probed unlike")
+                raise ReportError(
+                    "its points were probed with different layers, units or scenarios"
+                )
             return cls(str(data["model"]), scenario, vary, reports)
 
 

@@ -209,9 +209,12 @@ def test_numpy_s_numbers_are_plain_in_the_file(tmp_path):
     ("change", "message"),
     [
         (lambda data: data.update(format="x"), "is of format 'x'"),
-        (lambda data: data["reports"].pop(), "its points are not its grid's"),
-        (lambda data: data["reports"][0].update(point=[99, 0.1]), "its points are not its grid's"),
-        (lambda data: data.update(scenario="other"), "were probed unlike"),
+        (lambda data: data["reports"].pop(), "its points do not match its grid"),
+        (
+            lambda data: data["reports"][0].update(point=[99, 0.1]),
+            "its points do not match its grid",
+        ),
+        (lambda data: data.update(scenario="other"), "were probed with different layers"),
         (lambda data: data.update(reports=7), "holds no surface"),
         (lambda data: data.update(vary=None), "holds no surface"),
     ],

@@ -120,5 +120,5 @@ def test_a_quantised_head_says_why_it_takes_none():
     torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
     model = nn.Sequential(*backbone(), nn.Flatten(), nn.Linear(8, 16)).eval()
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
-    with pytest.raises(MaskError, match=r"Int8Tensor, which takes no other values; fold the mask"):
+    with pytest.raises(MaskError, match=r"Int8Tensor, which cannot be overwritten; fold the mask"):
         wm.fold_mask(model, MASK, example=X)

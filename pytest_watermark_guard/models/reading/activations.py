@@ -267,7 +267,7 @@ def _reader_of(
     module: nn.Module, layers: tuple[str, ...], example: Tensor, outputs: str
 ) -> _Reader:
     if isinstance(module, torch.jit.ScriptModule):
-        return ScriptReader(module, layers, example)
+        return ScriptReader(module, layers, example, outputs)
     if is_exported(module):
-        return ExportedReader(module, layers, example)  # type: ignore[arg-type]
+        return ExportedReader(module, layers, example, outputs)  # type: ignore[arg-type]
     return HookReader(module, layers, example, outputs)

@@ -11,10 +11,13 @@ from torch import Tensor, fx, nn
 from pytest_watermark_guard.errors import LayerError, PreprocessingError
 from pytest_watermark_guard.models.reading.layers import unknown_layer
 from pytest_watermark_guard.models.reading.outputs import (
+    NO_FEATURES,
     as_units,
     combined,
+    further_outputs,
     looks_channels_last,
     main_tensor,
+    vector_outputs,
 )
 
 # Operator name to the argument that holds the features.
@@ -72,19 +75,28 @@ class ExportedReader:
         ``"logits"``, ``"features"`` or names of the modules from which it was exported.
     example : Tensor
         Input batch.
+    outputs : {"auto", "logits", "features"}
+        What it returns.
     """
 
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    more_outputs: tuple[str, ...] = ()
 
-    def __init__(self, module: fx.GraphModule, layers: Sequence[str], example: Tensor) -> None:
+    def __init__(
+        self, module: fx.GraphModule, layers: Sequence[str], example: Tensor, outputs: str
+    ) -> None:
         self._module = module
         self._shape = _input_shape(module)
         self.batch_size = self._shape[0] if self._shape else None
-        output, is_backbone = main_tensor(self._run(example, ())[0])
+        returned = self._run(example, ())[0]
+        output, is_backbone = main_tensor(returned)
+        is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
         heads = () if is_backbone else _heads(module)
-        self.headless = not heads
+        self.headless = not heads and outputs != "logits"
+        if not heads and not self.headless:
+            self.left_out, self.notes = ("features",), (NO_FEATURES,)
+        self._more = further_outputs(returned, output, "features" if self.headless else "logits")
+        self.more_outputs = tuple(self._more)
         self._output_channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
         self._nodes: dict[str, tuple[fx.Node, ...]] = {}
         for layer in layers:
@@ -103,7 +115,8 @@ class ExportedReader:
         nodes = tuple(node for group in self._nodes.values() for node in group)
         output, values = self._run(x, nodes)
         logits = as_units(main_tensor(output)[0], channels_last=self._output_channels_last)
-        result = {"logits": logits}
+        vectors = vector_outputs(output)
+        result = {"logits": logits, **{key: vectors[name] for key, name in self._more.items()}}
         for layer, group in self._nodes.items():
             read = [_node_units(layer, values[node]) for node in group]
             result[layer] = combined(read) if read else logits

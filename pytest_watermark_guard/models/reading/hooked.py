@@ -20,10 +20,13 @@ from pytest_watermark_guard.models.reading.layers import (
     named_layer,
     trace_calls,
 )
-from pytest_watermark_guard.models.reading.outputs import combined, main_tensor, vector_outputs
-
-_NO_FEATURES = (
-    "features are not probed: no tensor was found of which the model makes its output; name a layer"
+from pytest_watermark_guard.models.reading.outputs import (
+    NO_FEATURES,
+    combined,
+    further_outputs,
+    is_dense,
+    main_tensor,
+    vector_outputs,
 )
 
 
@@ -38,29 +41,35 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         self.module = module
         self._run: Callable[[Tensor], Any] = module
         self._main_name: str | None = None
-        trace = trace_calls(module, example)
-        output, is_backbone = main_tensor(trace.output)
-        is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
+        self._more: dict[str, str] = {}
+        self._output = Tap("")
+        self.left_out: tuple[str, ...] = ()
         notes: list[str | None] = []
         self._taps: dict[str, tuple[Tap, ...]] = {}
-        self._vectors = {} if is_backbone else vector_outputs(trace.output)
-        head = None if is_backbone else self._find_head(example, trace, output)
-        self.headless = head is None and outputs != "logits"
-        missing = head is None and not self.headless
-        self.left_out: tuple[str, ...] = ("features",) if missing else ()
-        kind = "features" if self.headless else "logits"
-        rest = [name for name in self._vectors if name != self._main_name]
-        self._more = {f"{kind}[{name}]": name for name in rest}
+        trace = trace_calls(module, example)
+        # Of a detector, layers can be read that are named; its output is none of them.
+        self._read_output = not {"logits", "features"}.isdisjoint(layers)
+        head = None
+        self.headless = True
+        if self._read_output or not is_dense(trace.output):
+            output, is_backbone = main_tensor(trace.output)
+            is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
+            self._vectors = {} if is_backbone else vector_outputs(trace.output)
+            head = None if is_backbone else self._find_head(example, trace, output)
+            self.headless = head is None and outputs != "logits"
+            if head is None:
+                if not self.headless:
+                    self.left_out = ("features",)
+                channels_last, note = map_convention(module, "", output.shape, trace)
+                self._output = Tap("", channels_last=channels_last)
+                notes.append(note)
+            kind = "features" if self.headless else "logits"
+            self._more = further_outputs(trace.output, self.main(trace.output), kind)
         self.head = () if head is None else head.taps
         self._side_by_side = head is not None and head.side_by_side
-        self._output = Tap("")
-        if head is None:
-            channels_last, note = map_convention(module, "", output.shape, trace)
-            self._output = Tap("", channels_last=channels_last)
-            notes.append(note)
         for layer in layers:
             if layer in self.left_out:
-                notes.append(_NO_FEATURES)
+                notes.append(NO_FEATURES)
             elif layer == "features":
                 if head is not None:
                     self._taps[layer] = head.taps
@@ -183,8 +192,10 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         self._kept.clear()
         try:
             output = self._run(self._filled(x))
-            units = self._output.read(self.main(output))
-            result = {"logits": units, "features": units}
+            result = {}
+            if self._read_output:
+                units = self._output.read(self.main(output))
+                result = {"logits": units, "features": units}
             if self._more:
                 vectors = vector_outputs(output)
                 result |= {layer: vectors[name].clone() for layer, name in self._more.items()}

@@ -14,6 +14,9 @@ from pytest_watermark_guard.errors import LayerError
 _BACKBONE_FIELDS = ("image_embeds", "pooler_output", "last_hidden_state")
 # Beside them an output that reads as tokens or as a vector is one of many per image.
 _DENSE_FIELDS = ("boxes", "pred_boxes", "pred_masks", "masks_queries_logits")
+NO_FEATURES = (
+    "features are not probed: no tensor was found of which the model makes its output; name a layer"
+)
 _DEEPEST = 3  # structures within structures
 
 
@@ -26,7 +29,7 @@ def main_tensor(output: Any) -> tuple[Tensor, bool]:
         When no tensor can be read as logits, a feature map or tokens.
     """
     vectors = vector_outputs(output)
-    if _is_dense(output, vectors):
+    if is_dense(output):
         raise LayerError(
             f"the model returned {describe(output)}, a dense prediction: many per image, of which "
             "none is its logits. Name the layers to probe, such as its backbone's last one "
@@ -68,6 +71,12 @@ def vector_outputs(output: Any) -> dict[str, Tensor]:
     return vectors
 
 
+def further_outputs(output: Any, main: Tensor, kind: str) -> dict[str, str]:
+    """Return the layers of all outputs of shape [B, C] but the main one: ``kind[name]`` to name."""
+    vectors = vector_outputs(output)
+    return {f"{kind}[{name}]": name for name, tensor in vectors.items() if tensor is not main}
+
+
 def fields_of(output: Any) -> dict[str, Any]:
     """Return what a tuple, list, dictionary or an object of fields holds, by name or place."""
     if isinstance(output, Mapping):
@@ -85,12 +94,12 @@ def _is_vector(tensor: Tensor) -> bool:
     return tensor.ndim == 1 or is_units(tensor)
 
 
-def _is_dense(output: Any, vectors: Mapping[str, Tensor]) -> bool:
+def is_dense(output: Any) -> bool:
     """Tell detectors and segmenters by what they return."""
     fields = fields_of(output)
     if any(name in fields and fields[name] is not None for name in _DENSE_FIELDS):
         return True
-    if vectors:
+    if vector_outputs(output):
         return False
     if isinstance(output, (tuple, list)) and output:
         first, *rest = output

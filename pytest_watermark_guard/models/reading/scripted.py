@@ -5,18 +5,30 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
-from pytest_watermark_guard.models.reading.outputs import as_units, looks_channels_last, main_tensor
+from pytest_watermark_guard.models.reading.outputs import (
+    as_units,
+    further_outputs,
+    looks_channels_last,
+    main_tensor,
+    vector_outputs,
+)
 
 
 class ScriptReader:
     """TorchScript has no Python hooks: only what the model returns can be read."""
 
     batch_size = None
-    more_outputs: tuple[str, ...] = ()
 
-    def __init__(self, module: nn.Module, layers: tuple[str, ...], example: Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, layers: tuple[str, ...], example: Tensor, outputs: str
+    ) -> None:
         self._module = module
-        output, self.headless = main_tensor(module(example))
+        returned = module(example)
+        output, is_backbone = main_tensor(returned)
+        self.headless = outputs == "features" or (is_backbone and outputs != "logits")
+        kind = "features" if self.headless else "logits"
+        self._more = further_outputs(returned, output, kind)
+        self.more_outputs = tuple(self._more)
         self._channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
         readable = ("features", "logits") if self.headless else ("logits",)
         hidden = [layer for layer in layers if layer not in readable]
@@ -34,5 +46,8 @@ class ScriptReader:
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         """Return what the model returns as logits, or as features of a backbone."""
-        units = as_units(main_tensor(self._module(x))[0], channels_last=self._channels_last)
-        return {"logits": units, "features": units}
+        output = self._module(x)
+        units = as_units(main_tensor(output)[0], channels_last=self._channels_last)
+        vectors = vector_outputs(output)
+        more = {layer: vectors[name] for layer, name in self._more.items()}
+        return {"logits": units, "features": units, **more}

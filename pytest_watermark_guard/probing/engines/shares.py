@@ -114,7 +114,10 @@ def _work(
     request, identities, wanted = order
     context = prepare(request)
     if context.batches.baseline.identities != identities:
-        raise EngineError("a worker finds other images than the process that shares them out")
+        raise EngineError(
+            "a worker found other images than this process: all machines must see the same "
+            "files under the same path"
+        )
     found = machine(context.batches.device)
     if found != wanted:
         raise EngineError(

@@ -259,3 +259,36 @@ def test_a_probe_goes_by_what_the_output_is_said_to_be() -> None:
         report = wm.probe(model, images, ("latin",), preprocess="none", outputs=outputs)
         layers.append(report.layers)
     assert layers == [("logits", "features"), ("features",), ("logits", "features")]
+
+
+def test_a_named_layer_of_a_detector_is_read(x: Tensor) -> None:
+    model = Net(lambda net, maps: {"boxes": net.head(maps).flatten(2), "maps": maps}).eval()
+    with pytest.raises(LayerError, match=r"a dense prediction: .*\(layers="):
+        record(model, x)
+    read, _ = record(model, x, "stem")
+    with torch.no_grad():
+        torch.testing.assert_close(read["stem"], model.stem(x).mean((2, 3)))
+
+
+# Torch calls TorchScript deprecated.
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_of_scripted_and_exported_models_are_all_probed(x: Tensor) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem = nn.Conv2d(3, WIDTH, 5, 4)
+            self.one, self.two = nn.Linear(WIDTH, 5), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.stem(x).relu().mean((2, 3))
+            return self.one(features), self.two(features)
+
+    model = Two().eval()
+    for made in (torch.jit.trace(model, x), torch.export.export(model, (x,)).module()):
+        read, _ = record(made, x, "logits")
+        assert [*read] == ["logits", "logits[1]"]
+        with torch.no_grad():
+            torch.testing.assert_close(read["logits[1]"], model(x)[1])
+    with ActivationRecorder(torch.jit.trace(model, x), "features", x, outputs="features") as said:
+        assert [*said(x)] == ["features", "features[1]"]

@@ -445,7 +445,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(probing_with, monkeypatch):
 def test_what_is_no_faster_compiled_is_not_tried_again(probing_with, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
     tried = []
-    # Not torch.compile itself: a model's fingerprint takes it in.
+    # Not torch.compile itself: only the recorder's call of it is counted.
     monkeypatch.setattr(
         ActivationRecorder, "compile", lambda _, batch_size: tried.append(batch_size)
     )
