@@ -26,6 +26,7 @@ from pytest_watermark_guard.models.loading.introspection import input_shape
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.outputs import main_tensor
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
+from pytest_watermark_guard.probing.context import current_run
 
 _APPLIED = "_watermark_guard_applied"
 _SIDE = 224
@@ -128,7 +129,8 @@ def examined(
     with preserved(root), eager(root):
         inputs = _input_like(root, example)
         try:
-            recorder = ActivationRecorder(root, ("features",), inputs)
+            outputs = current_run().settings.outputs
+            recorder = ActivationRecorder(root, ("features",), inputs, outputs)
         except LayerError as error:
             raise MaskError(
                 f"the features of {type(root).__name__} are not found: {error}"

@@ -12,6 +12,8 @@ from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.mitigation.anchors import attached, find_anchors
 from pytest_watermark_guard.mitigation.apply import applied_mask, check_fits, examined, remove_mask
 from pytest_watermark_guard.mitigation.intervention import Intervention
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.outputs import vector_outputs
 from pytest_watermark_guard.models.state import unwrapped
 
 _TOLERANCE = 1e-4  # of the largest logit: the matrices are multiplied in another order
@@ -63,19 +65,27 @@ def fold_mask(
         if not heads:
             raise MaskError(f"{type(root).__name__} is a backbone: it has no head to fold into")
         with attached(root, find_anchors(root, inputs, chosen, recorder), chosen):
-            expected = recorder.main_output(root(inputs))
+            expected = _outputs(root, inputs, recorder)
         for head in heads:
             _fold(head, chosen)
-        logits = recorder.main_output(root(inputs))
-        scale = float(expected.abs().max())
-        allowed = scale * max(_TOLERANCE, 8 * torch.finfo(expected.dtype).eps)
-        if not torch.allclose(logits, expected, rtol=0.0, atol=allowed):
-            raise MaskError(
-                f"{type(root).__name__}: with the mask in the weights of {', '.join(names)} the "
-                f"logits are off by {float((logits - expected).abs().max()):.1e}, so something "
-                "else reads the features as well; use apply_mask"
-            )
+        for name, logits in _outputs(root, inputs, recorder).items():
+            scale = float(expected[name].abs().max())
+            allowed = scale * max(_TOLERANCE, 8 * torch.finfo(logits.dtype).eps)
+            if not torch.allclose(logits, expected[name], rtol=0.0, atol=allowed):
+                off = float((logits - expected[name]).abs().max())
+                raise MaskError(
+                    f"{type(root).__name__}: with the mask in the weights of {', '.join(names)} "
+                    f"the {f'output {name!r} is' if name else 'logits are'} off by {off:.1e}, so "
+                    "something else reads the features as well; use apply_mask"
+                )
     return root
+
+
+def _outputs(root: nn.Module, inputs: Tensor, recorder: ActivationRecorder) -> dict[str, Tensor]:
+    """Return the logits under the empty name, and every output of shape [B, C] under its own."""
+    output = root(inputs)
+    main = recorder.main_output(output, len(inputs))
+    return {"": main, **vector_outputs(output, len(inputs))}
 
 
 def _foldable(root: nn.Module, name: str, width: int) -> nn.Linear | nn.Conv2d:
@@ -120,7 +130,7 @@ def _plain(root: nn.Module, name: str, module: nn.Linear | nn.Conv2d) -> nn.Line
         plain = nn.Conv2d(module.in_channels, module.out_channels, 1, bias=bias)
         plain.stride = module.stride
     plain.weight = nn.Parameter(weight.clone())
-    plain.bias = module.bias
+    plain.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
     parent, _, child = name.rpartition(".")
     root.get_submodule(parent).register_module(child, plain.train(module.training))
     return plain

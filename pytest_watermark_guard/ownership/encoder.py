@@ -90,7 +90,8 @@ def opened(
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(2, 3, *fixed_size(preprocessing), generator=generator)
     inputs = preprocessing.to_input(example.to(device), input_dtype(module))
-    with ActivationRecorder(module, (layer,), inputs) as recorder:
+    outputs = current_run().settings.outputs
+    with ActivationRecorder(module, (layer,), inputs, outputs) as recorder:
         yield Encoder(recorder, preprocessing, device)
 
 

@@ -74,19 +74,6 @@ class ActivationBuffer:
         together: Array = self._parts[0][: self._length, start:stop]
         return together
 
-    def head(self, count: int) -> Array:
-        """Return the first rows, at most `count`."""
-        if self._like is None:
-            return np.empty((0, 0), np.float32)
-        count = min(count, self._length)
-        if self._file is None:
-            return np.concatenate([part[:count] for part in self._parts])[:count]
-        rows = np.empty((count, self.units), self._like.dtype)
-        self._file.seek(0)
-        self._file.readinto(rows.data)  # type: ignore[attr-defined]
-        self._file.seek(0, 2)
-        return rows
-
     def _read(self, file: Any, like: Array, wanted: slice) -> Array:
         # Plain reads, not a memory map: pages of a map count as the process's memory.
         result = np.empty((self._length, len(range(*wanted.indices(self.units)))), like.dtype)

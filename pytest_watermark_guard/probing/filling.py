@@ -63,7 +63,7 @@ def _cached(context: ProbeContext, answers: FirstAnswers) -> tuple[CachedActivat
         return None, False
     if cached.partial and cached.run:
         return None, False  # what is missing would be computed in another way than the rest
-    if answers.are(cached.answers):
+    if answers.are(cached.answers, cached.layers):
         return cached, False
     return None, True
 

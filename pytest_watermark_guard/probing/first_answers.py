@@ -5,7 +5,7 @@ Keys do not read code: a changed ``forward``, hook, library or closure shows by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 
@@ -67,9 +67,11 @@ class FirstAnswers:
                     before = self._known.get(key)
                     self._known[key] = rows if before is None else np.concatenate([before, rows])
 
-    def are(self, before: Answers) -> bool:
-        """Tell whether the model still answers as it did, to within rounding."""
+    def are(self, before: Answers, layers: Collection[str]) -> bool:
+        """Tell whether the model still has these layers and answers as it did, but for rounding."""
         now = self.of(stream for stream, _ in before)
+        if {layer for _, layer in now} != {*layers}:
+            return False
         context = self._context
         whole = context.execution.plan.precision == "float32"
         float32 = whole and context.batches.dtype in (torch.float32, torch.float64)

@@ -122,3 +122,18 @@ def test_a_quantised_head_says_why_it_takes_none():
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     with pytest.raises(MaskError, match=r"Int8Tensor, which cannot be overwritten; fold the mask"):
         wm.fold_mask(model, MASK, example=X)
+
+
+def test_another_head_on_the_same_features_is_seen():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*backbone(), nn.Flatten())
+            self.one, self.two = nn.Linear(8, 5), nn.Linear(8, 3)
+
+        def forward(self, x):
+            features = self.body(x)
+            return {"logits": self.one(features), "other": self.two(features)}
+
+    with pytest.raises(MaskError, match="the output 'other' is off by"):
+        wm.fold_mask(Two().eval(), MASK, example=X)

@@ -450,6 +450,20 @@ def test_a_kept_result_is_checked_as_well(photos, rows, monkeypatch):
     assert not [note for note in probe(photos, scaled(-1)).notes if "cached" in note]
 
 
+def test_an_output_that_a_model_gained_is_noticed(photos):
+    class Two(Net):
+        both = False
+
+        def forward(self, x):
+            logits = super().forward(x)
+            return (logits, 2 * logits[:, :2]) if self.both else logits
+
+    probe(photos, Two())
+    model = Two()
+    type(model).both = True
+    assert probe(photos, model).layers == ("logits", "logits[1]", "features")
+
+
 def test_a_model_that_draws_at_random_is_never_taken_for_the_same(photos):
     class Noisy(Net):
         def forward(self, x):

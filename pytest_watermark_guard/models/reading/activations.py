@@ -162,11 +162,11 @@ class ActivationRecorder:
         """Names of the modules that make the logits; empty for a backbone, or if there is none."""
         return tuple(tap.module for tap in self.head if tap.of_input)
 
-    def main_output(self, output: Any) -> Tensor:
+    def main_output(self, output: Any, images: int) -> Tensor:
         """Return the one of a model's outputs that its logits are, or a backbone's features."""
         if isinstance(self._reader, HookReader):
-            return self._reader.main(output)
-        return main_tensor(output)[0]
+            return self._reader.main(output, images)
+        return main_tensor(output, images)[0]
 
     def weights(self) -> str:
         """Return the identity of the weights below the head; of all for exported programs."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,20 +122,18 @@ def _candidates(module: nn.Module, example: Tensor, run: Run) -> Iterator[_Candi
     seen: list[Tensor] = []
     several: set[tuple[str, bool]] = set()
     for name, of_input, index, tensor in reversed(passed):
-        if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4):
+        if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4) or not len(tensor):
             continue
-        if counts[name] == 0:
-            if not any(tensor.shape == t.shape and torch.equal(tensor, t) for t in seen):
-                seen.append(tensor)
-                yield _Candidate(_Place(name, of_input, (index,)), [tensor])
-        elif (name, of_input) not in several:
+        if not any(tensor.shape == t.shape and torch.equal(tensor, t) for t in seen):
+            seen.append(tensor)
+            yield _Candidate(_Place(name, of_input, (index,)), [tensor])
+        if counts[name] and (name, of_input) not in several:
             several.add((name, of_input))
             group = [(c, value) for n, of, c, value in passed if (n, of) == (name, of_input)]
-            if len(group) == counts[name] + 1:
+            alike = len({value.ndim for _, value in group}) == 1
+            if alike and len(group) == counts[name] + 1:  # none lies too far back
                 calls = tuple(call for call, _ in group)
                 yield _Candidate(_Place(name, of_input, calls), [value for _, value in group])
-            else:  # some of its calls lie too far back
-                yield _Candidate(_Place(name, of_input, (index,)), [tensor])
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -265,7 +264,8 @@ def _pooling(
 ) -> Tap | None:
     """Return the way to read a tensor as units that loses nothing of what the output needs."""
     place, tensor = candidate.place, candidate.tensors[0]
-    tap = Tap(place.module, -1, of_input=place.of_input)
+    call = place.calls[0] if len(place.calls) == 1 else -1
+    tap = Tap(place.module, call, of_input=place.of_input)
     if is_units(tensor):
         return tap
     ways: list[tuple[Tap, Callable[[Tensor], Tensor]]] = [
@@ -281,8 +281,22 @@ def _pooling(
     for way, pooled in ways:
         if _same_output(module, example, run, place, pooled, logits):
             return way
-    # What is pooled behind a layer that works on each place by itself is that layer's to say.
-    return tap if place.of_input and is_pointwise(module.get_submodule(place.module)) else None
+    # Where the last layer with weights works on each place by itself, its answers are pooled.
+    last = _last_weighted(module, example, run)
+    pointwise = is_pointwise(module.get_submodule(place.module))
+    return tap if place.of_input and pointwise and place.module == last else None
+
+
+def _last_weighted(module: nn.Module, example: Tensor, run: Run) -> str:
+    """Return the name of the last layer with parameters that runs."""
+    names: list[str] = []
+    with ExitStack() as stack:
+        for name, submodule in module.named_modules():
+            if submodule._parameters and not {*submodule._modules} - {"parametrizations"}:
+                hook = partial(lambda name, *_: names.append(name), name)
+                stack.callback(submodule.register_forward_hook(hook).remove)
+        run(example)
+    return names[-1] if names else ""
 
 
 def _same_output(
@@ -348,7 +362,8 @@ def _is_same(
 
     def moved(unit: int | None) -> Tensor:
         def shift(tensor: Tensor, _call: int) -> Tensor:
-            axis = -1 if tap.channels_last or tensor.ndim == 3 else 1
+            tokens = tensor.ndim == 3 and not is_units(tensor)
+            axis = -1 if tap.channels_last or tokens else 1
             shifted = tensor.clone()
             part = shifted if unit is None else shifted.select(axis, unit)
             part += 0.1 * step.to(part.dtype)

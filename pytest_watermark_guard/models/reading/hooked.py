@@ -52,9 +52,9 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         head = None
         self.headless = True
         if self._read_output or not is_dense(trace.output):
-            output, is_backbone = main_tensor(trace.output)
+            output, is_backbone = main_tensor(trace.output, len(example))
             is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
-            self._vectors = {} if is_backbone else vector_outputs(trace.output)
+            self._vectors = {} if is_backbone else vector_outputs(trace.output, len(example))
             head = None if is_backbone else self._find_head(example, trace, output)
             self.headless = head is None and outputs != "logits"
             if head is None:
@@ -64,7 +64,8 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
                 self._output = Tap("", channels_last=channels_last)
                 notes.append(note)
             kind = "features" if self.headless else "logits"
-            self._more = further_outputs(trace.output, self.main(trace.output), kind)
+            main = self.main(trace.output, len(example))
+            self._more = further_outputs(trace.output, main, kind)
         self.head = () if head is None else head.taps
         self._side_by_side = head is not None and head.side_by_side
         for layer in layers:
@@ -94,7 +95,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
                 example,
                 trace,
                 self._vectors[name],
-                lambda x: self.main(self.module(x)).float(),
+                lambda x: self.main(self.module(x), len(x)).float(),
             )
             if head is not None:
                 break
@@ -102,11 +103,11 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             self._main_name = names[0] if names else None
         return head
 
-    def main(self, output: Any) -> Tensor:
+    def main(self, output: Any, images: int) -> Tensor:
         """Return the output that the logits, or a backbone's features, are."""
         if self._main_name is None:
-            return main_tensor(output)[0]
-        return vector_outputs(output)[self._main_name]
+            return main_tensor(output, images)[0]
+        return vector_outputs(output, images)[self._main_name]
 
     @property
     def more_outputs(self) -> tuple[str, ...]:
@@ -191,13 +192,14 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         self._counts.clear()
         self._kept.clear()
         try:
-            output = self._run(self._filled(x))
+            filled = self._filled(x)
+            output = self._run(filled)
             result = {}
             if self._read_output:
-                units = self._output.read(self.main(output))
+                units = self._output.read(self.main(output, len(filled)))
                 result = {"logits": units, "features": units}
             if self._more:
-                vectors = vector_outputs(output)
+                vectors = vector_outputs(output, len(filled))
                 result |= {layer: vectors[name].clone() for layer, name in self._more.items()}
             for layer, taps in self._taps.items():
                 missing = [tap for tap in taps if tap not in self._kept]
@@ -206,7 +208,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
                         f"layer {layer!r} ran when the layers were found and did not run on a "
                         f"batch of shape {[*x.shape]}"
                     )
-                parts = [self._units(tap, len(x)) for tap in taps]
+                parts = [self._units(tap, len(filled)) for tap in taps]
                 alike = layer != "features" or not self._side_by_side
                 result[layer] = combined(parts) if alike else torch.cat(parts, dim=1)
             return {layer: units[: len(x)] for layer, units in result.items()}

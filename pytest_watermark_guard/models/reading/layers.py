@@ -158,7 +158,8 @@ def _has_weight_matrix(module: nn.Module) -> bool:
         return True
     if not hasattr(type(module), "weight"):  # of a parametrised or quantised layer it is made
         return False
-    weight = module.weight() if callable(module.weight) else module.weight
+    quantised = type(module).__module__.startswith("torch.ao.")
+    weight = module.weight() if quantised and callable(module.weight) else module.weight
     return isinstance(weight, Tensor) and weight.ndim >= 2
 
 

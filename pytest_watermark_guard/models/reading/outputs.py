@@ -20,15 +20,17 @@ NO_FEATURES = (
 _DEEPEST = 3  # structures within structures
 
 
-def main_tensor(output: Any) -> tuple[Tensor, bool]:
+def main_tensor(output: Any, images: int | None = None) -> tuple[Tensor, bool]:
     """Return the tensor that a model's output is about, and whether it marks a backbone.
+
+    Of tensors with another number of rows than `images` none is, where that is given.
 
     Raises
     ------
     LayerError
         When no tensor can be read as logits, a feature map or tokens.
     """
-    vectors = vector_outputs(output)
+    vectors = vector_outputs(output, images)
     if is_dense(output):
         raise LayerError(
             f"the model returned {describe(output)}, a dense prediction: many per image, of which "
@@ -52,16 +54,18 @@ def main_tensor(output: Any) -> tuple[Tensor, bool]:
     )
 
 
-def vector_outputs(output: Any) -> dict[str, Tensor]:
+def vector_outputs(output: Any, images: int | None = None) -> dict[str, Tensor]:
     """Return every output of shape [B, C] by its name: a field, or its place, or "" for the only.
 
-    [B] and [B, C, 1, 1] are read as [B, C].
+    [B] and [B, C, 1, 1] are read as [B, C]. A tensor with another number of rows than `images`,
+    such as prototypes, says nothing of an image.
     """
     vectors: dict[str, Tensor] = {}
 
     def collect(value: Any, name: str, depth: int = 0) -> None:
         if isinstance(value, Tensor):
-            if value.is_floating_point() and _is_vector(value):
+            rows = value.ndim and (images is None or len(value) == images)
+            if rows and value.is_floating_point() and _is_vector(value):
                 vectors[name] = value if value.ndim == 2 else value.reshape(len(value), -1)
             return
         for key, item in fields_of(value).items() if depth < _DEEPEST else ():
@@ -73,7 +77,7 @@ def vector_outputs(output: Any) -> dict[str, Tensor]:
 
 def further_outputs(output: Any, main: Tensor, kind: str) -> dict[str, str]:
     """Return the layers of all outputs of shape [B, C] but the main one: ``kind[name]`` to name."""
-    vectors = vector_outputs(output)
+    vectors = vector_outputs(output, len(main))
     return {f"{kind}[{name}]": name for name, tensor in vectors.items() if tensor is not main}
 
 
@@ -180,6 +184,8 @@ def as_units(activation: Tensor, *, channels_last: bool = False) -> Tensor:
     if activation.is_floating_point():
         if activation.ndim == 2:
             return activation
+        if activation.ndim in (3, 4) and is_units(activation):
+            return activation.flatten(1)
         if activation.ndim == 3:
             return activation.mean(1)
         if activation.ndim == 4:
@@ -211,5 +217,5 @@ def looks_channels_last(shape: torch.Size) -> bool | None:
 
 
 def is_units(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds one number per image and unit already, [B, C] or [B, C, 1, 1]."""
+    """Tell whether a tensor is [B, C] already, or [B, C, 1], or [B, C, 1, 1]."""
     return tensor.ndim == 2 or (tensor.ndim > 2 and tensor.shape[2:].numel() == 1)

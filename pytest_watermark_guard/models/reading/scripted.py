@@ -24,7 +24,7 @@ class ScriptReader:
     ) -> None:
         self._module = module
         returned = module(example)
-        output, is_backbone = main_tensor(returned)
+        output, is_backbone = main_tensor(returned, len(example))
         self.headless = outputs == "features" or (is_backbone and outputs != "logits")
         kind = "features" if self.headless else "logits"
         self._more = further_outputs(returned, output, kind)
@@ -47,7 +47,7 @@ class ScriptReader:
     def read(self, x: Tensor) -> dict[str, Tensor]:
         """Return what the model returns as logits, or as features of a backbone."""
         output = self._module(x)
-        units = as_units(main_tensor(output)[0], channels_last=self._channels_last)
-        vectors = vector_outputs(output)
+        units = as_units(main_tensor(output, len(x))[0], channels_last=self._channels_last)
+        vectors = vector_outputs(output, len(x))
         more = {layer: vectors[name] for layer, name in self._more.items()}
         return {"logits": units, "features": units, **more}

@@ -159,6 +159,8 @@ class ActivationCache:
         for stream in recording.streams:
             for layer in recording.names:
                 known = None if replace else self._array(stream, layer, run)
+                if self._array(stream, layer, run, "answers") is None:
+                    known = None  # removed to make room: nothing could be checked
                 if known is None or len(known) < len(recording):
                     key = self._array_key(stream, layer, run)
                     self.store.put_array("activations", key, recording[stream, layer].columns())

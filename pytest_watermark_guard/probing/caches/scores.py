@@ -13,7 +13,6 @@ from pytest_watermark_guard.probing.caches.keys import CacheKeys
 from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.statistics.auroc import Floats
 
-_ROWS = 2  # of each stream, which go into the key
 Pair = tuple[str, str]
 PairScores = Mapping[Pair, tuple[Floats, Floats]]
 """AUROC and its standard error by pair of streams, each float64 [units]."""
@@ -42,7 +41,8 @@ class ScoreCache:
             self.store.put_array("scores", self._key(recording, layer, pair), np.stack(both))
 
     def _key(self, recording: Recording, layer: str, pair: Pair) -> str:
-        # With the first rows: activations under the same name may have been computed anew.
-        first = digest([recording[stream, layer].head(_ROWS) for stream in pair])
+        # With the sums: activations under the same name may have been computed anew.
+        rows = [recording[stream, layer].columns() for stream in pair]
+        sums = digest([(part[:1], part.sum(axis=0, dtype=np.float64)) for part in rows])
         drawn = (self.keys.streams[stream] for stream in pair)
-        return self.keys.key(*drawn, layer, str(len(recording)), recording.run, first)
+        return self.keys.key(*drawn, layer, str(len(recording)), recording.run, sums)

@@ -292,3 +292,81 @@ def test_outputs_of_scripted_and_exported_models_are_all_probed(x: Tensor) -> No
             torch.testing.assert_close(read["logits[1]"], model(x)[1])
     with ActivationRecorder(torch.jit.trace(model, x), "features", x, outputs="features") as said:
         assert [*said(x)] == ["features", "features[1]"]
+
+
+def test_padded_batches_mix_no_images(x: Tensor) -> None:
+    model = Net(CONVOLUTIONAL["doubled batch"]).eval()
+    with ActivationRecorder(model, ("features",), x) as found:
+        twin = found.copied()
+        assert twin is not None
+        with twin:
+            twin._reader.batch_size = 8  # as a model that was compiled for batches of 8
+            padded = twin(x)["features"]
+        torch.testing.assert_close(padded, found(x)["features"])
+
+
+def test_what_has_another_number_of_rows_is_no_output(x: Tensor) -> None:
+    model = pooled_net(lambda net, features: (net.fc(features), net.prototypes, net.scale))
+    model.register_buffer("scale", torch.ones(1))
+    read, _ = record(model, x)
+    assert [*read] == ["logits", "features"]
+
+
+def test_pooled_sequences_hold_units(x: Tensor) -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.pool = nn.Conv2d(3, WIDTH, 5, 4), nn.AdaptiveAvgPool1d(1)
+            self.register_buffer("prototypes", torch.randn(CLASSES, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.stem(x).flatten(2)).flatten(1) @ self.prototypes.T
+
+    model = Transposed().eval()
+    for layer in ("features", "pool"):
+        read, _ = record(model, x, layer)
+        with torch.no_grad():
+            torch.testing.assert_close(read[layer], model.stem(x).mean((2, 3)))
+
+
+def test_a_cut_network_that_ends_in_pointwise_convolutions_is_a_backbone(x: Tensor) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU6(), nn.Conv2d(8, WIDTH, 1), nn.BatchNorm2d(WIDTH)]
+    model = nn.Sequential(*layers, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    read, notes = record(model, x)
+    assert [*read] == ["features"]
+    assert "no head found" in notes[0]
+
+
+def test_a_shared_activation_adds_no_earlier_layer(x: Tensor) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.act = nn.Conv2d(3, WIDTH, 5, 4), nn.ReLU()
+            self.one, self.two = nn.Linear(WIDTH, 32), nn.Linear(32, 16)
+            self.register_buffer("prototypes", torch.randn(CLASSES, 16))
+
+        def hidden(self, x: Tensor) -> Tensor:
+            x = self.act(self.stem(x)).mean((2, 3))
+            return self.act(self.two(self.act(self.one(x))))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.normalize(self.hidden(x)) @ self.prototypes.T
+
+    model = Shared().eval()
+    read, _ = record(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(read["features"], model.hidden(x))
+
+
+def test_a_method_called_weight_is_not_called(x: Tensor) -> None:
+    class Weighing(nn.Identity):
+        def weight(self, unit: int) -> float:
+            raise AssertionError(unit)
+
+    model = pooled_net(lambda net, features: net.fc(net.scales(features)))
+    model.scales = Weighing()
+    read, _ = record(model, x)
+    assert read["logits"].shape == (4, CLASSES)
