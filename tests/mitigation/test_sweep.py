@@ -207,7 +207,7 @@ def test_folders_of_classes(tmp_path):
     assert (found.n_train, found.n_validation) == (24, 24)
     (tmp_path / "validation" / "d").mkdir()
     (tmp_path / "validation" / "a" / "0.png").rename(tmp_path / "validation" / "d" / "0.png")
-    with pytest.raises(ImagesError, match="validation: class 'd' is not among the training"):
+    with pytest.raises(ImagesError, match="validation: class 'd' does not occur in the training"):
         swept_folders()
     (tmp_path / "validation" / "d" / "0.png").rename(tmp_path / "validation" / "0.png")
     with pytest.raises(ImagesError, match=r"'0.png' .* is in no class's subfolder"):
