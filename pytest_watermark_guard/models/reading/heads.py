@@ -55,11 +55,6 @@ class Head:
     note: str | None = None
     side_by_side: bool = False
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of the layers that make the logits, where these are modules."""
-        return tuple(tap.module for tap in self.taps if tap.of_input)
-
 
 def find_head(
     module: nn.Module, example: Tensor, trace: Trace, output: Tensor, run: Run

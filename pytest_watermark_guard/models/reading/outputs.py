@@ -78,7 +78,9 @@ def vector_outputs(output: Any, images: int | None = None) -> dict[str, Tensor]:
 def further_outputs(output: Any, main: Tensor, kind: str) -> dict[str, str]:
     """Return the layers of all outputs of shape [B, C] but the main one: ``kind[name]`` to name."""
     vectors = vector_outputs(output, len(main))
-    return {f"{kind}[{name}]": name for name, tensor in vectors.items() if tensor is not main}
+    # By where the numbers lie: [B] and [B, C, 1, 1] are another tensor each time they are read.
+    others = (name for name, tensor in vectors.items() if tensor.data_ptr() != main.data_ptr())
+    return {f"{kind}[{name}]": name for name in others}
 
 
 def fields_of(output: Any) -> dict[str, Any]:

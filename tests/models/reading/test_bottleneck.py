@@ -92,6 +92,7 @@ def record(model: nn.Module, x: Tensor, *layers: str) -> tuple[dict[str, Tensor]
 def test_heads_made_of_convolutions(kind: str, x: Tensor) -> None:
     model = Net(CONVOLUTIONAL[kind]).eval()
     read, _ = record(model, x)
+    assert [*read] == ["logits", "features"]
     with torch.no_grad():
         torch.testing.assert_close(read["features"], model.maps(x).mean((2, 3)))
         torch.testing.assert_close(read["logits"], model(x).reshape(len(x), -1))
