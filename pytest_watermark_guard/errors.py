@@ -74,7 +74,7 @@ class OwnershipMismatchError(AssertionError):
 
 
 class NotCheckedError(WatermarkGuardError):
-    """A gate that has nothing to go by: no unit of a layer ever changes, whatever the image.
+    """A gate that cannot tell: a layer never changes, or the images are too few.
 
     Attributes
     ----------
@@ -99,3 +99,11 @@ class WatermarkSensitivityError(AssertionError):
     def __init__(self, message: str, verdict: object = None) -> None:
         super().__init__(message)
         self.verdict = verdict
+
+
+class StrongReactionWarning(UserWarning):
+    """A gate passes, and units of its model react strongly all the same."""
+
+
+class AssumptionWarning(UserWarning):
+    """A gate passes on something that was assumed of the model, or in doubt; it says what."""

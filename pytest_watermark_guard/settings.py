@@ -19,6 +19,9 @@ from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("ray",)
 OUTPUTS = ("auto", "logits", "features")
+POLICIES = ("error", "fail", "pass")
+WARN = 0.8
+"""On d: from here on a reaction is strong."""
 
 # --- values from text ---------------------------------------------------------------------------
 
@@ -136,21 +139,9 @@ def _check_layers(name: str, value: Any) -> tuple[str, ...]:
     return layers
 
 
-def _check_precision(name: str, value: str) -> str:
-    if value not in PRECISIONS:
-        raise SettingsError(f"{name} must be one of {', '.join(PRECISIONS)}, got {value!r}")
-    return value
-
-
-def _check_outputs(name: str, value: str) -> str:
-    if value not in OUTPUTS:
-        raise SettingsError(f"{name} must be one of {', '.join(OUTPUTS)}, got {value!r}")
-    return value
-
-
-def _check_engine(name: str, value: str) -> str:
-    if value not in ENGINES:
-        raise SettingsError(f"{name} must be one of {', '.join(ENGINES)}, or None, got {value!r}")
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value
 
 
@@ -177,6 +168,12 @@ def _check_early_stop(name: str, value: float) -> float:
             f"{name} must be a probability in [0, 0.5): how often an early verdict may "
             f"differ from the full run's (0: never stop early), got {value!r}"
         )
+    return float(value)
+
+
+def _check_warn(name: str, value: float) -> float:
+    if not is_number(value) or not 0.5 < value <= 1:
+        raise SettingsError(f"{name} must be a number in (0.5, 1], got {value!r}")
     return float(value)
 
 
@@ -277,6 +274,26 @@ class Settings:
         check=lambda _, value: check_threshold(value),
         ini_type="float",
     )
+    warn: float = setting(
+        WARN,
+        meaning="units with d >= D that do not fail the gate are strong reactions: it passes with "
+        "a warning",
+        metavar="D",
+        check=_check_warn,
+        ini_type="float",
+    )
+    strict: bool = setting(
+        False,
+        meaning="strong reactions fail the gate too",
+        check=_check_switch,
+    )
+    inconclusive: str = setting(
+        "error",
+        meaning="what becomes of a gate whose images are too few to tell: error (it could not be "
+        "checked), fail, or pass",
+        metavar="POLICY",
+        check=partial(_check_choice, choices=POLICIES),
+    )
     scenarios: tuple[str | AnyScenario, ...] = setting(
         tuple(SCENARIOS),
         meaning="kinds of marks, comma-separated; your own by the hook pytest_wm_scenarios",
@@ -296,7 +313,7 @@ class Settings:
         meaning="what the model returns: logits, features (an encoder's embedding), or auto (what "
         "its attribute outputs says, else found by trying)",
         metavar="NAME",
-        check=_check_outputs,
+        check=partial(_check_choice, choices=OUTPUTS),
     )
     device: str = setting(
         "auto",
@@ -310,7 +327,7 @@ class Settings:
         meaning="float32 (plain; repeated on one machine, the same bits), bfloat16 (autocast), or "
         "auto (the fastest way that agrees with float32)",
         metavar="NAME",
-        check=_check_precision,
+        check=partial(_check_choice, choices=PRECISIONS),
     )
     max_images: int | None = setting(
         None,
@@ -356,7 +373,7 @@ class Settings:
         None,
         meaning="ray: probe by the workers of a Ray cluster",
         metavar="NAME",
-        check=_check_engine,
+        check=partial(_check_choice, choices=ENGINES),
         default_text="none",
     )
 

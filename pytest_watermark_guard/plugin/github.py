@@ -1,4 +1,4 @@
-"""What GitHub Actions shows of a run: annotations of what failed, and a summary of the step."""
+"""What GitHub Actions shows of a run: annotations of gates, and a summary of the step."""
 
 from __future__ import annotations
 
@@ -49,13 +49,15 @@ class GitHubActions:
         """Print the annotations: here nothing captures them."""
         if self._trouble is not None:
             terminalreporter.write_line(f"watermark guard: {self._trouble}")
-        unprobed = self._summary.failures
-        if not self._failures and not unprobed:
+        unprobed, entries = self._summary.failures, self._summary.entries
+        warned = [v for _, verdicts in entries for v in verdicts if v.outcome == "warned"]
+        if not self._failures and not unprobed and not warned:
             return
         from pytest_watermark_guard.reports.github_annotations import (
             NOT_CHECKED,
             SENSITIVE,
-            error_commands,
+            STRONG,
+            commands,
         )
 
         texts: list[tuple[str, str, tuple[str, int] | None]] = [
@@ -63,5 +65,10 @@ class GitHubActions:
             for failures in self._failures.values()
         ]
         texts += [(NOT_CHECKED, f"{spec}: {why}", None) for spec, why in unprobed.items()]
-        for line in error_commands(texts, self._workspace):
+        reactions = [(STRONG, verdict.sentence(), None) for verdict in warned]
+        lines = (
+            *commands("error", texts, self._workspace),
+            *commands("warning", reactions, self._workspace),
+        )
+        for line in lines:
             terminalreporter.write_line(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,30 +158,19 @@ class GateItem(pytest.Item):
 
     def runtest(self) -> None:
         """Judge this item's part of the report."""
+        from pytest_watermark_guard.probing.cautions import warn_of
+
         verdict = self.gate.verdict(self)
         report = verdict.report
-        # A model may have several outputs: "logits" stands for "logits[shape]" as well.
-        keys = [
-            (layer, scenario)
-            for layer, scenario in report.scores
-            if (asked_layer(layer), scenario) == (self._layer, self._scenario)
-        ]
-        if not keys:
+        places = [(asked_layer(layer), scenario) for layer, scenario in report.scores]
+        if (self._layer, self._scenario) not in places:
             pytest.skip(f"{self._layer}: {'; '.join(report.notes)}")
-        early = report.early_stop and report.early_stop.restrict_to(self._layer, self._scenario)
-        self.part = replace(
-            verdict,
-            report=replace(
-                report, scores={key: report.scores[key] for key in keys}, early_stop=early
-            ),
-            failing=tuple(u for u in verdict.failing if (u.layer, u.scenario) in keys),
-            allowed=tuple(a for a in verdict.allowed if (a[0].layer, a[0].scenario) in keys),
-            known=verdict.known.restrict_to(self._layer, self._scenario),
-        )
-        if self.part.failing:
+        self.part = verdict.restrict_to(self._layer, self._scenario)
+        if self.part.outcome == "failed":
             pytest.fail(self.part.story(), pytrace=False)
-        if self.part.unchecked:
+        if not self.part.passed:
             _fail_unchecked(self.part)
+        warn_of(self.part, stacklevel=1)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""

@@ -65,7 +65,7 @@ def _verdict(item: pytest.Item, error: BaseException) -> Verdict | None:
     if isinstance(error, WatermarkSensitivityError):
         return cast("Verdict | None", error.verdict)
     part = item.part if isinstance(item, GateItem) else None
-    return part if part is not None and part.failing else None
+    return part if part is not None and part.outcome == "failed" else None
 
 
 def _failure(test_report: pytest.TestReport, verdict: Verdict, key: str | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Probed:
-    """A probe's report, and the threshold and the allowed units of each gate that used it."""
+    """A probe's report, and the terms of each gate that used it, see `Verdict.terms`."""
 
     report: ProbeReport
     gates: list[dict[str, Any]] = field(default_factory=list)
@@ -73,8 +73,8 @@ def start_run(config: pytest.Config) -> GuardState:
     pending_owned: list[OwnershipReport] = []
 
     def on_verdict(verdict: Verdict) -> None:
-        gate = {"threshold": verdict.threshold, "allow": dict(verdict.allow)}
-        next(probed for probed in pending if probed.report is verdict.report).gates.append(gate)
+        probed = next(probed for probed in pending if probed.report is verdict.report)
+        probed.gates.append(verdict.terms)
 
     run = Run(
         settings,

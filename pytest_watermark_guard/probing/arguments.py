@@ -61,6 +61,12 @@ class ProbeArguments(TypedDict, total=False):
         one precision (``"auto"`` is float32 then). Default: all in this process.
     allow : mapping of str to str
         Units that the gate leaves aside, with reasons; see `judge`.
+    warn : float
+        Units with d at or above it, which do not fail the gate, are strong reactions; default 0.8.
+    strict : bool
+        Strong reactions fail the gate too. Default False.
+    inconclusive : {"error", "fail", "pass"}
+        What becomes of a gate whose images are too few to tell. Default ``"error"``.
     early_stop : float
         Chance at which a gate's early verdict may differ from that of all images, default 0.001;
         0 uses all images.
@@ -81,6 +87,9 @@ class ProbeArguments(TypedDict, total=False):
     examples: bool | None
     engine: str | None
     allow: Mapping[str, str] | None
+    warn: float | None
+    strict: bool | None
+    inconclusive: str | None
     early_stop: float | None
 
 

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_watermark_guard.errors import NotCheckedError, WatermarkSensitivityError
-from pytest_watermark_guard.probing.arguments import ProbeArguments, check_arguments
+from pytest_watermark_guard.probing.arguments import (
+    ProbeArguments,
+    check_arguments,
+    setting_values,
+)
+from pytest_watermark_guard.probing.cautions import warn_of
 from pytest_watermark_guard.probing.context import current_run
-from pytest_watermark_guard.probing.names import matches_unit
+from pytest_watermark_guard.probing.names import allowing
 from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.reports.known_units import KnownUnits
 from pytest_watermark_guard.reports.probe import ProbeReport
@@ -26,10 +31,14 @@ def judge(
     threshold: float | None = None,
     allow: Mapping[str, str] | None = None,
     known: KnownUnits | None = None,
+    warn: float | None = None,
+    strict: bool | None = None,
+    inconclusive: str | None = None,
 ) -> Verdict:
     """Hold a report against a threshold.
 
-    A unit that reaches it fails, unless `allow` names it or its record among the `known` covers it.
+    A unit that reaches it fails, unless `allow` names it or its record among the `known` covers it,
+    and unless so few images may show it by chance (see `reports.conclusion`).
 
     Parameters
     ----------
@@ -42,6 +51,8 @@ def judge(
         name of a class, the class is meant.
     known : KnownUnits, optional
         Units on record, which may stay as they were; default the run's (``--wm-known``).
+    warn, strict, inconclusive : optional
+        See `ProbeArguments`.
 
     Returns
     -------
@@ -50,18 +61,29 @@ def judge(
     Raises
     ------
     SettingsError
-        If `threshold` is not in (0.5, 1], or `allow` gives no reason.
+        If `threshold` is not in (0.5, 1], `allow` gives no reason, or another setting cannot be
+        used.
     """
-    settings = current_run().settings.override(threshold=threshold, allow=allow)
+    settings = current_run().settings.override(
+        threshold=threshold, allow=allow, warn=warn, strict=strict, inconclusive=inconclusive
+    )
     known = current_run().known if known is None else known
-    names = {scores.layer: (scores.names, frozenset(scores.names)) for scores in report}
-    failing, allowed, used, recorded = [], [], set(), []
-    for unit in report.sensitive(settings.threshold):
-        where = unit.layer, unit.index, *names[unit.layer]
-        entry = next((entry for entry in settings.allow if matches_unit(entry, *where)), None)
-        if entry is not None:
-            allowed.append((unit, settings.allow[entry]))
-            used.add(entry)
+    exempt = {
+        (scores.layer, scores.scenario, int(index)): entry
+        for scores in report
+        for index, entry in allowing(scores.layer, scores.names, settings.allow).items()
+    }
+    failing, allowed, used, recorded, strong = [], [], set(), [], []
+    for unit in report.sensitive(min(settings.threshold, settings.warn)):
+        place = unit.layer, unit.scenario, unit.index
+        sensitive = unit.differentiability >= settings.threshold
+        if place in exempt:
+            used.add(exempt[place])
+            if sensitive:
+                allowed.append((unit, settings.allow[exempt[place]]))
+            continue
+        if not sensitive:
+            strong.append(unit)
             continue
         record = known.record(report, unit, settings.threshold)
         if record is not None:
@@ -71,6 +93,8 @@ def judge(
     stale = tuple(entry for entry in settings.allow if entry not in used)
     if report.stopped_early:
         stale = ()  # only all images could tell
+    findings = known.findings(report, settings.threshold, recorded)
+    passed = ((unit.layer, unit.scenario, unit.index) for unit, _ in findings.passed)
     return Verdict(
         report,
         settings.threshold,
@@ -78,7 +102,12 @@ def judge(
         settings.allow,
         tuple(allowed),
         stale,
-        known.findings(report, settings.threshold, recorded),
+        findings,
+        settings.warn,
+        tuple(strong),
+        settings.strict,
+        settings.inconclusive,
+        frozenset(exempt).union(passed),
     )
 
 
@@ -120,21 +149,37 @@ def assert_not_watermark_sensitive(
     WatermarkSensitivityError
         An `AssertionError` whose message names the worst units and says what to do.
     NotCheckedError
-        If no unit of a layer ever changes, so that a pass would say nothing.
+        If no unit of a layer ever changes, so that a pass would say nothing; or if the images
+        cannot tell on which side of the threshold the largest d is.
     WatermarkGuardError
         If the probe could not be made; see `probe`.
+
+    Warns
+    -----
+    StrongReactionWarning
+        When it passes, and units react with d at or above ``warn``, 0.8 by default.
+    AssumptionWarning
+        When it passes, and something about the model was assumed that the report notes.
     """
     __tracebackhide__ = True
     check_arguments("assert_not_watermark_sensitive", images, arguments)
     # Wrong settings are said before minutes of probing, not after.
-    settings = current_run().settings.override(threshold=threshold, allow=arguments.get("allow"))
+    settings = current_run().settings.override(threshold=threshold, **setting_values(arguments))
     report = probe(
         model, images, scenarios, layers, preprocess, stop_at=settings.threshold, **arguments
     )
-    verdict = judge(report, settings.threshold, settings.allow)
+    verdict = judge(
+        report,
+        settings.threshold,
+        settings.allow,
+        warn=settings.warn,
+        strict=settings.strict,
+        inconclusive=settings.inconclusive,
+    )
     current_run().on_verdict(verdict)
-    if verdict.failing:
+    if verdict.outcome == "failed":
         raise WatermarkSensitivityError(verdict.story(), verdict)
-    if verdict.unchecked:
+    if not verdict.passed:
         raise NotCheckedError(verdict.story(), verdict)
+    warn_of(verdict, stacklevel=2)
     return report

@@ -15,13 +15,11 @@ from pytest_watermark_guard.probing.scoring import impacts, score
 from pytest_watermark_guard.probing.vacuous import dead_units, is_saturated
 from pytest_watermark_guard.reports.scores import dead_layers
 
-_NO_EXAMPLES = "no example images: someone else's code resizes them, which a report cannot do again"
-
 
 def measured(
     context: ProbeContext, gate: EarlyGate | None, compute: Compute | None, examples: bool
-) -> ProbeMeasurement:
-    """Return what was measured when the same was asked for, else measure it.
+) -> tuple[ProbeMeasurement, tuple[str, ...]]:
+    """Return what was measured when the same was asked for, else measure it; with notes on that.
 
     Parameters
     ----------
@@ -42,7 +40,7 @@ def measured(
         if cached is not None:
             measurement, before = cached
             if answers.are(before, {layer for _, layer in before}):
-                return measurement
+                return measurement, ()
             notes = (CHANGED,)
     measurement, small, more = _measure(context, gate, compute, examples, answers)
     if gate is not None:
@@ -55,7 +53,7 @@ def measured(
     # Of a small probe the activations are kept, which answer other questions too.
     if cache is not None and asked is not None and not small:
         cache.results.save(asked, measurement, answers.of(context.batches.streams))
-    return measurement._replace(notes=tuple(dict.fromkeys((*measurement.notes, *notes, *more))))
+    return measurement, tuple(dict.fromkeys((*notes, *more)))
 
 
 def _measure(
@@ -88,7 +86,7 @@ def _measure(
             scores=scores,
             controls=controls,
             impact=impacts(recording, scenarios, images),
-            notes=(*recording.notes, *([_NO_EXAMPLES] if examples and not redrawn else [])),
+            notes=recording.notes,
             plan=plan,
             weights=recording.weights,
             examples=(

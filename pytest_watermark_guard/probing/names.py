@@ -88,15 +88,22 @@ def matches_unit(
     return of_layer in (None, layer) and unit == (names[index] if unit in known else str(index))
 
 
+def allowing(layer: str, names: Sequence[str], allow: Collection[str]) -> dict[int, str]:
+    """Return the first entry of ``allow`` that means a unit, for those units that one means."""
+    known = frozenset(names) if allow else frozenset[str]()
+    found = {}
+    for index in range(len(names) if allow else 0):
+        for entry in allow:
+            if matches_unit(entry, layer, index, names, known):
+                found[index] = entry
+                break
+    return found
+
+
 def allowed_units(
     layer: str, names: Sequence[str], allow: Collection[str]
 ) -> npt.NDArray[np.bool_]:
     """Mark the units of a layer that ``allow`` means; shape [units]."""
-    known = frozenset(names) if allow else ()
-    return np.array(
-        [
-            any(matches_unit(e, layer, index, names, known) for e in allow)
-            for index in range(len(names))
-        ],
-        dtype=bool,
-    )
+    marked = np.zeros(len(names), dtype=bool)
+    marked[[*allowing(layer, names, allow)]] = True
+    return marked

@@ -81,6 +81,8 @@ class ProbeContext(NamedTuple):
     cache : ProbeCache or None
     notes : tuple of str
         What was assumed, or could not be had.
+    assumptions : tuple of str
+        Those of the notes that are guesses.
     images : Any
         The baseline as it was asked for.
     """
@@ -92,6 +94,7 @@ class ProbeContext(NamedTuple):
     naming: partial[Any]
     cache: ProbeCache | None
     notes: tuple[str, ...]
+    assumptions: tuple[str, ...]
     images: Any
 
 
@@ -148,7 +151,10 @@ def prepare(request: ProbeRequest) -> ProbeContext:
         with ONE_AT_A_TIME:
             batches, cache, uncached = _with_caches(batches, module, settings, batch_size)
     notes = (*preprocessing.notes, *loaded.notes, *uncached)
-    return ProbeContext(loaded, module, batches, execution, naming, cache, notes, settings.images)
+    assumptions = preprocessing.assumptions
+    return ProbeContext(
+        loaded, module, batches, execution, naming, cache, notes, assumptions, settings.images
+    )
 
 
 def _with_caches(

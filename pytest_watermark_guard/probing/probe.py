@@ -29,6 +29,8 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_NO_EXAMPLES = "no example images: someone else's code resizes them, which a report cannot do again"
+
 
 def probe(
     model: nn.Module | str,
@@ -112,9 +114,8 @@ def probe(
     name = arguments.get("name") or context.loaded.name
     gate, gate_notes = _gate(context, settings, name, stop_at, decide_each)
     examples = arguments.get("examples")
-    measurement = measured(
-        context, gate, compute, examples=run.examples if examples is None else examples
-    )
+    examples = run.examples if examples is None else examples
+    measurement, cache_notes = measured(context, gate, compute, examples)
     batches = context.batches
     half = "" if batches.dtype is torch.float32 else f", {batches.dtype} weights"
     report = ProbeReport(
@@ -136,8 +137,14 @@ def probe(
         versions=versions(),
     )
     first, last = warnings_of(report, measurement.saturated, context.module)
-    notes = (*first, *context.notes, *measurement.notes, *gate_notes, *last)
-    report = replace(report, notes=notes)
+    others = cache_notes
+    if examples and batches.preprocessing.geometry is not None:
+        others += (_NO_EXAMPLES,)
+    report = replace(
+        report,
+        notes=(*first, *context.notes, *measurement.notes, *others, *gate_notes, *last),
+        assumptions=(*first, *context.assumptions, *measurement.notes),
+    )
     run.on_report(report)
     return report
 

@@ -57,11 +57,12 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
         ],
     )
     for verdict in verdicts:
-        if verdict.failing:
-            header, *rows = unit_table(report, verdict.failing[:WORST])
+        units = verdict.failing or verdict.strong
+        if units:
+            header, *rows = unit_table(report, units[:WORST])
             yield from _table(header, rows)
-        if len(verdict.failing) > WORST:
-            yield from _paragraph(f"... and {len(verdict.failing) - WORST:,} more")
+        if len(units) > WORST:
+            yield from _paragraph(f"... and {len(units) - WORST:,} more")
         for line in verdict.accepted_lines():
             yield from _paragraph(line)
     yield from _paragraph(

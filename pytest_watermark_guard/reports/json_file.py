@@ -48,8 +48,13 @@ def write_json(
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "passed": verdict.passed,
+        "outcome": verdict.outcome,
+        "sentence": verdict.sentence(),
         "threshold": verdict.threshold,
+        "warn": verdict.warn,
         "failing": [asdict(unit) for unit in verdict.failing],
+        "strong": [asdict(unit) for unit in verdict.strong],
+        "images_needed": verdict.conclusion.images_needed,
         "allowed": [{**asdict(unit), "reason": reason} for unit, reason in verdict.allowed],
         "stale": list(verdict.stale),
         "known": {

@@ -11,7 +11,7 @@ from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
 from pytest_watermark_guard.reports.impact import Impact
-from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit, dead_layers
+from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit, dead_layers
 from pytest_watermark_guard.settings import check_threshold
 
 FORMAT = DocumentFormat("report", "probe report")
@@ -58,6 +58,8 @@ class ProbeReport:
     dead_units : mapping of str to int
         By layer, how many units are the same for all images, marked and unmarked; layers without
         any are left out.
+    assumptions : tuple of str
+        Those of the notes that say what the numbers stand on without anybody having said it.
     """
 
     model: str
@@ -77,6 +79,13 @@ class ProbeReport:
     examples: Examples | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     dead_units: Mapping[str, int] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether every d is below 0.7 beyond chance, as far as that can be told."""
+        ends = [scores.largest and scores.largest[1] for scores in self]
+        return bool(ends) and all(end is not None and end < TIERS[0] for end in ends)
 
     @property
     def dead_layers(self) -> tuple[str, ...]:
@@ -128,6 +137,7 @@ class ProbeReport:
             **FORMAT.head,
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
             "notes": list(self.notes),
+            "assumptions": list(self.assumptions),
             "names": {scores.layer: list(scores.names) for scores in self},
             "scores": [scores.to_dict() for scores in self],
             "controls": [scores.to_dict() for scores in self.controls.values()],
@@ -155,6 +165,7 @@ class ProbeReport:
             scores=read(data["scores"]),
             impact={name: Impact.from_dict(impact) for name, impact in data["impact"].items()},
             notes=tuple(map(str, data["notes"])),
+            assumptions=tuple(map(str, data.get("assumptions", ()))),
             controls=read(data.get("controls", ())),  # the first reports had none
             early_stop=early_stop and EarlyStop.from_dict(early_stop),
             weights=str(data.get("weights", "")),

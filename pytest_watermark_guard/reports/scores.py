@@ -93,6 +93,8 @@ class Scores:
         Number of image pairs.
     names : tuple of str
         One for each unit: the class's name, or the index.
+    largest : (float, float) or None
+        95 % confidence interval of the largest d, all units taken together; None if unknown.
     """
 
     layer: str
@@ -101,6 +103,7 @@ class Scores:
     standard_error: npt.NDArray[np.float64]
     n_images: int
     names: tuple[str, ...]
+    largest: tuple[float, float] | None = None
 
     @property
     def differentiability(self) -> npt.NDArray[np.float64]:

@@ -74,12 +74,15 @@ def _report(
         yield Text(decided)
 
 
+_STYLES = {"passed": "green", "warned": "yellow"}
+
+
 def _verdict(verdict: Verdict) -> Iterator[Text]:
-    outcome, style = verdict.outcome, "green" if verdict.passed else "red"
-    words = _reach(verdict.failing, verdict.threshold)
+    words = verdict.grounds()
     for word, units in (("allowed", verdict.allowed), ("known", verdict.known.passed)):
         words += f", {_distinct([unit for unit, _ in units])} {word}" if units else ""
-    yield Text(f"Gate {outcome}: {words}.", style=style)
+    style = _STYLES.get(verdict.outcome, "red")
+    yield Text(f"Gate {verdict.outcome}: {words}.", style=style)
     for line in verdict.accepted_lines():
         yield Text(line, style="yellow")
 

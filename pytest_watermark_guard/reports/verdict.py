@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 
-from pytest_watermark_guard.reports.known_units import KnownFindings
+from pytest_watermark_guard.reports.conclusion import Conclusion, conclude
+from pytest_watermark_guard.reports.known_units import KnownFindings, asked_layer
 from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
@@ -21,8 +25,10 @@ from pytest_watermark_guard.reports.text import (
     reaction,
     unit_table,
 )
+from pytest_watermark_guard.settings import WARN
 
 WORST = 10
+Outcome = Literal["passed", "warned", "failed", "inconclusive", "not checked"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,16 @@ class Verdict:
         Entries of `allow` that no sensitive unit needs any more.
     known : KnownFindings
         What the run's record of known units has to say.
+    warn : float
+        Units with d at or above it, and below `threshold`, are strong reactions.
+    strong : tuple of SensitiveUnit
+        The strong reactions that are not allowed, strongest first.
+    strict : bool
+        Whether strong reactions fail the gate.
+    inconclusive : str
+        What becomes of a gate whose images cannot tell: ``"error"``, ``"fail"`` or ``"pass"``.
+    exempt : frozenset of (str, str, int)
+        Layer, scenario and index of the units that count for nothing: allowed, or known.
     """
 
     report: ProbeReport
@@ -53,30 +69,84 @@ class Verdict:
     allowed: tuple[tuple[SensitiveUnit, str], ...] = ()
     stale: tuple[str, ...] = ()
     known: KnownFindings = field(default_factory=KnownFindings)
+    warn: float = WARN
+    strong: tuple[SensitiveUnit, ...] = ()
+    strict: bool = False
+    inconclusive: str = "error"
+    exempt: frozenset[tuple[str, str, int]] = frozenset()
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What the gate was asked for: arguments of `judge`."""
+        names = "threshold", "warn", "strict", "inconclusive"
+        return {**{name: getattr(self, name) for name in names}, "allow": dict(self.allow)}
 
     @property
     def passed(self) -> bool:
-        """Whether no unit is sensitive but those allowed or known, and there was one to check."""
-        return self.outcome == "passed"
+        """Whether the gate passes, with a warning or without."""
+        return self.outcome in ("passed", "warned")
 
     @property
-    def outcome(self) -> str:
-        """``"passed"``, ``"failed"`` or ``"not checked"``: no unit of a layer ever changes."""
-        return "failed" if self.failing else "not checked" if self.unchecked else "passed"
+    def outcome(self) -> Outcome:
+        """What becomes of the gate.
+
+        ``"failed"``; ``"not checked"``: no unit of a layer ever changes; ``"inconclusive"``: the
+        images cannot tell; ``"warned"``: it passes, with strong reactions; or ``"passed"``.
+        """
+        if self.unclear and self.inconclusive != "pass":
+            return "failed" if self.inconclusive == "fail" else "inconclusive"
+        if self.failing and not self.unclear:
+            return "failed"
+        if self.unchecked:
+            return "not checked"
+        if self.strong:
+            return "failed" if self.strict else "warned"
+        return "passed"
 
     @property
     def unchecked(self) -> bool:
         """Whether a layer has no unit that ever changes, so that there is nothing to go by."""
         return bool(self.report.dead_layers)
 
+    @cached_property
+    def conclusion(self) -> Conclusion:
+        """Whether the images can tell that the largest d reaches the threshold, or stays below."""
+        return conclude(self.report, self.threshold, self.exempt)
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the images cannot tell."""
+        return self.conclusion.answer == "unclear"
+
+    def restrict_to(self, layer: str, scenario: str) -> Verdict:
+        """Return the part for one layer, with all outputs for "logits", and one scenario."""
+        report = self.report
+
+        def inside(unit: SensitiveUnit) -> bool:
+            return (asked_layer(unit.layer), unit.scenario) == (layer, scenario)
+
+        scores = {
+            k: s for k, s in report.scores.items() if (asked_layer(k[0]), k[1]) == (layer, scenario)
+        }
+        early = report.early_stop and report.early_stop.restrict_to(layer, scenario)
+        return replace(
+            self,
+            report=replace(report, scores=scores, early_stop=early),
+            failing=tuple(filter(inside, self.failing)),
+            strong=tuple(filter(inside, self.strong)),
+            allowed=tuple(pair for pair in self.allowed if inside(pair[0])),
+            known=self.known.restrict_to(layer, scenario),
+        )
+
     def story(self) -> str:
         """Tell the verdict: one sentence, the worst units, the grounds, what to do."""
         report = self.report
         lines = [self.sentence(), ""]
-        if self.failing:
-            lines += _table(unit_table(report, self.failing[:WORST]))
-            if len(self.failing) > WORST:
-                hidden = len(self.failing) - WORST
+        shown = self.failing or self.strong
+        if shown and not self.passed:
+            lines += _table(unit_table(report, shown[:WORST]))
+            if len(shown) > WORST:
+                hidden = len(shown) - WORST
                 lines.append(f"... and {hidden:,} more (--wm-json=FILE lists them all)")
             lines.append("")
         lines += self.accepted_lines()
@@ -91,32 +161,78 @@ class Verdict:
         if images_taken := decision(report):
             lines.append(images_taken)
         lines += [f"Note: {printable(note)}." for note in report.notes]
-        if self.failing:
-            lines += _advice(self.failing)
+        if self.unclear and not self.passed:
+            lines += _MORE_IMAGES
+        elif shown and not self.passed:
+            lines += _advice(shown)
         return "\n".join(lines)
 
     def sentence(self) -> str:
         """Tell the verdict in a sentence."""
-        report, model = self.report, printable(self.report.model)
-        if not self.failing and report.dead_layers:
+        model = printable(self.report.model)
+        words = {
+            "failed": "is watermark-sensitive",
+            "not checked": "could not be checked",
+            "inconclusive": "could not be checked",
+            "warned": "passes",
+            "passed": "is not watermark-sensitive" if self.report.clean else "passes",
+        }[self.outcome]
+        if self.outcome == "failed" and not self.failing:
+            words = "reacts strongly to watermarks" if self.strong else "could not be checked"
+        return f"{model} {words}: {self.grounds()}."
+
+    def grounds(self) -> str:
+        """Say why the verdict is what it is: the part of the sentence after the colon."""
+        report = self.report
+        if self.unclear and self.inconclusive != "pass":
+            return self._doubt()
+        if self.failing and not self.unclear:
+            return f"{_reacting(report, self.failing)} (d >= {self.threshold:g})"
+        if report.dead_layers:
             dead = listed(map(printable, report.dead_layers))
-            return (
-                f"{model} could not be checked: no unit of its {dead} ever changes, whatever the "
-                "image."
-            )
+            return f"no unit of its {dead} ever changes, whatever the image"
+        if self.strong and self.strict:
+            return f"{_reacting(report, self.strong)} (d >= {self.warn:g}; strict)"
+        return self._doubt() if self.unclear else self._reach()
+
+    def _doubt(self) -> str:
+        """Say why the images cannot tell, and how many would."""
+        needed = self.conclusion.images_needed
+        images = count(self.report.n_images, "image")
+        enough = "" if needed is None else f"; about {needed:,} would tell"
         if not self.failing:
             return (
-                f"{model} is not watermark-sensitive: no unit outside the allowed and known ones "
-                f"reaches d = {self.threshold:g}."
+                f"{images} cannot tell whether a unit reaches d = {self.threshold:g}: none does in "
+                f"them, but the largest d may be higher than it looks{enough}"
             )
-        layers = dict.fromkeys(unit.layer for unit in self.failing)
-        units = listed(_number_failing(report, layer, self.failing) for layer in layers)
-        scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in self.failing)))
-        verb = "reacts" if len(self.failing) == 1 else "react"
+        units = listed(_numbers(self.report, self.failing))
+        verb = "reaches" if len(self.failing) == 1 else "reach"
         return (
-            f"{model} is watermark-sensitive: {units} {verb} to {scenarios} marks "
-            f"(d >= {self.threshold:g})."
+            f"{images} cannot tell whether a unit reaches d = {self.threshold:g}: {units} {verb} "
+            f"it in them, which may be chance{enough}"
         )
+
+    def _reach(self) -> str:
+        """Say how far the units of a model that passes reach."""
+        nothing = "nothing else" if self.allowed or self.known.passed else "nothing"
+        words = f"{nothing} reaches {self.threshold:g}"
+        if self.strong:
+            verb = "reacts" if len(self.strong) == 1 else "react"
+            words += f", but {listed(_numbers(self.report, self.strong))} {verb} strongly"
+            words += f" (d >= {self.warn:g})"
+        return (
+            words if self.strongest is None else f"{words}; strongest: {reaction(self.strongest)}"
+        )
+
+    @cached_property
+    def strongest(self) -> SensitiveUnit | None:
+        """The unit of the largest d that is not exempt; None if all are."""
+        units = []
+        for scores in self.report:
+            place = scores.layer, scores.scenario
+            ranked = (i for i in scores.ranking() if (*place, int(i)) not in self.exempt)
+            units += [scores.unit(index) for index in islice(ranked, 1)]
+        return max(units, key=lambda unit: unit.differentiability, default=None)
 
     def accepted_lines(self) -> Iterator[str]:
         """Tell which units were allowed or known, and which entries nothing needs any more."""
@@ -130,12 +246,26 @@ class Verdict:
         yield from known_lines(self.known)
 
 
-def _number_failing(report: ProbeReport, layer: str, failing: Sequence[SensitiveUnit]) -> str:
-    indices = {unit.index for unit in failing if unit.layer == layer}
-    total = next(len(scores.names) for scores in report if scores.layer == layer)
-    noun = "logit" if layer == "logits" else "feature" if layer == "features" else "unit"
-    place = "" if layer in ("logits", "features") else f" in {printable(layer)}"
-    return f"{len(indices):,} of {count(total, noun)}{place}"
+def _reacting(report: ProbeReport, units: Sequence[SensitiveUnit]) -> str:
+    scenarios = listed(map(printable, dict.fromkeys(unit.scenario for unit in units)))
+    verb = "reacts" if len(units) == 1 else "react"
+    return f"{listed(_numbers(report, units))} {verb} to {scenarios} marks"
+
+
+def _numbers(report: ProbeReport, units: Sequence[SensitiveUnit]) -> Iterator[str]:
+    """Give, for each layer of some units, how many of its units they are."""
+    for layer in dict.fromkeys(unit.layer for unit in units):
+        indices = {unit.index for unit in units if unit.layer == layer}
+        total = next(len(scores.names) for scores in report if scores.layer == layer)
+        noun = "logit" if layer == "logits" else "feature" if layer == "features" else "unit"
+        place = "" if layer in ("logits", "features") else f" in {printable(layer)}"
+        yield f"{len(indices):,} of {count(total, noun)}{place}"
+
+
+_MORE_IMAGES = (
+    "What to do: probe with more images (--wm-images=FOLDER, --wm-max-images), of which no two",
+    "are nearly the same; or say what becomes of such a gate: --wm-inconclusive=pass or fail.",
+)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

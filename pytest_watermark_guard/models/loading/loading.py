@@ -130,7 +130,8 @@ def _load_torchvision(spec: ModelSpec) -> LoadedModel:
     state, read_notes = read_checkpoint(spec.weights) if spec.weights else ({}, ())
     count = spec.num_classes or len(categories)
     module = _build_torchvision(spec.name, count, state)
-    names_known = count == len(categories) and spec.weights is not None
+    # Of a file without a tag nothing says the classes: where it has as many, they are assumed.
+    names_known = count == len(categories) and spec.weights is not None and spec.tag is not None
     notes = [_RANDOM_NOTE] if spec.tag == RANDOM else []
     if spec.weights:
         if spec.name.startswith("densenet"):
@@ -138,8 +139,6 @@ def _load_torchvision(spec: ModelSpec) -> LoadedModel:
         fit_notes = load_state_dict(module, state, spec.weights)
         if spec.tag is None:
             preset = preset.as_assumed(f"{preset.source}, assumed for {spec.weights}")
-            if names_known:
-                notes.append("class names: assumed to be ImageNet's, as there are 1000 classes")
         notes += (*read_notes, *fit_notes)
     return LoadedModel(
         spec.text, module.eval(), preset, categories if names_known else None, tuple(notes)
@@ -182,18 +181,19 @@ def _load_timm(spec: ModelSpec) -> LoadedModel:
     )
     names = None
     if spec.tag != RANDOM:
-        names = _timm_class_names(module)
-        if names is not None and spec.weights:
-            notes.append("class names: assumed to be ImageNet's, as there are 1000 classes")
+        names = _timm_class_names(module, of_a_file=spec.weights is not None)
     return LoadedModel(spec.text, module.eval(), preprocessing, names, tuple(notes))
 
 
-def _timm_class_names(module: Any) -> tuple[str, ...] | None:
-    """Return ImageNet's names as torchvision writes them: unique, and the same in every report."""
+def _timm_class_names(module: Any, of_a_file: bool) -> tuple[str, ...] | None:
+    """Return ImageNet's names as torchvision writes them: unique, and the same in every report.
+
+    Of a file's weights nothing says the classes; where they have as many, they are assumed.
+    """
     own = module.pretrained_cfg.get("label_names")
     if own and len(own) == module.num_classes:
         return tuple(map(str, own))
-    if module.num_classes != 1000:
+    if module.num_classes != 1000 or of_a_file:
         return None
     from torchvision.models import ResNet18_Weights
 

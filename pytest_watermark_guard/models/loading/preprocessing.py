@@ -122,12 +122,17 @@ class Preprocessing:
         return fields
 
     @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a report must say of it where it is a guess."""
+        if not self.assumed:
+            return ()
+        advice = "pass preprocess=, or set the model's attribute preprocessing"
+        return (f"preprocessing is {self.source}; {advice}",)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a report must say about it: guesses, and images that are not shown in colour."""
-        notes = []
-        if self.assumed:
-            advice = "pass preprocess=, or set the model's attribute preprocessing"
-            notes.append(f"preprocessing is {self.source}; {advice}")
+        notes = [*self.assumptions]
         if self.channels == 1 and self.normalize is None:
             notes.append(
                 "the model's input has 1 channel: it is shown grayscale copies (luma, ITU-R 601) "

@@ -11,6 +11,7 @@ from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 from pytest_watermark_guard.reports.text import count, decision, extent, listed
 from pytest_watermark_guard.reports.verdict import Verdict
+from pytest_watermark_guard.settings import WARN
 
 Entry = tuple[ProbeReport, Sequence[Verdict]]
 
@@ -30,6 +31,7 @@ class Model(NamedTuple):
     name: str
     number: int  # its place on the page
     sensitive: bool
+    outcome: str
     word: str
     sentence: str
     scenarios: tuple[ScenarioResult, ...]
@@ -38,9 +40,9 @@ class Model(NamedTuple):
     facts: tuple[tuple[str, str], ...]  # how it was probed: name and value
 
     @property
-    def good(self) -> bool:
-        """Whether it was checked, and nothing is wrong with it."""
-        return self.word in ("passed", "clean")
+    def state(self) -> str:
+        """``"good"``: checked, and nothing is wrong with it; ``"warned"``; or ``"bad"``."""
+        return {"passed": "good", "warned": "warned"}.get(self.outcome, "bad")
 
     @property
     def highest(self) -> float:
@@ -92,22 +94,31 @@ def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 
     if not models:
         return Headline("No probe was made", "")
     counted = [model for model in models if model.gates] or models
-    bad = sum(model.sensitive for model in counted)
-    unchecked = sum(model.word == "not checked" for model in counted)
-    missed = f", {unchecked} could not be checked" if unchecked else ""
-    missed += f", {len(failures)} could not be probed" if failures else ""
-    state = "bad" if bad or unchecked or failures else "good"
-    several = len({model.judged.report.model for model in counted}) < len(counted)
-    if len(counted) == unchecked == 1:
-        return Headline("Could not be checked", state)
+    outcomes = Counter(model.outcome for model in counted)
+    unchecked = outcomes["not checked"] + outcomes["inconclusive"]
+    missed = f", {len(failures)} could not be probed" if failures else ""
+    states = {model.state for model in counted}
+    state = "bad" if failures or "bad" in states else "warned" if "warned" in states else "good"
     if len(counted) == 1:
-        words = "Watermark-sensitive" if bad else "Not watermark-sensitive"
-    elif several:
-        words = f"{bad or 'None'} of {len(counted)} probes found a model watermark-sensitive"
-    else:
-        verb = "are" if bad > 1 else "is"
-        words = f"{bad or 'None'} of {len(counted)} models {verb} watermark-sensitive"
+        return Headline(_alone(counted[0]) + missed, state)
+    several = len({model.judged.report.model for model in counted}) < len(counted)
+    noun = "probes" if several else "models"
+    bad = outcomes["failed"]
+    words = f"{bad or 'None'} of {len(counted)} {noun} {'fail' if bad > 1 else 'fails'}"
+    words += f", {outcomes['warned']} with strong reactions" if outcomes["warned"] else ""
+    words += f", {unchecked} could not be checked" if unchecked else ""
     return Headline(words + missed, state)
+
+
+def _alone(model: Model) -> str:
+    if model.outcome == "failed":
+        return "Watermark-sensitive"
+    if model.outcome == "warned":
+        return "Passes, with strong reactions"
+    if model.outcome != "passed":
+        return "Could not be checked"
+    clean = model.judged.report.clean
+    return "Not watermark-sensitive" if clean else f"Nothing reaches {model.judged.threshold:g}"
 
 
 def counts(probes: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
@@ -119,27 +130,38 @@ def counts(probes: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, in
 
 
 def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
-    report, bad = probe.report, bool(probe.failing)
-    gates = verdicts or [Verdict(report, probe.threshold, tuple(report.sensitive(probe.threshold)))]
+    report = probe.report
+    gates = verdicts or [_ungated(probe)]
     # The page quotes the gate with the lowest threshold, of those that fail if there are any.
     quoted = min(gates, key=lambda verdict: (verdict.passed, verdict.threshold))
-    word = "failed" if bad else quoted.outcome
+    outcome = quoted.outcome
+    word: str = outcome
     if not verdicts:
-        word = {"failed": "sensitive", "passed": "clean"}.get(word, word)
+        passed = "clean" if report.clean else f"below {probe.threshold:g}"
+        words = {"failed": "sensitive", "warned": "strong reactions", "passed": passed}
+        word = words.get(outcome, outcome)
     return Model(
         name=probe.name,
         number=number,
-        sensitive=bad,
+        sensitive=outcome == "failed",
+        outcome=outcome,
         word=word,
         sentence=quoted.sentence(),
-        scenarios=tuple(_scenario(probe, scenario) for scenario in report.scenarios),
+        scenarios=tuple(_scenario(probe, quoted, scenario) for scenario in report.scenarios),
         judged=probe,
         gates=tuple(verdict.story() for verdict in verdicts),
         facts=tuple(_facts(report, probe.threshold, verdicts)),
     )
 
 
-def _scenario(probe: Judged, scenario: str) -> ScenarioResult:
+def _ungated(probe: Judged) -> Verdict:
+    """Return the verdict of a gate with the usual settings, where there was none."""
+    failing = tuple(probe.report.sensitive(probe.threshold))
+    strong = probe.report.sensitive(min(WARN, probe.threshold))[len(failing) :]
+    return Verdict(probe.report, probe.threshold, failing, warn=WARN, strong=tuple(strong))
+
+
+def _scenario(probe: Judged, verdict: Verdict, scenario: str) -> ScenarioResult:
     strongest = [scores.strongest() for scores in probe.report if scores.scenario == scenario]
     worst = max(strongest, key=lambda unit: unit.differentiability)
     failing = Counter(layer for layer, name, _ in probe.failing if name == scenario)
@@ -155,7 +177,11 @@ def _scenario(probe: Judged, scenario: str) -> ScenarioResult:
     if dead := probe.report.dead_layers:
         words = f"not checked: no unit of {listed(dead)} ever changes"
         return ScenarioResult(scenario, "bad", words, worst)
-    return ScenarioResult(scenario, "good", "no unit reacts", worst)
+    if strong := [unit for unit in verdict.strong if unit.scenario == scenario]:
+        verb = "reacts" if len(strong) == 1 else "react"
+        words = f"{count(len(strong), 'unit')} {verb} strongly"
+        return ScenarioResult(scenario, "known", words, worst)
+    return ScenarioResult(scenario, "good", f"nothing reaches {probe.threshold:g}", worst)
 
 
 def _units(layer: str, number: int) -> str:
