@@ -10,10 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.setting_values import (
+    PARSERS,
+    IniType,
+    check_allow,
+    check_choice,
+    check_early_stop,
+    check_images,
+    check_layers,
+    check_limit,
+    check_several,
+    check_switch,
+    check_threshold,
+    check_warn,
+    plain_integer,
+)
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -22,168 +36,6 @@ OUTPUTS = ("auto", "logits", "features")
 POLICIES = ("error", "fail", "pass")
 WARN = 0.8
 """On d: from here on a reaction is strong."""
-
-# --- values from text ---------------------------------------------------------------------------
-
-
-def _parse_number(name: str, text: Any) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        raise SettingsError(f"{name} must be a number, got {text!r}") from None
-
-
-def _parse_integer(name: str, text: Any) -> int:
-    try:
-        return int(text)
-    except (TypeError, ValueError):
-        raise SettingsError(f"{name} must be an integer, got {text!r}") from None
-
-
-def _parse_names(name: str, text: str | list[str]) -> tuple[str, ...]:
-    # Names with spaces are separated by commas.
-    entries = text if isinstance(text, list) else [text]
-    return tuple(
-        part.strip()
-        for entry in entries
-        for part in (entry.split(",") if "," in entry else entry.split())
-        if part.strip()
-    )
-
-
-def _parse_reasons(name: str, text: str | list[str]) -> dict[str, str]:
-    reasons = {}
-    for line in [text] if isinstance(text, str) else text:
-        unit, equals, reason = line.partition("=")
-        if not equals:
-            raise SettingsError(
-                f"{name}: expected LAYER:UNIT = REASON, for instance 'logits:carton = shown to be "
-                f"harmless', got {line!r}"
-            )
-        reasons[unit.strip()] = reason.strip()
-    return reasons
-
-
-IniType = Literal["args", "float", "int", "linelist"]
-
-_PARSERS: Mapping[IniType, Callable[[str, Any], Any]] = {
-    "args": _parse_names,
-    "float": _parse_number,
-    "int": _parse_integer,
-    "linelist": _parse_reasons,
-}
-
-
-# --- checks -------------------------------------------------------------------------------------
-
-
-def check_threshold(threshold: float) -> float:
-    """Return a threshold on d, also one of NumPy's, as Python's.
-
-    Raises
-    ------
-    SettingsError
-        If it is not in (0.5, 1].
-    """
-    if not is_number(threshold) or not 0.5 < threshold <= 1:
-        raise SettingsError(
-            f"threshold must be a number in (0.5, 1], got {threshold!r}: d = max(A, 1 - A) is "
-            "never below 0.5, which is chance"
-        )
-    return float(threshold)
-
-
-def plain_integer(name: str, value: object, least: int) -> int:
-    """Return a whole number, also one of NumPy's, as Python's.
-
-    Raises
-    ------
-    SettingsError
-        If it is something else, or less than `least`.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise SettingsError(f"{name} must be an integer >= {least}, got {value!r}")
-    return int(value)
-
-
-def split_allowed(entry: str) -> tuple[str | None, str]:
-    """Split ``layer:unit`` or ``unit`` of an allowed unit into (layer or None, unit)."""
-    layer, colon, unit = entry.partition(":")
-    return (layer.strip(), unit.strip()) if colon else (None, entry.strip())
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a real number, also one of NumPy's, and not True or False."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_images(name: str, value: Any) -> Any:
-    if isinstance(value, str) and not value:
-        raise SettingsError(f"{name} is empty; name a folder, or leave it out")
-    return value
-
-
-def _check_several(name: str, value: Any) -> tuple[Any, ...]:
-    # One name or scenario alone is as good as a sequence of one.
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _check_layers(name: str, value: Any) -> tuple[str, ...]:
-    layers = _check_several(name, value)
-    if not layers or not all(isinstance(layer, str) and layer for layer in layers):
-        raise SettingsError(
-            f"{name} must be one or more of 'logits', 'features' and module names, got {layers!r}"
-        )
-    if len(set(layers)) < len(layers):
-        raise SettingsError(f"{name}: each can be asked for once, got {layers!r}")
-    return layers
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def _check_allow(name: str, value: Mapping[str, str]) -> Mapping[str, str]:
-    if not isinstance(value, Mapping):
-        raise SettingsError(
-            f"{name} must map units to reasons, for instance {{'logits:carton': 'shown to be "
-            f"harmless'}}, got {type(value).__name__}"
-        )
-    for entry, reason in value.items():
-        layer, unit = split_allowed(entry)
-        if not unit or layer == "":
-            raise SettingsError(f"{name}: expected LAYER:UNIT or a class name, got {entry!r}")
-        if layer is None and unit.isdigit():
-            raise SettingsError(f"{name}: unit {unit} of which layer? Write 'features:{unit}'")
-        if not isinstance(reason, str) or not reason.strip():
-            raise SettingsError(f"{name}: {entry!r} needs a reason, for whoever reads it in a year")
-    return value
-
-
-def _check_early_stop(name: str, value: float) -> float:
-    if not is_number(value) or not 0 <= value < 0.5:
-        raise SettingsError(
-            f"{name} must be a probability in [0, 0.5): how often an early verdict may "
-            f"differ from the full run's (0: never stop early), got {value!r}"
-        )
-    return float(value)
-
-
-def _check_warn(name: str, value: float) -> float:
-    if not is_number(value) or not 0.5 < value <= 1:
-        raise SettingsError(f"{name} must be a number in (0.5, 1], got {value!r}")
-    return float(value)
-
-
-def _check_switch(name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise SettingsError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
-# --- the settings -------------------------------------------------------------------------------
 
 
 class Setting(NamedTuple):
@@ -263,7 +115,7 @@ class Settings:
         None,
         meaning="baseline images without watermarks (JPEG, PNG, WebP, BMP), or builtin",
         metavar="FOLDER",
-        check=_check_images,
+        check=check_images,
         is_path=True,
         default_text="the built-in set",
     )
@@ -279,33 +131,51 @@ class Settings:
         meaning="units with d >= D that do not fail the gate are strong reactions: it passes with "
         "a warning",
         metavar="D",
-        check=_check_warn,
+        check=check_warn,
         ini_type="float",
     )
     strict: bool = setting(
         False,
         meaning="strong reactions fail the gate too",
-        check=_check_switch,
+        check=check_switch,
     )
     inconclusive: str = setting(
         "error",
         meaning="what becomes of a gate whose images are too few to tell: error (it could not be "
         "checked), fail, or pass",
         metavar="POLICY",
-        check=partial(_check_choice, choices=POLICIES),
+        check=partial(check_choice, choices=POLICIES),
+    )
+    max_flips: float | None = setting(
+        None,
+        meaning="gate by predictions and not by d: the marks may change at most this share of them "
+        "beyond what the control changes",
+        metavar="SHARE",
+        check=partial(check_limit, most=1),
+        ini_type="float",
+        default_text="none",
+    )
+    max_drop: float | None = setting(
+        None,
+        meaning="gate by predictions and not by d: the marks may cost at most so many points of "
+        "top-1 accuracy",
+        metavar="POINTS",
+        check=partial(check_limit, most=100),
+        ini_type="float",
+        default_text="none",
     )
     scenarios: tuple[str | AnyScenario, ...] = setting(
         tuple(SCENARIOS),
         meaning="kinds of marks, comma-separated; your own by the hook pytest_wm_scenarios",
         metavar="NAMES",
-        check=_check_several,
+        check=check_several,
         ini_type="args",
     )
     layers: tuple[str, ...] = setting(
         ("logits", "features"),
         meaning="comma-separated: logits, features, or names of modules",
         metavar="NAMES",
-        check=_check_layers,
+        check=check_layers,
         ini_type="args",
     )
     outputs: str = setting(
@@ -313,7 +183,7 @@ class Settings:
         meaning="what the model returns: logits, features (an encoder's embedding), or auto (what "
         "its attribute outputs says, else found by trying)",
         metavar="NAME",
-        check=partial(_check_choice, choices=OUTPUTS),
+        check=partial(check_choice, choices=OUTPUTS),
     )
     device: str = setting(
         "auto",
@@ -327,7 +197,7 @@ class Settings:
         meaning="float32 (plain; repeated on one machine, the same bits), bfloat16 (autocast), or "
         "auto (the fastest way that agrees with float32)",
         metavar="NAME",
-        check=partial(_check_choice, choices=PRECISIONS),
+        check=partial(check_choice, choices=PRECISIONS),
     )
     max_images: int | None = setting(
         None,
@@ -348,7 +218,7 @@ class Settings:
         {},
         meaning="accept a known unit, as in logits:carton=harmless; repeatable",
         metavar="UNIT=REASON",
-        check=_check_allow,
+        check=check_allow,
         ini_type="linelist",
     )
     early_stop: float = setting(
@@ -356,26 +226,31 @@ class Settings:
         meaning="chance at which a gate's early verdict may differ from that of all images; 0: "
         "never stop early",
         metavar="P",
-        check=_check_early_stop,
+        check=check_early_stop,
         ini_type="float",
     )
     control: bool = setting(
         False,
         meaning="probe with scrambled marks too, to tell text from anything printed",
-        check=_check_switch,
+        check=check_switch,
     )
     cache: bool = setting(
         True,
         meaning="neither use nor keep activations of earlier probes",
-        check=_check_switch,
+        check=check_switch,
     )
     engine: str | None = setting(
         None,
         meaning="ray: probe by the workers of a Ray cluster",
         metavar="NAME",
-        check=partial(_check_choice, choices=ENGINES),
+        check=partial(check_choice, choices=ENGINES),
         default_text="none",
     )
+
+    @property
+    def gates_predictions(self) -> bool:
+        """Whether gates go by what the marks do to predictions, and not by d."""
+        return self.max_flips is not None or self.max_drop is not None
 
     def __post_init__(self) -> None:
         for name, description in described(self).items():
@@ -413,4 +288,4 @@ def parse_setting(name: str, text: Any) -> Any:
         If the text is no value of that setting.
     """
     ini_type = described(Settings)[name].ini_type
-    return text if ini_type is None else _PARSERS[ini_type](name, text)
+    return text if ini_type is None else PARSERS[ini_type](name, text)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pytest_watermark_guard.errors import MaskError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.settings import check_threshold, is_number
+from pytest_watermark_guard.setting_values import check_threshold, is_number
 
 FORMAT = DocumentFormat("mask", "mask", MaskError)
 _LAYER = "features"

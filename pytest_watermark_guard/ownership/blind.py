@@ -22,7 +22,7 @@ from pytest_watermark_guard.ownership.encoder import (
     settings_and_device,
 )
 from pytest_watermark_guard.ownership.generation import EPSILON, allowed_levels
-from pytest_watermark_guard.settings import plain_integer
+from pytest_watermark_guard.setting_values import plain_integer
 
 _HELD_OUT = 16  # images that the perturbations found are tried on
 _REACH = 2.5

@@ -27,7 +27,7 @@ from pytest_watermark_guard.ownership.encoder import (
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.progress import progress_bar
-from pytest_watermark_guard.settings import plain_integer
+from pytest_watermark_guard.setting_values import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
 from pytest_watermark_guard.watermarks.draw import uniform_words
 

@@ -30,7 +30,7 @@ from pytest_watermark_guard.ownership.encoder import (
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
-from pytest_watermark_guard.settings import plain_integer
+from pytest_watermark_guard.setting_values import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
 from pytest_watermark_guard.version import __version__
 

@@ -52,7 +52,8 @@ class ModelGate(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         """Give one item for each layer and scenario of the run's settings."""
         run = current_run()
-        for layer in run.settings.layers:
+        # Predictions are made of logits alone, whatever else is probed.
+        for layer in ("logits",) if run.settings.gates_predictions else run.settings.layers:
             for scenario in resolve_scenarios(run.settings.scenarios, run.scenarios):
                 yield GateItem.from_parent(
                     self, name=f"{layer}-{scenario.name}", layer=layer, scenario=scenario.name
@@ -88,11 +89,12 @@ class ModelGate(pytest.Collector):
         return verdict
 
     def _probe(self) -> ProbeReport:
+        from pytest_watermark_guard.probing.gate import gate_arguments
         from pytest_watermark_guard.probing.probe import probe
 
         run = current_run()
         # Every item is a verdict.
-        arguments: dict[str, Any] = {"stop_at": run.settings.threshold, "decide_each": True}
+        arguments: dict[str, Any] = {**gate_arguments(run.settings), "decide_each": True}
         outcome = self._by_engine(run, arguments)
         if outcome is None:
             return probe(self._model(), name=self.name, **arguments)

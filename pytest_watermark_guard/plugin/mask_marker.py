@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.settings import check_threshold, is_number
+from pytest_watermark_guard.setting_values import check_threshold, is_number
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 
 MASK_MARKER = "wm_mask"

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.settings import IniType, Settings, described, parse_setting
+from pytest_watermark_guard.setting_values import IniType
+from pytest_watermark_guard.settings import Settings, described, parse_setting
 
 KNOWN_FILE = "wm-known-units.toml"
 

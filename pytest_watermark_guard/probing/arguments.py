@@ -67,6 +67,11 @@ class ProbeArguments(TypedDict, total=False):
         Strong reactions fail the gate too. Default False.
     inconclusive : {"error", "fail", "pass"}
         What becomes of a gate whose images are too few to tell. Default ``"error"``.
+    max_flips : float
+        Gate by predictions and not by d: the share of them that the marks may change beyond what
+        the control changes, which is then probed too.
+    max_drop : float
+        Gate by predictions and not by d: the points of top-1 accuracy that the marks may cost.
     early_stop : float
         Chance at which a gate's early verdict may differ from that of all images, default 0.001;
         0 uses all images.
@@ -90,6 +95,8 @@ class ProbeArguments(TypedDict, total=False):
     warn: float | None
     strict: bool | None
     inconclusive: str | None
+    max_flips: float | None
+    max_drop: float | None
     early_stop: float | None
 
 

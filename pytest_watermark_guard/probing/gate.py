@@ -18,8 +18,10 @@ from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.names import allowing
 from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.reports.known_units import KnownUnits
+from pytest_watermark_guard.reports.prediction_limits import PredictionLimits
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.verdict import Verdict
+from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ def judge(
     warn: float | None = None,
     strict: bool | None = None,
     inconclusive: str | None = None,
+    max_flips: float | None = None,
+    max_drop: float | None = None,
 ) -> Verdict:
     """Hold a report against a threshold.
 
@@ -51,7 +55,7 @@ def judge(
         name of a class, the class is meant.
     known : KnownUnits, optional
         Units on record, which may stay as they were; default the run's (``--wm-known``).
-    warn, strict, inconclusive : optional
+    warn, strict, inconclusive, max_flips, max_drop : optional
         See `ProbeArguments`.
 
     Returns
@@ -65,7 +69,13 @@ def judge(
         used.
     """
     settings = current_run().settings.override(
-        threshold=threshold, allow=allow, warn=warn, strict=strict, inconclusive=inconclusive
+        threshold=threshold,
+        allow=allow,
+        warn=warn,
+        strict=strict,
+        inconclusive=inconclusive,
+        max_flips=max_flips,
+        max_drop=max_drop,
     )
     known = current_run().known if known is None else known
     exempt = {
@@ -108,7 +118,15 @@ def judge(
         settings.strict,
         settings.inconclusive,
         frozenset(exempt).union(passed),
+        PredictionLimits(settings.max_flips, settings.max_drop),
     )
+
+
+def gate_arguments(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of a gate's probe: it may end early, but for one of predictions."""
+    if not settings.gates_predictions:
+        return {"stop_at": settings.threshold}
+    return {} if settings.max_flips is None else {"control": True}
 
 
 def assert_not_watermark_sensitive(
@@ -165,17 +183,10 @@ def assert_not_watermark_sensitive(
     check_arguments("assert_not_watermark_sensitive", images, arguments)
     # Wrong settings are said before minutes of probing, not after.
     settings = current_run().settings.override(threshold=threshold, **setting_values(arguments))
-    report = probe(
-        model, images, scenarios, layers, preprocess, stop_at=settings.threshold, **arguments
-    )
-    verdict = judge(
-        report,
-        settings.threshold,
-        settings.allow,
-        warn=settings.warn,
-        strict=settings.strict,
-        inconclusive=settings.inconclusive,
-    )
+    asked: dict[str, Any] = {**arguments, **gate_arguments(settings)}
+    report = probe(model, images, scenarios, layers, preprocess, **asked)
+    names = "threshold", "allow", "warn", "strict", "inconclusive", "max_flips", "max_drop"
+    verdict = judge(report, **{name: getattr(settings, name) for name in names})
     current_run().on_verdict(verdict)
     if verdict.outcome == "failed":
         raise WatermarkSensitivityError(verdict.story(), verdict)

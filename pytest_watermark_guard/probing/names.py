@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.settings import split_allowed
+from pytest_watermark_guard.setting_values import split_allowed
 
 
 def unit_names(

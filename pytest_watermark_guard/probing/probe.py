@@ -22,7 +22,8 @@ from pytest_watermark_guard.probing.sharing import prepare_with_engine
 from pytest_watermark_guard.probing.vacuous import warnings_of
 from pytest_watermark_guard.reports.environment import versions
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.settings import Settings, check_threshold
+from pytest_watermark_guard.setting_values import check_threshold
+from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.version import __version__
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 

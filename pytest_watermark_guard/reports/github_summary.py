@@ -36,7 +36,7 @@ def step_summary(
 
 
 def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) -> Iterator[str]:
-    words = [verdict.outcome for verdict in verdicts] or ["probed"]
+    words: list[str] = [verdict.outcome for verdict in verdicts] or ["probed"]
     yield f"### {_text(report.model)}: {', '.join(words)}"
     yield ""
     for verdict in verdicts:

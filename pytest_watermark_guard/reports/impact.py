@@ -8,6 +8,8 @@ from typing import Any
 
 from pytest_watermark_guard.reports.class_counts import ClassCounts
 
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Impact:
@@ -28,6 +30,9 @@ class Impact:
         The same share with the scrambled mark, where that was probed.
     by_class : ClassCounts or None
         Predictions by class; None in reports of versions that did not count them.
+    flip_interval, beyond_control_interval, top1_drop_interval, gains_gap_interval : tuple or None
+        95 % confidence intervals of `flip_rate`, `flips_beyond_control`, `top1_drop` and
+        `gains_gap`, the images being paired; None where these are, or in older reports.
     """
 
     flip_rate: float
@@ -38,6 +43,10 @@ class Impact:
     top1_marked: float | None = None
     control_flip_rate: float | None = None
     by_class: ClassCounts | None = None
+    flip_interval: Interval | None = None
+    beyond_control_interval: Interval | None = None
+    top1_drop_interval: Interval | None = None
+    gains_gap_interval: Interval | None = None
 
     @property
     def flips_beyond_control(self) -> float | None:
@@ -73,9 +82,15 @@ class Impact:
             "gains_index": int,
             "gains_name": str,
             "by_class": ClassCounts.from_dict,
+            **{name: _interval for name in cls.__annotations__ if name.endswith("_interval")},
         }
         values: dict[str, Any] = {
             name: None if value is None else kinds.get(name, float)(value)
             for name, value in data.items()
         }
         return cls(**values)
+
+
+def _interval(ends: Any) -> Interval:
+    low, high = ends
+    return float(low), float(high)

@@ -12,7 +12,7 @@ from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
 from pytest_watermark_guard.reports.impact import Impact
 from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit, dead_layers
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("report", "probe report")
 

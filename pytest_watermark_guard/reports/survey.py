@@ -28,7 +28,7 @@ from pytest_watermark_guard.reports.figure import (
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import count, printable
-from pytest_watermark_guard.settings import check_threshold
+from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("survey", "survey")
 

@@ -10,9 +10,15 @@ from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 
-from pytest_watermark_guard.reports.conclusion import Conclusion, conclude
+from pytest_watermark_guard.reports.conclusion import Answer, Conclusion, conclude
 from pytest_watermark_guard.reports.known_units import KnownFindings, asked_layer
 from pytest_watermark_guard.reports.known_units_text import known_lines
+from pytest_watermark_guard.reports.prediction_limits import (
+    NO_LIMITS,
+    LimitFinding,
+    PredictionLimits,
+    held_against,
+)
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import (
@@ -60,6 +66,8 @@ class Verdict:
         What becomes of a gate whose images cannot tell: ``"error"``, ``"fail"`` or ``"pass"``.
     exempt : frozenset of (str, str, int)
         Layer, scenario and index of the units that count for nothing: allowed, or known.
+    limits : PredictionLimits
+        What the marks may do to predictions; where there are limits, they are what is gated.
     """
 
     report: ProbeReport
@@ -74,12 +82,14 @@ class Verdict:
     strict: bool = False
     inconclusive: str = "error"
     exempt: frozenset[tuple[str, str, int]] = frozenset()
+    limits: PredictionLimits = NO_LIMITS
 
     @property
     def terms(self) -> dict[str, Any]:
         """What the gate was asked for: arguments of `judge`."""
         names = "threshold", "warn", "strict", "inconclusive"
-        return {**{name: getattr(self, name) for name in names}, "allow": dict(self.allow)}
+        terms = {name: getattr(self, name) for name in names}
+        return {**terms, **self.limits._asdict(), "allow": dict(self.allow)}
 
     @property
     def passed(self) -> bool:
@@ -90,33 +100,41 @@ class Verdict:
     def outcome(self) -> Outcome:
         """What becomes of the gate.
 
-        ``"failed"``; ``"not checked"``: no unit of a layer ever changes; ``"inconclusive"``: the
-        images cannot tell; ``"warned"``: it passes, with strong reactions; or ``"passed"``.
+        ``"failed"``; ``"not checked"``: there is nothing to go by; ``"inconclusive"``: the images
+        cannot tell; ``"warned"``: it passes, with strong reactions; or ``"passed"``.
         """
-        if self.unclear and self.inconclusive != "pass":
+        if self.answer == "unclear" and self.inconclusive != "pass":
             return "failed" if self.inconclusive == "fail" else "inconclusive"
-        if self.failing and not self.unclear:
+        if self.answer == "reaches":
             return "failed"
         if self.unchecked:
             return "not checked"
-        if self.strong:
+        if self.strong and not self.limits:
             return "failed" if self.strict else "warned"
         return "passed"
 
     @property
     def unchecked(self) -> bool:
-        """Whether a layer has no unit that ever changes, so that there is nothing to go by."""
-        return bool(self.report.dead_layers)
+        """Whether there is nothing to go by: a layer never changes, or nothing is predicted."""
+        return bool(self.report.dead_layers or (self.limits and not self.report.impact))
 
     @cached_property
     def conclusion(self) -> Conclusion:
         """Whether the images can tell that the largest d reaches the threshold, or stays below."""
         return conclude(self.report, self.threshold, self.exempt)
 
+    @cached_property
+    def predictions(self) -> tuple[LimitFinding, ...]:
+        """What the marks do to predictions, held against the limits; without limits nothing."""
+        return tuple(held_against(self.report, self.limits))
+
     @property
-    def unclear(self) -> bool:
-        """Whether the images cannot tell."""
-        return self.conclusion.answer == "unclear"
+    def answer(self) -> Answer:
+        """Whether what is gated reaches its limit beyond chance: d, or the predictions."""
+        if not self.limits:
+            return self.conclusion.answer
+        answers = {finding.answer for finding in self.predictions}
+        return "reaches" if "reaches" in answers else "unclear" if "unclear" in answers else "below"
 
     def restrict_to(self, layer: str, scenario: str) -> Verdict:
         """Return the part for one layer, with all outputs for "logits", and one scenario."""
@@ -129,9 +147,10 @@ class Verdict:
             k: s for k, s in report.scores.items() if (asked_layer(k[0]), k[1]) == (layer, scenario)
         }
         early = report.early_stop and report.early_stop.restrict_to(layer, scenario)
+        impact = {k: v for k, v in report.impact.items() if (layer, k) == ("logits", scenario)}
         return replace(
             self,
-            report=replace(report, scores=scores, early_stop=early),
+            report=replace(report, scores=scores, early_stop=early, impact=impact),
             failing=tuple(filter(inside, self.failing)),
             strong=tuple(filter(inside, self.strong)),
             allowed=tuple(pair for pair in self.allowed if inside(pair[0])),
@@ -161,7 +180,7 @@ class Verdict:
         if images_taken := decision(report):
             lines.append(images_taken)
         lines += [f"Note: {printable(note)}." for note in report.notes]
-        if self.unclear and not self.passed:
+        if self.answer == "unclear" and not self.passed:
             lines += _MORE_IMAGES
         elif shown and not self.passed:
             lines += _advice(shown)
@@ -169,48 +188,61 @@ class Verdict:
 
     def sentence(self) -> str:
         """Tell the verdict in a sentence."""
-        model = printable(self.report.model)
-        words = {
-            "failed": "is watermark-sensitive",
-            "not checked": "could not be checked",
-            "inconclusive": "could not be checked",
-            "warned": "passes",
-            "passed": "is not watermark-sensitive" if self.report.clean else "passes",
-        }[self.outcome]
-        if self.outcome == "failed" and not self.failing:
-            words = "reacts strongly to watermarks" if self.strong else "could not be checked"
-        return f"{model} {words}: {self.grounds()}."
+        return f"{printable(self.report.model)} {self._predicate()}: {self.grounds()}."
+
+    def _predicate(self) -> str:
+        if self.outcome in ("not checked", "inconclusive") or self._fails_unclear:
+            return "could not be checked"
+        if self.outcome != "failed":
+            clean = self.outcome == "passed" and self.report.clean and self.answer == "below"
+            return "is not watermark-sensitive" if clean else "passes"
+        strict = self.answer != "reaches"
+        return "reacts strongly to watermarks" if strict else "is watermark-sensitive"
+
+    @property
+    def _fails_unclear(self) -> bool:
+        return self.answer == "unclear" and self.outcome == "failed"
 
     def grounds(self) -> str:
         """Say why the verdict is what it is: the part of the sentence after the colon."""
         report = self.report
-        if self.unclear and self.inconclusive != "pass":
-            return self._doubt()
-        if self.failing and not self.unclear:
-            return f"{_reacting(report, self.failing)} (d >= {self.threshold:g})"
-        if report.dead_layers:
+        if report.dead_layers and self.outcome == "not checked":
             dead = listed(map(printable, report.dead_layers))
             return f"no unit of its {dead} ever changes, whatever the image"
-        if self.strong and self.strict:
+        if self.limits:
+            return self._of_predictions()
+        if self.answer == "unclear":
+            return self._doubt()
+        if self.answer == "reaches":
+            return f"{_reacting(report, self.failing)} (d >= {self.threshold:g})"
+        if self.outcome == "failed":
             return f"{_reacting(report, self.strong)} (d >= {self.warn:g}; strict)"
-        return self._doubt() if self.unclear else self._reach()
+        return self._reach()
+
+    def _of_predictions(self) -> str:
+        """Say what the marks do to predictions, first what decides."""
+        if not self.predictions:
+            return "it has no logits, and so no predictions that could change"
+        deciding = [finding for finding in self.predictions if finding.answer == self.answer]
+        if self.answer == "below":
+            worst = max(deciding, key=lambda finding: finding.value / max(finding.limit, 1e-9))
+            return f"the marks stay within the limits; {worst.sentence()}"
+        words = "; ".join(finding.sentence() for finding in deciding)
+        if self.answer == "unclear":
+            return f"{count(self.report.n_images, 'image')} cannot tell; {words}"
+        return words
 
     def _doubt(self) -> str:
-        """Say why the images cannot tell, and how many would."""
+        """Say why the images cannot tell about d, and how many would."""
         needed = self.conclusion.images_needed
         images = count(self.report.n_images, "image")
         enough = "" if needed is None else f"; about {needed:,} would tell"
+        what = f"{images} cannot tell whether a unit reaches d = {self.threshold:g}"
         if not self.failing:
-            return (
-                f"{images} cannot tell whether a unit reaches d = {self.threshold:g}: none does in "
-                f"them, but the largest d may be higher than it looks{enough}"
-            )
+            return f"{what}: none does in them, but the largest d may be higher{enough}"
         units = listed(_numbers(self.report, self.failing))
         verb = "reaches" if len(self.failing) == 1 else "reach"
-        return (
-            f"{images} cannot tell whether a unit reaches d = {self.threshold:g}: {units} {verb} "
-            f"it in them, which may be chance{enough}"
-        )
+        return f"{what}: {units} {verb} it in them, which may be chance{enough}"
 
     def _reach(self) -> str:
         """Say how far the units of a model that passes reach."""

@@ -77,7 +77,33 @@ EARLY = replace(
 )
 FAILED = judge(PLAIN, 0.9, {"carton": "shipping labels", "beach": "old"})
 PASSED = judge(PLAIN, 0.99)
+
+
+def state(model, largest, n_images=256, ends=None):
+    """A report of one layer whose largest d is given, with the interval of that d."""
+    where, found = scores("logits", "chinese", [0.5, largest, 0.6, 0.45], CLASSES)
+    found = replace(found, n_images=n_images, largest=ends)
+    baseline = f"{n_images} images of photos/"
+    return replace(
+        PLAIN,
+        model=model,
+        scores={where: found},
+        impact={},
+        notes=(),
+        n_images=n_images,
+        baseline=baseline,
+    )
+
+
+STATES = [
+    state("fails", 0.99),
+    state("strong", 0.87),
+    state("inconclusive", 0.99, n_images=12),
+    state("passes", 0.75),
+    state("clean", 0.6, ends=(0.55, 0.65)),
+]
 CASES = {
+    "states-80": ([(report, [judge(report)]) for report in STATES], {"width": 80}),
     "plain-80": ([(PLAIN, [])], {"width": 80}),
     "plain-120": ([(PLAIN, [])], {"width": 120}),
     "narrow-60": ([(PLAIN, [])], {"width": 60}),
