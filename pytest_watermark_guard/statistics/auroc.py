@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from pytest_watermark_guard.statistics.groups import Groups
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,16 +55,26 @@ def auroc(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> Floats:
     return _by_blocks(areas_of, low, high)
 
 
-def paired_auroc(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> PairedAuroc:
+def paired_auroc(
+    baseline: npt.ArrayLike, marked: npt.ArrayLike, groups: npt.ArrayLike | None = None
+) -> PairedAuroc:
     """AUROC and its standard error where row i of both arrays is the same image.
 
     The standard error is the structural-components (DeLong) estimate with the image as the cluster,
     so that the correlation between an image's two scores is accounted for (Obuchowski 1997,
-    "Nonparametric analysis of clustered ROC curve data", section 3). It is NaN where n = 1. Scores
-    and errors are as for `auroc`; another number of rows is a ValueError too.
+    "Nonparametric analysis of clustered ROC curve data", section 3). With `groups`, one identity
+    for each image, images of equal identity are one cluster, such as near duplicates of a photo. It
+    is NaN where there is one cluster only. Scores and errors are as for `auroc`; another number of
+    rows or of groups is a ValueError too.
     """
     low, high = as_pairs(baseline, marked)
-    return PairedAuroc(*_by_blocks(_areas_and_errors, low, high).T.copy())
+    clusters = Groups.of(groups, len(low))
+    return PairedAuroc(*_by_blocks(partial(_areas_and_errors, clusters), low, high).T.copy())
+
+
+def influences(low: npt.NDArray[Any], high: npt.NDArray[Any], groups: Groups) -> Floats:
+    """Return how each group moves each unit's A, [units, groups]: sums of zero."""
+    return _by_blocks(lambda *block: groups.sums(_influences(*block)[1]), low, high)
 
 
 def as_pairs(baseline: npt.ArrayLike, marked: npt.ArrayLike) -> tuple[Any, Any]:
@@ -130,17 +143,27 @@ def areas_of(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> Floats:
     return areas
 
 
-def _areas_and_errors(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> Floats:
+def _areas_and_errors(
+    groups: Groups, baseline: npt.NDArray[Any], marked: npt.NDArray[Any]
+) -> Floats:
+    areas, moved = _influences(baseline, marked)
+    if len(groups) == 1:
+        return np.stack([areas, np.full(len(areas), np.nan)], axis=1)
+    moved = groups.sums(moved)
+    squares = np.einsum("ui,ui->u", moved, moved)
+    return np.stack([areas, np.sqrt(squares * len(groups) / (len(groups) - 1))], axis=1)
+
+
+def _influences(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return A of each unit and how much each image moves it, [units, n]."""
     n = baseline.shape[1]
     wins = _doubled_wins(baseline, marked)
     areas: Floats = wins[:, n:].sum(axis=1, dtype=np.int64) / (2 * n * n)
-    if n == 1:
-        return np.stack([areas, np.full(len(areas), np.nan)], axis=1)
     # Each image moves A by its marked score's wins and its baseline score's losses.
-    influence = (wins[:, n:] + wins[:, :n]).astype(np.float64)
-    influence -= influence.mean(axis=1, keepdims=True)
-    squares = np.einsum("ui,ui->u", influence, influence)
-    return np.stack([areas, np.sqrt(squares / (n - 1) / n) / (2 * n)], axis=1)
+    moved = (wins[:, n:] + wins[:, :n]).astype(np.float64)
+    moved -= moved.mean(axis=1, keepdims=True)
+    moved /= 2 * n * n
+    return areas, moved
 
 
 def _doubled_wins(baseline: npt.NDArray[Any], marked: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

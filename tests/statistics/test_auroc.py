@@ -199,3 +199,42 @@ def test_standard_error_is_the_spread_over_repetitions(seed, correlation):
     marked = shared + own * rng.normal(size=(n, repetitions)) + 0.7
     area, error = paired_auroc(baseline, marked)
     assert error.mean() == pytest.approx(area.std(), rel=0.12)
+
+
+@given(
+    SIZES.flatmap(lambda n: arrays(np.float64, (2, n), elements=FEW_VALUES)),
+    st.integers(2, 4),
+    st.randoms(use_true_random=False),
+)
+def test_copies_in_a_group_tell_nothing_new(scores, copies, random):
+    once = paired_auroc(*scores)
+    rows = [image for image in range(scores.shape[1]) for _ in range(copies)]
+    random.shuffle(rows)
+    many = paired_auroc(*scores[:, rows], groups=[f"photo {image}" for image in rows])
+    np.testing.assert_allclose(many, once, rtol=1e-9, atol=1e-15)
+
+
+def test_error_of_groups_is_that_of_their_sums():
+    """Obuchowski's formula with groups of unequal sizes, from mid-ranks."""
+    rng = np.random.default_rng(5)
+    low, high = rng.integers(0, 9, size=30), rng.integers(2, 11, size=30)
+    ids = rng.integers(0, 8, size=30)
+    together = rankdata([low, high]).reshape(2, 30)
+    wins = (together[1] - rankdata(high)) / 30
+    losses = (together[0] - rankdata(low)) / 30
+    sums = [
+        (wins[ids == one] - wins.mean()).sum() - (losses[ids == one] - losses.mean()).sum()
+        for one in np.unique(ids)
+    ]
+    expected = np.sqrt(np.sum(np.square(sums)) * len(sums) / (len(sums) - 1)) / 30
+    assert paired_auroc(low, high, groups=ids).standard_error[0] == pytest.approx(expected)
+
+
+def test_one_group_knows_no_error():
+    assert np.isnan(paired_auroc([1.0, 2.0], [3.0, 4.0], groups=["a", "a"]).standard_error[0])
+
+
+@pytest.mark.parametrize("groups", [[1, 2], [[1, 2, 3]]])
+def test_each_image_has_a_group(groups):
+    with pytest.raises(ValueError, match="one for each of 3 images"):
+        paired_auroc(np.zeros(3), np.zeros(3), groups=groups)
