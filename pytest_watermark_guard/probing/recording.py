@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from pytest_watermark_guard.errors import NonFiniteActivationsError
 from pytest_watermark_guard.probing.activation_buffer import ActivationBuffer, Array
 from pytest_watermark_guard.statistics.auroc import Floats, PairedAuroc, paired_auroc
+from pytest_watermark_guard.statistics.largest import largest_d_bounds, largest_d_interval
 from pytest_watermark_guard.watermarks.streams import described
 
 Names = dict[str, tuple[str, ...]]
@@ -19,8 +21,17 @@ Naming = Callable[[Mapping[str, int]], tuple[Names, tuple[str, ...]]]
 Activations = Mapping[tuple[str, str], Array]
 """By stream and layer, float32 or float64, shape [n, units]."""
 
+LEVEL = 0.95  # of intervals of the largest d
 _UNITS_AT_ONCE = 256
 _SPILL = 2**30  # bytes of activations beyond which they go to a file
+
+
+class UnitScores(NamedTuple):
+    """AUROC and its standard error, each float64 [units], and an interval of the largest d."""
+
+    auroc: Floats
+    standard_error: Floats
+    largest: tuple[float, float]
 
 
 class Recording:
@@ -124,11 +135,12 @@ class Recording:
 
     def compare(
         self, layer: str, pairs: Sequence[tuple[str, str]]
-    ) -> dict[tuple[str, str], tuple[Floats, Floats]]:
-        """Return AUROC and its standard error for pairs of streams: the second against the first.
+    ) -> dict[tuple[str, str], UnitScores]:
+        """Return the scores of pairs of streams: the second against the first.
 
         Where activations lie in files, a slice of units is scored after the other.
         """
+        groups = self.groups
         units, step = len(self.names[layer]), self._units_at_once(layer)
         slices: dict[tuple[str, str], list[PairedAuroc]] = {pair: [] for pair in pairs}
         for start in range(0, units, step):
@@ -137,14 +149,18 @@ class Recording:
                 for stream in dict.fromkeys(stream for pair in pairs for stream in pair)
             }
             for low, high in pairs:
-                slices[low, high].append(paired_auroc(columns[low], columns[high]))
-        return {
-            pair: (
-                np.concatenate([part.auroc for part in parts]),
-                np.concatenate([part.standard_error for part in parts]),
-            )
-            for pair, parts in slices.items()
-        }
+                slices[low, high].append(paired_auroc(columns[low], columns[high], groups))
+        scores = {}
+        for pair, parts in slices.items():
+            area, error = map(np.concatenate, zip(*parts, strict=True))
+            if step < units:  # not all of them fit into memory
+                largest = largest_d_bounds(area, error, len(np.unique(groups)), LEVEL)
+            else:
+                low, high = (self[stream, layer].columns() for stream in pair)
+                paired = PairedAuroc(area, error)
+                largest = largest_d_interval(low, high, LEVEL, groups, paired=paired)
+            scores[pair] = UnitScores(area, error, largest)
+        return scores
 
     def slices(self, layer: str) -> Iterator[list[Array]]:
         """Give some units of a layer after the other: of each stream, the rows [n, units]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,13 @@ from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.probing.caches.scores import ScoreCache
 from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.reports.class_counts import ClassCounts
-from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.conclusion import LEVEL
+from pytest_watermark_guard.reports.impact import Impact, Interval
 from pytest_watermark_guard.reports.scores import Scores
+from pytest_watermark_guard.statistics.proportions import (
+    paired_difference_interval,
+    share_interval,
+)
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
 
 AllScores = dict[tuple[str, str], Scores]
@@ -31,6 +37,7 @@ def score(
         Marked (1) against control (0) images, for scenarios that were probed with one.
     """
     controlled = [name for name in scenarios if control_of(name) in recording.streams]
+    pictures = len(np.unique(recording.groups))
     scores: AllScores = {}
     controls: AllScores = {}
     for layer in recording.names:
@@ -44,9 +51,16 @@ def score(
                 cache.save(recording, layer, new)
             scored |= new
         for low, name in pairs:
-            area, error = scored[low, name]
+            area, error, largest = scored[low, name]
             (scores if low == UNMARKED else controls)[layer, name] = Scores(
-                layer, name, area, error, len(recording), recording.names[layer]
+                layer,
+                name,
+                area,
+                error,
+                len(recording),
+                recording.names[layer],
+                largest,
+                None if pictures == len(recording) else pictures,
             )
     return scores, controls
 
@@ -68,7 +82,12 @@ def impacts(
     chosen = {stream: recording.classes(stream) for stream in recording.streams}
     return {
         name: prediction_impact(
-            chosen[UNMARKED], chosen[name], names, classes, chosen.get(control_of(name))
+            chosen[UNMARKED],
+            chosen[name],
+            names,
+            classes,
+            chosen.get(control_of(name)),
+            recording.groups,
         )
         for name in scenarios
     }
@@ -80,6 +99,7 @@ def prediction_impact(
     names: Sequence[str],
     classes: npt.NDArray[np.int64] | None = None,
     control: npt.NDArray[np.intp] | None = None,
+    groups: npt.NDArray[np.intp] | None = None,
 ) -> Impact:
     """Compare a model's predictions without and with the mark.
 
@@ -93,6 +113,8 @@ def prediction_impact(
         True classes; −1 where unknown.
     control : ndarray of int, shape [n], optional
         Classes predicted with the scrambled mark.
+    groups : ndarray of int, shape [n], optional
+        Which picture each image is: near duplicates are one.
     """
     n_classes = max(2, len(names))
     gained = np.bincount(after, minlength=n_classes) - np.bincount(before, minlength=n_classes)
@@ -105,8 +127,22 @@ def prediction_impact(
     if known.any():
         top1_baseline = float((before == classes)[known].mean())
         top1_marked = float((after == classes)[known].mean())
+    flips, right = before != after, (after == classes).astype(int) - (before == classes)
+    own = classes == winner if gains else np.zeros(len(before), dtype=bool)
+    beyond = None if control is None else flips.astype(int) - (before != control)
+
+    def interval(differences: npt.NDArray[Any], of: npt.NDArray[np.bool_]) -> Interval | None:
+        if not of.any():
+            return None
+        chosen = None if groups is None else groups[of]
+        return paired_difference_interval(differences[of], LEVEL, chosen)
+
     return Impact(
-        flip_rate=float((before != after).mean()),
+        flip_rate=float(flips.mean()),
+        flip_interval=share_interval(flips, LEVEL, groups),
+        beyond_control_interval=None if beyond is None else interval(beyond, flips | True),
+        top1_drop_interval=interval(-right, known),
+        gains_gap_interval=interval(right, own),
         gains_index=winner if gains else None,
         gains_name=_class_name(winner, names) if gains else None,
         gains_share=float(gained[winner] / len(before)) if gains else 0.0,

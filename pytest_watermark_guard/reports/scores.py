@@ -95,6 +95,8 @@ class Scores:
         One for each unit: the class's name, or the index.
     largest : (float, float) or None
         95 % confidence interval of the largest d, all units taken together; None if unknown.
+    n_pictures : int or None
+        Number of image pairs, near duplicates being one; None: as many as `n_images`.
     """
 
     layer: str
@@ -104,6 +106,12 @@ class Scores:
     n_images: int
     names: tuple[str, ...]
     largest: tuple[float, float] | None = None
+    n_pictures: int | None = None
+
+    @property
+    def n_groups(self) -> int:
+        """Number of different pictures, which is what errors and intervals go by."""
+        return self.n_images if self.n_pictures is None else self.n_pictures
 
     @property
     def differentiability(self) -> npt.NDArray[np.float64]:
@@ -122,7 +130,7 @@ class Scores:
         low, high : ndarray of float64, shape [units]
             For each unit by itself, on the logit scale, from the paired standard error.
         """
-        return logit_interval(self.auroc, self.standard_error, self.n_images, level)
+        return logit_interval(self.auroc, self.standard_error, self.n_groups, level)
 
     def ranking(self) -> npt.NDArray[np.intp]:
         """Return unit indices, most differentiable first; equal ones by index."""
@@ -166,6 +174,8 @@ class Scores:
         return {
             "auroc": self.auroc.tolist(),
             "standard_error": [None if math.isnan(error) else error for error in errors],
+            "largest": self.largest and list(self.largest),
+            "n_pictures": self.n_pictures,
         }
 
     @classmethod
@@ -178,6 +188,8 @@ class Scores:
             standard_error=np.array(data["standard_error"], dtype=np.float64),
             n_images=n_images,
             names=tuple(map(str, names)),
+            largest=_pair(data.get("largest")),
+            n_pictures=None if (number := data.get("n_pictures")) is None else int(number),
         )
         where = f"{scores.layer!r} under {scores.scenario!r}"
         shapes = {scores.auroc.shape, scores.standard_error.shape}
@@ -190,3 +202,7 @@ class Scores:
     @cached_property
     def _interval95(self) -> tuple[npt.NDArray[np.float64], ...]:
         return self.interval(0.95)
+
+
+def _pair(ends: Any) -> tuple[float, float] | None:
+    return None if ends is None else (float(ends[0]), float(ends[1]))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 
-from pytest_watermark_guard.reports.conclusion import Answer, Conclusion, conclude
+from pytest_watermark_guard.reports.conclusion import conclude
 from pytest_watermark_guard.reports.known_units import KnownFindings, asked_layer
 from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.prediction_limits import (
@@ -32,6 +32,7 @@ from pytest_watermark_guard.reports.text import (
     unit_table,
 )
 from pytest_watermark_guard.settings import WARN
+from pytest_watermark_guard.statistics.decisions import Answer, ThresholdDecision
 
 WORST = 10
 Outcome = Literal["passed", "warned", "failed", "inconclusive", "not checked"]
@@ -119,7 +120,7 @@ class Verdict:
         return bool(self.report.dead_layers or (self.limits and not self.report.impact))
 
     @cached_property
-    def conclusion(self) -> Conclusion:
+    def conclusion(self) -> ThresholdDecision:
         """Whether the images can tell that the largest d reaches the threshold, or stays below."""
         return conclude(self.report, self.threshold, self.exempt)
 

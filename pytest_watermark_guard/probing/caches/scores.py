@@ -10,12 +10,11 @@ import numpy as np
 from pytest_watermark_guard.caching.keys import digest
 from pytest_watermark_guard.caching.store import Store
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
-from pytest_watermark_guard.probing.recording import Recording
-from pytest_watermark_guard.statistics.auroc import Floats
+from pytest_watermark_guard.probing.recording import Recording, UnitScores
 
 Pair = tuple[str, str]
-PairScores = Mapping[Pair, tuple[Floats, Floats]]
-"""AUROC and its standard error by pair of streams, each float64 [units]."""
+PairScores = Mapping[Pair, UnitScores]
+"""By pair of streams."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,16 @@ class ScoreCache:
             key = self._key(recording, layer, pair)
             array = self.store.get_array("scores", key, mmap=False)
             if array is not None:
-                scores[pair] = array[0], array[1]
+                *both, low, high = array
+                scores[pair] = UnitScores(*np.split(np.array(both), 2), (float(low), float(high)))
         return scores
 
     def save(self, recording: Recording, layer: str, scores: PairScores) -> None:
         """Keep what `load` returns."""
-        for pair, both in scores.items():
-            self.store.put_array("scores", self._key(recording, layer, pair), np.stack(both))
+        for pair, scored in scores.items():
+            self.store.put_array(
+                "scores", self._key(recording, layer, pair), np.concatenate(scored)
+            )
 
     def _key(self, recording: Recording, layer: str, pair: Pair) -> str:
         # With the sums: activations under the same name may have been computed anew.
