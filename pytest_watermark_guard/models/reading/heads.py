@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_watermark_guard.models.reading.bottleneck import Run, find_bottleneck, is_pointwise
+from pytest_watermark_guard.models.reading.bottleneck import Run, find_bottleneck
 from pytest_watermark_guard.models.reading.layers import (
     NO_CLASSIFIER,
     Call,
@@ -22,6 +22,7 @@ from pytest_watermark_guard.models.reading.layers import (
     Trace,
     classifier_names,
 )
+from pytest_watermark_guard.models.reading.passed import is_pointwise, passed_tensors
 
 _RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.relu,
@@ -193,7 +194,7 @@ def _tried_head(
         return None
     if plain and any(_close(act(_units(plain[0])), logits) for act in _RECTIFIERS):
         return None  # an activated hidden layer, with the head cut off behind it
-    taps = find_bottleneck(module, example, run)
+    taps = find_bottleneck(passed_tensors(module, example, run), example, logits)
     if taps:
         first = taps[0]
         place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
