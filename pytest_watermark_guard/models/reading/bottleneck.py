@@ -4,7 +4,8 @@ Where no layer with a weight matrix of its own returns the logits, the features 
 goes in and what comes out: a tensor is a candidate if the output depends on the image through it
 alone. Nothing is asked of the code that makes the output of it, which may be a method, a product
 with a parameter, a parametrised or quantised layer, or several calls of one layer. Where candidates
-come from is another matter: see `passed` and `onnx_file`.
+come from is another matter: see `passed` and
+`onnx_file`.
 """
 
 from __future__ import annotations
@@ -236,6 +237,18 @@ def _monotone(one: Tensor, other: Tensor) -> bool:
     order = one.argsort()
     steps = other[order].diff()
     return bool((steps >= 0).all() or (steps <= 0).all())
+
+
+def are_shares(logits: Tensor) -> bool:
+    """Tell whether outputs are those of a softmax: steep ones all look alike but in logarithms."""
+    total = logits.sum(-1)
+    shares = bool((logits >= 0).all()) and logits.shape[-1] > 1
+    return shares and torch.allclose(total, torch.ones_like(total), atol=1e-3)
+
+
+def logarithms(shares: Tensor) -> Tensor:
+    """Return float logarithms, finite ones also of 0."""
+    return shares.float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _differ(logits: Tensor) -> bool:
