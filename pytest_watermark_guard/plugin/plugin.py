@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.images.batches import ProbingBatches
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
     from pytest_watermark_guard.mitigation.mask import FeatureMask
+    from pytest_watermark_guard.models.near_misses import AnyModel
     from pytest_watermark_guard.ownership.key import OwnershipKey
     from pytest_watermark_guard.plugin.state import GuardState
     from pytest_watermark_guard.reports.probe import ProbeReport
