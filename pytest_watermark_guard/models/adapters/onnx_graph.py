@@ -17,13 +17,20 @@ WEIGHTED = {
     "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "FusedMatMul": 1,
 }  # fmt: skip
 _FILTERS = ("Conv", "ConvInteger", "QLinearConv", "FusedConv")
+_RECTIFIERS = ("Relu", "Clip", "LeakyRelu", "Elu", "Selu", "Gelu", "HardSwish", "Mish", "Softplus")
+_SAME = (
+    "Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear", "Flatten", "Reshape",
+    "Squeeze",
+)  # fmt: skip
+_PROBABILITIES = ("Softmax", "LogSoftmax", "Sigmoid")
 # What may follow a classifier made of convolutions, as SqueezeNet's: it is applied to each place,
 # and its answers are pooled.
 _POOLED = (
-    "Relu", "GlobalAveragePool", "AveragePool", "ReduceMean", "QLinearGlobalAveragePool",
-    "QLinearAveragePool", "Flatten", "Reshape", "Squeeze", "Identity", "Dropout", "Cast",
-    "QuantizeLinear", "DequantizeLinear", "Softmax", "LogSoftmax", "Sigmoid",
+    *_SAME, *_PROBABILITIES, "Relu", "GlobalAveragePool", "AveragePool", "ReduceMean",
+    "QLinearGlobalAveragePool", "QLinearAveragePool",
 )  # fmt: skip
+# What may follow a classifier: scales, shifts and averages of several.
+_LINEAR = ("Add", "Sub", "Mul", "Div", "Sum", "Mean", "BatchNormalization")
 
 
 class OnnxGraph:
@@ -60,15 +67,19 @@ class OnnxGraph:
     def bottlenecks(self, output: str) -> Iterator[str]:
         """Give the values through each of which all ways from the image to an output lead.
 
-        From the output, which is the first of them, back.
+        From the output, which is the first of them, back to what the last layer with weights takes.
         """
         crossing = {output} & self._of_image
+        last = False
         for node in reversed(self._model.graph.node):
             made = crossing.intersection(node.output)
             if not made:
                 continue
             if len(crossing) == 1:
                 yield from made
+                if last:
+                    return
+            last |= self._is_weighted(node)
             crossing -= made
             crossing.update(s for s in _sources(node) if s in self._of_image)
 
@@ -130,14 +141,13 @@ class OnnxGraph:
         None where the image meets no such layer.
         """
         for node in self._model.graph.node:
-            place = WEIGHTED.get(node.op_type)
-            if place is None or node.input[0] not in self._of_image:
+            if not self._is_weighted(node):
                 continue
             value = node.input[0]
             maker = self._producers.get(value)
             if maker is not None and maker.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
                 value = maker.input[0]
-            filters = self._weight(node.input[place])
+            filters = self._weight(node.input[WEIGHTED[node.op_type]])
             if node.op_type not in _FILTERS or filters is None:
                 return value, None
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
@@ -151,6 +161,33 @@ class OnnxGraph:
             name = maker.input[0]
             maker = self._producers.get(name)
         return self.constants.get(name)
+
+    def _is_weighted(self, node: Any) -> bool:
+        """Tell whether a node multiplies values of the image by others, as in no attention."""
+        place = WEIGHTED.get(node.op_type)
+        return (
+            place is not None
+            and node.input[0] in self._of_image
+            and node.input[place] not in self._of_image
+        )
+
+    def is_activated(self, output: str) -> bool:
+        """Tell whether an output is that of an activation: a hidden layer, its head cut off."""
+        node = self._producers.get(output)
+        while node is not None and node.op_type in _SAME:
+            node = self._producers.get(node.input[0])
+        return node is not None and node.op_type in _RECTIFIERS
+
+    def is_projected(self, output: str) -> bool:
+        """Tell whether an output is made by matrices with weights, one or several together."""
+        node = self._producers.get(output)
+        if node is None:
+            return False
+        if self._is_weighted(node):
+            return node.op_type not in _FILTERS
+        if node.op_type not in (*_SAME, *_PROBABILITIES, *_LINEAR):
+            return False
+        return all(self.is_projected(s) for s in _sources(node) if s in self._of_image)
 
     def pooled_classifier(self, output: str) -> str | None:
         """Return the input of a 1x1 convolution whose answers are only pooled to make an output."""

@@ -21,6 +21,7 @@ from pytest_watermark_guard.models.reading.outputs import as_units, is_units
 
 _TRIED = 40  # candidates; each costs a forward pass or two of the few images
 _CLOSE = 1e-4  # of the largest number: layers of half precision round on the way
+_ENLARGED = 16.0  # times a candidate's numbers
 _UNMOVED = 1e-2  # of the largest logit, where a softmax follows: a steep one rounds much
 _DIAGONAL = 2.0  # times its effect on any other logit: then a unit is the logit of its number
 
@@ -175,8 +176,17 @@ def _pooling(candidate: Candidate, logits: Tensor) -> Tap | None:
 
 
 def _same_output(candidate: Candidate, pooled: Callable[[Tensor], Tensor], logits: Tensor) -> bool:
-    """Tell whether the output stays when every place of a map, or token, is the pooled one."""
-    return _close(candidate.rerun(lambda t, _: pooled(t).expand_as(t).clone()), logits)
+    """Tell whether the output stays when every place of a map, or token, is the pooled one.
+
+    Also for larger numbers: activations bend small ones too little to be noticed.
+    """
+
+    def with_pooled(factor: float) -> Tensor:
+        return candidate.rerun(lambda t, _: (pooled(t) * factor).expand_as(t).clone())
+
+    return _close(with_pooled(1), logits) and _close(
+        with_pooled(_ENLARGED), candidate.rerun(lambda t, _: t * _ENLARGED)
+    )
 
 
 def of_images(rows: Tensor, images: int, layout: Layout) -> Tensor:

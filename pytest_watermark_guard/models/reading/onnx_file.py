@@ -29,7 +29,6 @@ from pytest_watermark_guard.models.reading.outputs import (
     vector_outputs,
 )
 
-_DEEPEST = 40  # candidates, from the output back: heads are short
 _ALIKE = 1e-3  # of the largest number: what one image gets, alone and among others
 
 _PERHAPS_ENCODER = (
@@ -67,7 +66,9 @@ class OnnxReader:
         features, doubt = None, ""
         if not is_backbone:
             features, doubt = self._features(returned, output, example)
-        self.headless = features is None and outputs != "logits"
+        self.headless = is_backbone or (
+            features is None and outputs != "logits" and not self._is_projected()
+        )
         self.left_out = ("features",) if features is None and not self.headless else ()
         output = self._main_of(returned, len(example))
         self._output, note = _tap("", output, "its output")
@@ -89,6 +90,9 @@ class OnnxReader:
         """Return the outputs as the model's ``forward`` does, without values that were added."""
         names = self._graph.outputs
         return values[names[0]] if len(names) == 1 else {name: values[name] for name in names}
+
+    def _is_projected(self) -> bool:
+        return self._graph.is_projected(self._main or self._graph.outputs[0])
 
     def _main_of(self, returned: Any, images: int) -> Tensor:
         if self._main is None:
@@ -118,6 +122,8 @@ class OnnxReader:
         self._main = names[0] if names else None
         for name in names:
             value = name or self._graph.outputs[0]
+            if self._graph.is_activated(value):
+                continue
             logits = vectors[name].float()
             prepared: Callable[[Tensor], Tensor] = Tensor.float
             if are_shares(logits):
@@ -134,7 +140,7 @@ class OnnxReader:
         self, output: str, example: Tensor, prepared: Callable[[Tensor], Tensor]
     ) -> Iterator[Candidate]:
         """Give the values through each of which all that an output tells of an image must pass."""
-        names = [*islice(self._graph.bottlenecks(output), 1, 1 + _DEEPEST)]
+        names = [*islice(self._graph.bottlenecks(output), 1, None)]
         values = self._model.run(example, names, self.batch_size)
         pooled = self._graph.pooled_classifier(output)
         for name in names:
@@ -202,7 +208,11 @@ class _Head:
 
     def __call__(self, change: Change) -> Tensor:
         """Return the output for other values."""
-        changed = change(self._tensor.float(), 0).to(self._tensor.dtype).numpy(force=True)
+        changed = change(self._tensor.float(), 0)
+        if not self._tensor.is_floating_point():
+            kind = torch.iinfo(self._tensor.dtype)
+            changed = changed.round().clamp(kind.min, kind.max)
+        changed = changed.to(self._tensor.dtype).numpy(force=True)
         feed = {**self._feed, self._name: np.ascontiguousarray(changed)}
         (output,) = run_in_batches(self._session, feed, self._batch_size)
         return torch.from_numpy(output).reshape(len(changed), -1)
