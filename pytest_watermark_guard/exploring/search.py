@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.probing.recorded import recorded
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
@@ -21,7 +21,7 @@ DETECTORS = 20
 
 
 def search(
-    model: nn.Module | str,
+    model: AnyModel,
     images: Any,
     found: ProbeReport | Sequence[SensitiveUnit],
     top: int | None = 50,

@@ -7,9 +7,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from torch import nn
-
 from pytest_watermark_guard.errors import ScenarioError, SettingsError
+from pytest_watermark_guard.models.near_misses import AnyModel, name_of
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.reports.surface import SurfaceReport, Value, _values, point_words
@@ -20,7 +19,7 @@ PROPERTIES = ("size", "opacity", "position", "length", "color")
 
 
 def surface(
-    model: nn.Module | str,
+    model: AnyModel,
     images: Any = None,
     scenario: str | Scenario = "chinese",
     vary: Mapping[str, Sequence[Value]] | None = None,
@@ -77,7 +76,7 @@ def surface(
         point: replace(base, **dict(zip(grid, point, strict=True)))
         for point in product(*grid.values())
     }
-    default_name = model if isinstance(model, str) else type(model).__name__
+    default_name = name_of(model)
     name = arguments.pop("name", None) or default_name
     reports = {
         point: probe(

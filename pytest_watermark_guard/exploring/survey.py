@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
 from pytest_watermark_guard.images.batches import open_for
+from pytest_watermark_guard.models.near_misses import AnyModel, name_of
 from pytest_watermark_guard.probing.arguments import check_arguments, setting_values
 from pytest_watermark_guard.probing.context import Run, current_run, using_run
 from pytest_watermark_guard.probing.engines.engine import Engine
@@ -26,7 +26,7 @@ _MORE_ARGUMENTS = ("scenarios", "layers", "preprocess", "stop_at", "decide_each"
 
 
 def survey(
-    models: Sequence[str | nn.Module] | Mapping[str, str | nn.Module],
+    models: Sequence[AnyModel] | Mapping[str, AnyModel],
     images: Any = None,
     *,
     engine: str | None = None,
@@ -42,7 +42,7 @@ def survey(
     Parameters
     ----------
     models : sequence, or mapping of str to model
-        Modules or model specs. Specs are loaded one at a time. A mapping gives them names.
+        What `probe` takes. Specs are loaded one at a time. A mapping gives them names.
     images : optional
         As for `probe`, and so are the other arguments.
     engine : {"ray"}, optional
@@ -108,7 +108,7 @@ class _Common(NamedTuple):
     run: Run | None = None
 
 
-def _outcome(common: _Common, item: tuple[str, str | nn.Module]) -> ProbeReport | str:
+def _outcome(common: _Common, item: tuple[str, AnyModel]) -> ProbeReport | str:
     """Probe one model, in any process; returns why not where that fails."""
     name, model = item
     try:
@@ -122,7 +122,7 @@ def _outcome(common: _Common, item: tuple[str, str | nn.Module]) -> ProbeReport 
 
 def probed_by_engine(
     engine: str,
-    models: Mapping[str, str | nn.Module],
+    models: Mapping[str, AnyModel],
     images: Any,
     arguments: Mapping[str, Any],
     progress: bool,
@@ -154,15 +154,15 @@ def probed_by_engine(
 
 
 def _named(
-    models: Sequence[str | nn.Module] | Mapping[str, str | nn.Module],
-) -> dict[str, str | nn.Module]:
+    models: Sequence[AnyModel] | Mapping[str, AnyModel],
+) -> dict[str, AnyModel]:
     if isinstance(models, Mapping):
         return {str(name): model for name, model in models.items()}
-    if isinstance(models, str | nn.Module):
+    if isinstance(models, str | os.PathLike) or callable(models):
         raise SettingsError("survey: pass a list of models, or a mapping of names to models")
-    named: dict[str, str | nn.Module] = {}
+    named: dict[str, AnyModel] = {}
     for model in models:
-        name = model if isinstance(model, str) else type(model).__name__
+        name = name_of(model)
         same = sum(known == name or known.startswith(f"{name} (") for known in named)
         named[f"{name} ({same + 1})" if same else name] = model
     return named

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
@@ -24,6 +23,7 @@ from pytest_watermark_guard.images.prefetch import in_turn
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.control import draw_control
 from pytest_watermark_guard.watermarks.draw import draw_watermark
@@ -146,7 +146,7 @@ class ProbingBatches:
             tuple(image.identity for image in read), tuple(image.label for image in read), by_mark
         )
 
-    def for_model(self, model: nn.Module | str, preprocess: Any = "auto") -> ProbingBatches:
+    def for_model(self, model: AnyModel, preprocess: Any = "auto") -> ProbingBatches:
         """Return the same batches, preprocessed for a model."""
         loaded = as_loaded(model)
         preprocessing = resolve_preprocessing(preprocess, loaded.module, loaded.preprocessing)

@@ -22,6 +22,7 @@ from pytest_watermark_guard.mitigation.anchors import (
 )
 from pytest_watermark_guard.mitigation.guard import guard, listen, unguard
 from pytest_watermark_guard.mitigation.intervention import Intervention
+from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.loading.introspection import input_shape
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.outputs import main_tensor
@@ -132,12 +133,10 @@ def examined(
             outputs = current_run().settings.outputs
             recorder = ActivationRecorder(root, ("features",), inputs, outputs)
         except LayerError as error:
-            raise MaskError(
-                f"the features of {type(root).__name__} are not found: {error}"
-            ) from error
+            raise MaskError(f"the features of {called(root)} are not found: {error}") from error
         if not recorder.hookable:
             raise MaskError(
-                f"{type(root).__name__} takes no hooks: mask the model that it was made from, and "
+                f"{called(root)} takes no hooks: mask the model that it was made from, and "
                 "export or script that"
             )
         yield recorder, inputs

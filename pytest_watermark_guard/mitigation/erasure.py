@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import recorded
@@ -97,7 +98,7 @@ class FeatureErasure:
     @classmethod
     def fit(
         cls,
-        model: nn.Module | str,
+        model: AnyModel,
         images: Any = None,
         scenarios: str | Sequence[str | AnyScenario] = ("chinese",),
         layers: Sequence[str] | None = None,

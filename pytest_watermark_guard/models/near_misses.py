@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.models.adapters.adapter import called
+from pytest_watermark_guard.models.adapters.function import FunctionModel
 
-_EXPECTED = "model must be a torch.nn.Module or a model spec"
+AnyModel: TypeAlias = "nn.Module | str | os.PathLike[str] | Callable[[torch.Tensor], Any]"
+"""A module, a model spec, the path of a .onnx or .pt2 file, or a function of a batch."""
+
+_EXPECTED = "model must be a torch.nn.Module, a model spec or a function from a batch to logits"
 _INSIDE = ("model", "module", "net", "network", "backbone")
 _TOWERS = ("vision_model", "image_model", "vision_tower")
 _TEXT = ("text_model", "text_encoder", "language_model")
 
 
+def name_of(model: AnyModel) -> str:
+    """Return what reports call a model if nobody named it."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    return called(model if isinstance(model, nn.Module) else FunctionModel(model))
+
+
 def check_module(model: Any) -> nn.Module:
-    """Return a model that can be run on pictures as it is.
+    """Return a model that can be run on pictures as it is; a function becomes a module.
 
     Raises
     ------
@@ -27,20 +39,23 @@ def check_module(model: Any) -> nn.Module:
     """
     name = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise ModelSpecError(f"{_EXPECTED}, got {_instead_of_object(model, name)}")
+        instead = _instead_of_object(model, name)
+        if instead is not None:
+            raise ModelSpecError(f"{_EXPECTED}, got {instead}")
+        return FunctionModel(model)
     instead = _instead_of_module(model)
     if instead is not None:
         raise ModelSpecError(f"{name} {instead}")
     return model
 
 
-def _instead_of_object(model: Any, name: str) -> str:
+def _instead_of_object(model: Any, name: str) -> str | None:
     if isinstance(model, str):
         return f"the text {model!r}: pass load_model({model!r}).module"
     if isinstance(model, os.PathLike):
         return (
-            f"{name}: an exported program is named by text, {os.fspath(model)!r}; a checkpoint "
-            f"with its architecture, such as 'torchvision:resnet18?weights={os.fspath(model)}'"
+            f"{name}: a path is that of a .onnx or .pt2 file; a checkpoint is named with its "
+            f"architecture, such as 'torchvision:resnet18?weights={os.fspath(model)}'"
         )
     if isinstance(model, type):
         return f"the class {model.__name__}: pass an instance of it"
@@ -54,19 +69,12 @@ def _instead_of_object(model: Any, name: str) -> str:
         return (
             f"{name}: pass its .module(), or write it by torch.export.save and name the .pt2 file"
         )
-    if name.startswith("AOTI"):
-        return f"{name}, which is compiled code without layers: pass what it was compiled from"
     inside = next((n for n in _INSIDE if isinstance(getattr(model, n, None), nn.Module)), None)
     if inside is not None:
         processor = getattr(model, "image_processor", None)
         more = "" if processor is None else ", and its .image_processor as preprocess="
         return f"{name}: pass its .{inside}{more}"
-    if callable(model):
-        return (
-            f"{name}: make it the forward of a torch.nn.Module; features are found in the "
-            "module's layers"
-        )
-    return name
+    return None if callable(model) else name
 
 
 def _instead_of_module(model: nn.Module) -> str | None:

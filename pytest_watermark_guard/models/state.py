@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
 
 
 @contextlib.contextmanager
@@ -152,6 +153,8 @@ def runnable_on(module: nn.Module, device: torch.device | str) -> nn.Module:
         When the module cannot be copied or moved.
     """
     device = torch.device(device)
+    if isinstance(module, AdaptedModel):
+        return module.placed(device)
     tensors = [*module.parameters(), *module.buffers()]
     if all(_same_device(tensor.device, device) for tensor in tensors):
         return module

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
@@ -44,7 +45,7 @@ class Encoder:
         # Of an exported program nobody can tell where the head begins.
         if not self._recorder.hookable:
             raise OwnershipError(
-                f"{type(self.module).__name__}: keys are made for, and embedded into, the model "
+                f"{called(self.module)}: keys are made for, and embedded into, the model "
                 "that was exported or scripted, and not what came out of it"
             )
         return self._recorder.weights()
@@ -62,9 +63,7 @@ class Encoder:
         activations = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
         embedded = activations[self._layer]
         if not torch.isfinite(embedded).all():
-            raise OwnershipError(
-                f"{type(self.module).__name__}: some {self._layer} are NaN or infinite"
-            )
+            raise OwnershipError(f"{called(self.module)}: some {self._layer} are NaN or infinite")
         return embedded.float()
 
     @torch.no_grad()

@@ -18,11 +18,11 @@ from pytest_watermark_guard.plugin.options import add_options, named_path
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from pytest_watermark_guard.images.batches import ProbingBatches
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
     from pytest_watermark_guard.mitigation.mask import FeatureMask
+    from pytest_watermark_guard.models.near_misses import AnyModel
     from pytest_watermark_guard.ownership.key import OwnershipKey
     from pytest_watermark_guard.plugin.state import GuardState
     from pytest_watermark_guard.reports.probe import ProbeReport
@@ -163,13 +163,13 @@ class Guard:
 
         return current_run().settings
 
-    def probe(self, model: nn.Module | str, **arguments: Any) -> ProbeReport:
+    def probe(self, model: AnyModel, **arguments: Any) -> ProbeReport:
         """Probe a model; arguments as for `pytest_watermark_guard.probe`."""
         from pytest_watermark_guard.probing.probe import probe
 
         return probe(model, **arguments)
 
-    def check(self, model: nn.Module | str, **arguments: Any) -> ProbeReport:
+    def check(self, model: AnyModel, **arguments: Any) -> ProbeReport:
         """Fail if a model is sensitive; as `assert_not_watermark_sensitive`."""
         __tracebackhide__ = True
         from pytest_watermark_guard.probing.gate import assert_not_watermark_sensitive

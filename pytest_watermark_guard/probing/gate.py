@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from pytest_watermark_guard.errors import NotCheckedError, WatermarkSensitivityError
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.probing.arguments import (
     ProbeArguments,
     check_arguments,
@@ -130,7 +129,7 @@ def gate_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def assert_not_watermark_sensitive(
-    model: nn.Module | str,
+    model: AnyModel,
     images: Any = None,
     scenarios: Sequence[str | AnyScenario] | None = None,
     layers: Sequence[str] | None = None,

@@ -14,12 +14,14 @@ from pytest_watermark_guard.caching.keys import NoKeyError
 from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
 from pytest_watermark_guard.images.batches import ProbingBatches, check_batch_size, open_for
 from pytest_watermark_guard.images.decoded import DecodedImages
+from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
 from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.introspection import (
     class_names_of,
     resolve_preprocessing,
 )
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.state import input_dtype, runnable_on
 from pytest_watermark_guard.probing.caches.keys import cache_keys
@@ -41,7 +43,7 @@ class ProbeRequest:
 
     Attributes
     ----------
-    model : Module or str
+    model : Module, str, path or callable
     settings : Settings
     preprocess, class_names, labels, batch_size, progress
         As for `probe`.
@@ -49,7 +51,7 @@ class ProbeRequest:
         Whether scenarios are printed; else the model sees the images as they are, and no others.
     """
 
-    model: nn.Module | str
+    model: AnyModel
     settings: Settings
     preprocess: Any = "auto"
     class_names: Sequence[str] | Mapping[int, str] | None = None
@@ -113,7 +115,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
         check_batch_size(batch_size)
     loaded = as_loaded(request.model)
     with ONE_AT_A_TIME:  # another probe's hooks must not be copied, nor see this model's input
-        module = runnable_on(loaded.module, device)
+        module, device, placing = _placed(loaded.module, device, settings)
         preprocessing = resolve_preprocessing(request.preprocess, module, loaded.preprocessing)
     baseline = open_for(
         scenarios, settings.images, settings.max_images, settings.seed, labels=request.labels
@@ -133,7 +135,8 @@ def prepare(request: ProbeRequest) -> ProbeContext:
         controls=settings.control,
     )
     default_size = 64 if device.type != "cpu" else 2 * torch.get_num_threads()
-    bfloat16 = settings.precision == "bfloat16"
+    adapted = isinstance(module, AdaptedModel)
+    bfloat16 = settings.precision == "bfloat16" and not adapted
     execution = ExecutionConfig(
         settings.layers,
         settings.outputs,
@@ -150,11 +153,28 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     if settings.cache:
         with ONE_AT_A_TIME:
             batches, cache, uncached = _with_caches(batches, module, settings, batch_size)
-    notes = (*preprocessing.notes, *loaded.notes, *uncached)
+    notes = (*preprocessing.notes, *loaded.notes, *placing, *uncached)
     assumptions = preprocessing.assumptions
     return ProbeContext(
         loaded, module, batches, execution, naming, cache, notes, assumptions, settings.images
     )
+
+
+def _placed(
+    module: nn.Module, device: torch.device, settings: Settings
+) -> tuple[nn.Module, torch.device, tuple[str, ...]]:
+    """Return the model where it runs, and notes on what of the settings does not hold for it."""
+    if not isinstance(module, AdaptedModel):
+        return runnable_on(module, device), device, ()
+    notes = []
+    if settings.precision == "bfloat16":
+        notes.append(f"precision='bfloat16' changes nothing: {module.called} has {module.computes}")
+    if settings.device == "auto":
+        module, device, why = module.placed_by_default(device)
+        notes += [why] * bool(why)
+    else:
+        module = module.placed(device)
+    return module, device, tuple(notes)
 
 
 def _with_caches(

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.probing.arguments import (
     ProbeArguments,
     check_arguments,
@@ -34,7 +35,7 @@ _NO_EXAMPLES = "no example images: someone else's code resizes them, which a rep
 
 
 def probe(
-    model: nn.Module | str,
+    model: AnyModel,
     images: Any = None,
     scenarios: Sequence[str | AnyScenario] | None = None,
     layers: Sequence[str] | None = None,
@@ -51,9 +52,10 @@ def probe(
 
     Parameters
     ----------
-    model : Module or str
+    model : Module, str, path or callable
         Maps images to logits or to features; or a model spec such as
-        ``torchvision:resnet18@IMAGENET1K_V1``. It comes back exactly as it was.
+        ``torchvision:resnet18@IMAGENET1K_V1`` or ``net.onnx``. It comes back exactly as it was. A
+        function from a batch [B, C, H, W] to an array [B, classes] is probed on its logits.
     images : folder, Dataset, array, tensor or sequence, optional
         Baseline images without watermarks; default is the built-in set.
     scenarios : sequence of str, Scenario or PairedFolder, optional
@@ -118,7 +120,11 @@ def probe(
     examples = run.examples if examples is None else examples
     measurement, cache_notes = measured(context, gate, compute, examples)
     batches = context.batches
-    half = "" if batches.dtype is torch.float32 else f", {batches.dtype} weights"
+    precision = measurement.plan
+    if isinstance(context.module, AdaptedModel):
+        precision = context.module.computes
+    elif batches.dtype is not torch.float32:
+        precision += f", {batches.dtype} weights"
     report = ProbeReport(
         model=name,
         baseline=batches.baseline.description,
@@ -128,7 +134,7 @@ def probe(
         impact=measurement.impact,
         preprocessing=batches.preprocessing.source,
         device=str(batches.device),
-        precision=measurement.plan + half,
+        precision=precision,
         dead_units=measurement.dead_units,
         version=__version__,
         controls=measurement.controls,

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
-
+from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.filling import fill
 from pytest_watermark_guard.probing.prepare import ProbeRequest
@@ -44,7 +43,7 @@ class RecordedActivations(NamedTuple):
 
 @contextlib.contextmanager
 def recorded(
-    model: nn.Module | str,
+    model: AnyModel,
     images: Any = None,
     scenarios: Sequence[str | AnyScenario] | None = None,
     layers: Sequence[str] | None = None,

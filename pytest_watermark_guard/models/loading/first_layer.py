@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_watermark_guard.models.adapters.onnx_model import OnnxModel
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.state import eager, input_dtype, preserved, unwrapped
 
@@ -53,6 +54,8 @@ def read_first_layer(module: nn.Module, size: tuple[int, int] | None) -> FirstLa
         that: lazy layers take their shapes from the first batch.
     """
     module = unwrapped(module)
+    if isinstance(module, OnnxModel):
+        return _of_graph(module, size)
     if _is_lazy(module):
         return None
     with preserved(module), eager(module), computing_in("float32", _computer(module)):
@@ -88,6 +91,27 @@ def runs_on(module: nn.Module, channels: int, size: tuple[int, int]) -> bool:
         except Exception:  # whatever it raises on an input that it does not take
             return False
     return True
+
+
+def _of_graph(model: OnnxModel, size: tuple[int, int] | None) -> FirstLayer | None:
+    """Read an ONNX file's first layer by running it that far; None where it does not run."""
+    found = model.graph().first_layer()
+    value, channels = found or (model.input.name, None)
+    channels = model.input.shape[1] or channels
+    shape = (1, channels or 3, *(size or (_SIDE, _SIDE)))
+    generator = torch.Generator().manual_seed(0)
+    if model.input.takes_pixels:
+        fed = torch.randint(256, shape, generator=generator).float()
+    else:
+        fed = torch.rand(shape, generator=generator)
+    if found is None or value == model.input.name:
+        unchanged = (0.0,) * shape[1], (1.0,) * shape[1]
+        return FirstLayer(channels, *(unchanged if found else (None, None)))
+    try:
+        seen = model.run(fed, (value,))[value]
+    except Exception:  # whatever it raises on an input that it does not take
+        return FirstLayer(channels)
+    return FirstLayer(channels, *_scaling(_Reached(fed, seen, 0, 0)))
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a run that has told enough

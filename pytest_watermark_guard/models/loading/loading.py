@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.loading.checkpoints import (
     ADAPTER,
     adapter_error,
@@ -26,9 +28,9 @@ from pytest_watermark_guard.models.loading.introspection import class_names_of
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.loading.presets import from_torchvision_preset
 from pytest_watermark_guard.models.loading.published import fixed_size, from_object, from_timm
-from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec, parse_spec
+from pytest_watermark_guard.models.loading.specs import FILES, RANDOM, ModelSpec, parse_spec
 from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
-from pytest_watermark_guard.models.near_misses import check_module
+from pytest_watermark_guard.models.near_misses import AnyModel, check_module
 
 _RANDOM_SEED = 0
 _RANDOM_NOTE = "random weights: the spec asks for @random, so the scores say nothing about training"
@@ -61,7 +63,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
 
 
-def as_loaded(model: nn.Module | str) -> LoadedModel:
+def as_loaded(model: AnyModel) -> LoadedModel:
     """Take a model as it is, or load the one that a spec names.
 
     Raises
@@ -69,9 +71,12 @@ def as_loaded(model: nn.Module | str) -> LoadedModel:
     ModelSpecError
         If it is neither, or cannot be run as it is, or as for `load_model`.
     """
+    if isinstance(model, os.PathLike) and Path(model).suffix in FILES:
+        model = os.fspath(model)
     if isinstance(model, str):
         return load_model(model)
-    return LoadedModel(type(model).__name__, check_module(model))
+    module = check_module(model)
+    return LoadedModel(called(module), module)
 
 
 def load_model(spec: str | ModelSpec) -> LoadedModel:
@@ -272,10 +277,17 @@ def _load_factory(spec: ModelSpec) -> LoadedModel:
                     f"{type(error).__name__}: {first_line(error)}"
                 ) from error
     if not isinstance(target, nn.Module):
-        raise ModelSpecError(
-            f"model spec {spec.text!r}: {attributes}() returned a {type(target).__name__}, "
-            "not a torch.nn.Module"
-        )
+        if not callable(target):
+            raise ModelSpecError(
+                f"model spec {spec.text!r}: {attributes}() returned a {type(target).__name__}, "
+                "neither a torch.nn.Module nor a function from a batch to logits"
+            )
+        if spec.weights:
+            raise ModelSpecError(
+                f"model spec {spec.text!r}: {attributes}() returned a function, which weights= "
+                "cannot be loaded into: load them in your factory"
+            )
+        return LoadedModel(spec.text, check_module(target))
     notes = load_checkpoint(target, spec.weights) if spec.weights else ()
     return LoadedModel(spec.text, target, notes=notes)
 
@@ -291,13 +303,18 @@ def _current_directory_importable() -> Iterator[None]:
             sys.path.remove(here)
 
 
+def _file(spec: ModelSpec) -> Path:
+    path = Path(spec.name).expanduser()
+    if not path.is_file():
+        raise ModelSpecError(f"model spec {spec.text!r}: there is no file {str(path)!r}")
+    return path
+
+
 def _load_exported(spec: ModelSpec) -> LoadedModel:
     from pytest_watermark_guard.models.loading.archives import load_exported_program
     from pytest_watermark_guard.models.reading.exported import input_size
 
-    path = Path(spec.name).expanduser()
-    if not path.is_file():
-        raise ModelSpecError(f"model spec {spec.text!r}: there is no file {str(path)!r}")
+    path = _file(spec)
     module = load_exported_program(path).module()
     size = input_size(module)
     preprocessing = None
@@ -305,6 +322,13 @@ def _load_exported(spec: ModelSpec) -> LoadedModel:
         source = f"assumed: ImageNet's mean and std, at the {size[0]}x{size[1]} px of {path.name}"
         preprocessing = Preprocessing.imagenet(size, source=source, assumed=True)
     return LoadedModel(spec.text, module, preprocessing)
+
+
+def _load_onnx(spec: ModelSpec) -> LoadedModel:
+    from pytest_watermark_guard.models.loading.onnx_files import open_onnx
+
+    module, preprocessing, notes = open_onnx(_file(spec))
+    return LoadedModel(spec.text, module, preprocessing, notes=notes)
 
 
 def _library(spec: ModelSpec, name: str) -> Any:
@@ -351,4 +375,5 @@ _LOADERS: dict[str, Callable[[ModelSpec], LoadedModel]] = {
     "hf": _load_hf,
     "factory": _load_factory,
     "exported": _load_exported,
+    "onnx": _load_onnx,
 }

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pytest_watermark_guard.errors import ModelSpecError
 
 GRAMMAR = (
-    "torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, package.module:factory or path/to/file.pt2; "
-    "all but .pt2 take ?weights=PATH, the first three also @random, and ?num_classes=N or "
-    "?weights=PATH&num_classes=N"
+    "torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, package.module:factory, path/to/file.pt2 or "
+    "path/to/file.onnx; all but files take ?weights=PATH, the first three also @random, and "
+    "?num_classes=N or ?weights=PATH&num_classes=N"
 )
 RANDOM = "random"
+FILES = {".pt2": "exported", ".onnx": "onnx"}
 _LIBRARIES = ("torchvision", "timm", "hf")
 _WEIGHTS = (".pt", ".pth", ".safetensors", ".ckpt", ".bin", ".tar", ".pkl", ".index.json")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -27,9 +28,9 @@ class ModelSpec:
     text : str
         What the user wrote.
     kind : str
-        ``"torchvision"``, ``"timm"``, ``"hf"``, ``"factory"`` or ``"exported"``.
+        ``"torchvision"``, ``"timm"``, ``"hf"``, ``"factory"``, ``"exported"`` or ``"onnx"``.
     name : str
-        The architecture, hub name or directory, ``package.module:factory``, or archive path.
+        The architecture, hub name or directory, ``package.module:factory``, or path of the file.
     tag : str or None
         What follows ``@``: a member of torchvision's weights, or ``"random"``.
     weights : str or None
@@ -55,8 +56,8 @@ def parse_spec(text: str) -> ModelSpec:
     Parameters
     ----------
     text : str
-        ``torchvision:resnet18``, ``timm:NAME``, ``hf:NAME``, ``package.module:factory`` or
-        ``file.pt2``; see the error message for the options.
+        ``torchvision:resnet18``, ``timm:NAME``, ``hf:NAME``, ``package.module:factory``,
+        ``file.pt2`` or ``file.onnx``; see the error message for the options.
 
     Raises
     ------
@@ -84,10 +85,11 @@ def parse_spec(text: str) -> ModelSpec:
                 "it needs weights= or @random",
             )
         return ModelSpec(text, library, name, tag or None, weights, num_classes)
-    if target.endswith(".pt2"):
+    kind = next((kind for suffix, kind in FILES.items() if target.endswith(suffix)), None)
+    if kind is not None:
         if question:
-            raise _error(text, "an exported program carries its weights and takes no options")
-        return ModelSpec(text, "exported", target)
+            raise _error(text, "an exported model carries its weights and takes no options")
+        return ModelSpec(text, kind, target)
     if _FACTORY.fullmatch(target):
         weights, num_classes = _options(text, query, question)
         if num_classes is not None:

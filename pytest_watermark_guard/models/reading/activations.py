@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
+from pytest_watermark_guard.models.adapters.adapter import AdaptedModel, called
+from pytest_watermark_guard.models.adapters.function import FunctionModel
+from pytest_watermark_guard.models.adapters.onnx_model import OnnxModel
 from pytest_watermark_guard.models.identity import weights_identity
 from pytest_watermark_guard.models.near_misses import check_module
 from pytest_watermark_guard.models.reading.exported import ExportedReader, is_exported
@@ -20,10 +23,11 @@ from pytest_watermark_guard.models.reading.hooked import HookReader
 from pytest_watermark_guard.models.reading.layers import (
     Tap,
 )
+from pytest_watermark_guard.models.reading.onnx_file import OnnxReader
+from pytest_watermark_guard.models.reading.opaque import OpaqueReader
 from pytest_watermark_guard.models.reading.outputs import (
     main_tensor,
 )
-from pytest_watermark_guard.models.reading.scripted import ScriptReader
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
 
 _NO_HEAD = "no head found: the model's output is probed as its features, and there are no logits"
@@ -70,7 +74,7 @@ class ActivationRecorder:
     notes : tuple of str
         What was guessed or left out.
     batch_size : int or None
-        The batch size that an exported program demands, or that the model was compiled for. Calls
+        The batch size that an exported model demands, or that the model was compiled for. Calls
         pad to it by themselves.
 
     Raises
@@ -110,13 +114,13 @@ class ActivationRecorder:
         if self._reader.headless and "logits" in wanted:
             if "features" not in wanted:
                 raise LayerError(
-                    f"{type(self._module).__name__} has no layer that makes logits, its output is "
+                    f"{called(self._module)} has no layer that makes logits, its output is "
                     'a backbone\'s: ask for layers=("features",)'
                 )
             wanted = tuple(layer for layer in wanted if layer != "logits")
         wanted = tuple(layer for layer in wanted if layer not in self._reader.left_out)
         if not wanted:
-            raise LayerError(f"{type(self._module).__name__}: {'; '.join(self._reader.notes)}")
+            raise LayerError(f"{called(self._module)}: {'; '.join(self._reader.notes)}")
         assumed = (_NO_HEAD,) if self._reader.headless and "features" in wanted else ()
         self.layers = wanted
         self.notes = (*assumed, *self._reader.notes)
@@ -169,7 +173,9 @@ class ActivationRecorder:
         return main_tensor(output, images)[0]
 
     def weights(self) -> str:
-        """Return the identity of the weights below the head; of all for exported programs."""
+        """Return the identity of the weights below the head; of all for exported models."""
+        if isinstance(self._module, AdaptedModel):
+            return self._module.identity
         return weights_identity(self._module, self.head_modules)
 
     @property
@@ -266,8 +272,10 @@ def _declared(module: nn.Module, outputs: str) -> str:
 def _reader_of(
     module: nn.Module, layers: tuple[str, ...], example: Tensor, outputs: str
 ) -> _Reader:
-    if isinstance(module, torch.jit.ScriptModule):
-        return ScriptReader(module, layers, example, outputs)
+    if isinstance(module, OnnxModel):
+        return OnnxReader(module, layers, example, outputs)
+    if isinstance(module, torch.jit.ScriptModule | FunctionModel):
+        return OpaqueReader(module, layers, example, outputs)
     if is_exported(module):
         return ExportedReader(module, layers, example, outputs)  # type: ignore[arg-type]
     return HookReader(module, layers, example, outputs)

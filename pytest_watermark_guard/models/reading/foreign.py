@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import ModelError, WatermarkGuardError
+from pytest_watermark_guard.models.adapters.adapter import called
 
 _LONGEST = 400
 _ADVICE = (
@@ -44,7 +45,7 @@ def explained(module: nn.Module, inputs: Tensor, doing: str) -> Iterator[None]:
         text = textwrap.shorten(str(error), _LONGEST, placeholder=" ...")
         said = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise ModelError(
-            f"{type(module).__name__} raised {said}\nwhile {doing}, on {_told(inputs)}. {_ADVICE}"
+            f"{called(module)} raised {said}\nwhile {doing}, on {_told(inputs)}. {_ADVICE}"
         ) from error
 
 

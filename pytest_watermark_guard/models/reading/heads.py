@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_watermark_guard.models.reading.bottleneck import Run, find_bottleneck, is_pointwise
+from pytest_watermark_guard.models.reading.bottleneck import (
+    Run,
+    are_shares,
+    find_bottleneck,
+    logarithms,
+)
 from pytest_watermark_guard.models.reading.layers import (
     NO_CLASSIFIER,
     Call,
@@ -22,6 +27,7 @@ from pytest_watermark_guard.models.reading.layers import (
     Trace,
     classifier_names,
 )
+from pytest_watermark_guard.models.reading.passed import is_pointwise, passed_tensors
 
 _RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.relu,
@@ -186,14 +192,13 @@ def _tried_head(
             return _guess(call, "the model names it as its classifier")
     plain = [call for call in candidates if not call.rectified and call.tap.token is None]
     plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
-    if _are_shares(logits):
-        run = _logarithmic(run)
-        logits = run(example)
+    if are_shares(logits):
+        run, logits = _logarithmic(run), logarithms(logits)
     if len(example) < 2 or _close(logits[:1].expand_as(logits), logits):
         return None
     if plain and any(_close(act(_units(plain[0])), logits) for act in _RECTIFIERS):
         return None  # an activated hidden layer, with the head cut off behind it
-    taps = find_bottleneck(module, example, run)
+    taps = find_bottleneck(passed_tensors(module, example, run), example, logits)
     if taps:
         first = taps[0]
         place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
@@ -206,15 +211,8 @@ def _tried_head(
     return None
 
 
-def _are_shares(logits: Tensor) -> bool:
-    """Tell whether outputs are those of a softmax: steep ones all look alike but in logarithms."""
-    total = logits.sum(-1)
-    shares = bool((logits >= 0).all()) and logits.shape[-1] > 1
-    return shares and torch.allclose(total, torch.ones_like(total), atol=1e-3)
-
-
 def _logarithmic(run: Run) -> Run:
-    return lambda x: run(x).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return lambda x: logarithms(run(x))
 
 
 def _guess(call: Call, reason: str) -> Head:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
-from pytest_watermark_guard.models.reading.bottleneck import first_tensor, of_images
+from pytest_watermark_guard.models.reading.bottleneck import of_images
 from pytest_watermark_guard.models.reading.heads import Head, find_head
 from pytest_watermark_guard.models.reading.layers import (
     Tap,
@@ -28,6 +28,7 @@ from pytest_watermark_guard.models.reading.outputs import (
     main_tensor,
     vector_outputs,
 )
+from pytest_watermark_guard.models.reading.passed import first_tensor
 
 
 class HookReader(contextlib.AbstractContextManager["HookReader"]):

@@ -243,11 +243,15 @@ def map_convention(
     return guess, f"layer {name or 'output'!r}: its map {[*shape]} is assumed to be {axes}"
 
 
-def unknown_layer(name: str, known: Sequence[str], model: str) -> LayerError:
-    """Return the error for a name that no module has."""
+def unknown_layer(
+    name: str,
+    known: Sequence[str],
+    model: str,
+    names: str = "the names in dict(model.named_modules())",
+) -> LayerError:
+    """Return the error for a name that no module has; `names` says which there are."""
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
     return LayerError(
-        f'{model} has no layer {name!r}: {hint}"logits", "features" and the names in '
-        "dict(model.named_modules()) are understood"
+        f'{model} has no layer {name!r}: {hint}"logits", "features" and {names} are understood'
     )

@@ -12,9 +12,10 @@ import PIL
 import torch
 from torch import nn
 
-from pytest_watermark_guard.caching.keys import digest, digest_files
+from pytest_watermark_guard.caching.keys import NoKeyError, digest, digest_files
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.folder import paired_path
+from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
 from pytest_watermark_guard.models.device import device_name
 from pytest_watermark_guard.version import __version__
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder
@@ -72,6 +73,8 @@ def cache_keys(
     NoKeyError
         If the images or the model's tensors have no digest.
     """
+    if isinstance(module, AdaptedModel) and not module.identity:
+        raise NoKeyError(f"nothing tells the function {module.called} from another one")
     model = digest(module)
     seed, baseline = batches.seed, batches.baseline
     device, threads = device_name(batches.device), torch.get_num_threads()

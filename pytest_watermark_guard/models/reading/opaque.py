@@ -1,7 +1,8 @@
-"""Logits of TorchScript modules, which show what they return and no more."""
+"""Logits of models that show what they return and no more: TorchScript modules and functions."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
@@ -14,8 +15,8 @@ from pytest_watermark_guard.models.reading.outputs import (
 )
 
 
-class ScriptReader:
-    """TorchScript has no Python hooks: only what the model returns can be read."""
+class OpaqueReader:
+    """Nothing inside takes Python hooks: only what the model returns can be read."""
 
     batch_size = None
 
@@ -32,15 +33,17 @@ class ScriptReader:
         self._channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
         readable = ("features", "logits") if self.headless else ("logits",)
         hidden = [layer for layer in layers if layer not in readable]
+        what, instead = "a function", "pass the torch.nn.Module, or the .onnx file, that it runs"
+        if isinstance(module, torch.jit.ScriptModule):
+            what, instead = "a TorchScript module", "give the model from which it was made"
         if hidden and (len(hidden) == len(layers) or hidden != ["features"]):
             raise LayerError(
-                f"layer {hidden[0]!r} of a TorchScript module cannot be read: ask for "
-                f"layers={readable[:1]!r}, or give the model from which it was made"
+                f"layer {hidden[0]!r} of {what} cannot be read: ask for "
+                f"layers={readable[:1]!r}, or {instead}"
             )
         self.left_out = tuple(hidden)
         self.notes = tuple(
-            f"{layer} are not probed: a TorchScript module shows what it returns and no more; give "
-            "the model from which it was made"
+            f"{layer} are not probed: {what} shows what it returns and no more; {instead}"
             for layer in hidden
         )
 

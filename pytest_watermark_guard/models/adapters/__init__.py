@@ -1,0 +1,1 @@
+"""What is no torch module, as one: ONNX files, and functions."""

@@ -1,0 +1,158 @@
+"""Tensors that pass between a module's submodules, as candidates for its features."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_watermark_guard.models.reading.bottleneck import Candidate, Change, Run
+from pytest_watermark_guard.models.reading.layers import Tap
+
+_RECORDED = 96  # tensors, from the output back: heads are short
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor passes: the input or output of all calls of a module, or of one of them."""
+
+    module: str
+    of_input: bool
+    calls: tuple[int, ...]
+
+
+def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Candidate]:
+    """Give the tensors between modules from the last to the first, and groups of calls.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In evaluation mode.
+    example : Tensor
+    run : callable
+        The model on a batch.
+    """
+
+    def candidate(place: _Place, tensors: list[Tensor]) -> Candidate:
+        def rerun(change: Change) -> Tensor:
+            with _replaced(module, place, change):
+                return run(example)
+
+        def pooled_behind() -> bool:
+            pointwise = place.of_input and is_pointwise(module.get_submodule(place.module))
+            return pointwise and place.module == _last_weighted(module, example, run)
+
+        call = place.calls[0] if len(place.calls) == 1 else -1
+        tap = Tap(place.module, call, of_input=place.of_input)
+        return Candidate(tap, place.calls, tensors, rerun, pooled_behind)
+
+    passed: deque[tuple[str, bool, int, Tensor]] = deque(maxlen=_RECORDED)
+    counts: dict[str, int] = {}
+    open_calls: dict[str, list[int]] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            index = counts[name] = counts.get(name, -1) + 1
+            open_calls.setdefault(name, []).append(index)
+            value = first_tensor(args, kwargs)
+            if value is not None:
+                passed.append((name, True, index, value.detach().clone()))
+
+        return note
+
+    def after(name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            index = open_calls[name].pop()
+            if isinstance(output, Tensor):
+                passed.append((name, False, index, output.detach().clone()))
+
+        return note
+
+    with ExitStack() as stack:
+        for name, submodule in module.named_modules():
+            if name:
+                first = submodule.register_forward_pre_hook(before(name), with_kwargs=True)
+                stack.callback(first.remove)
+                stack.callback(submodule.register_forward_hook(after(name)).remove)
+        run(example)
+    seen: list[Tensor] = []
+    several: set[tuple[str, bool]] = set()
+    for name, of_input, index, tensor in reversed(passed):
+        if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4) or not len(tensor):
+            continue
+        if not any(tensor.shape == t.shape and torch.equal(tensor, t) for t in seen):
+            seen.append(tensor)
+            yield candidate(_Place(name, of_input, (index,)), [tensor])
+        if counts[name] and (name, of_input) not in several:
+            several.add((name, of_input))
+            group = [(c, value) for n, of, c, value in passed if (n, of) == (name, of_input)]
+            alike = len({value.ndim for _, value in group}) == 1
+            if alike and len(group) == counts[name] + 1:  # none lies too far back
+                calls = tuple(call for call, _ in group)
+                yield candidate(_Place(name, of_input, calls), [value for _, value in group])
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return a call's first tensor argument."""
+    values = [*args, *kwargs.values()]
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+@contextmanager
+def _replaced(module: nn.Module, place: _Place, value: Change) -> Iterator[None]:
+    """Put other values in a tensor's place; they are told the call's position among the calls."""
+    count = -1
+
+    def position() -> int | None:
+        nonlocal count
+        count += 1
+        return place.calls.index(count) if count in place.calls else None
+
+    def of_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        index = position()
+        if index is None:
+            return None
+        for at, arg in enumerate(args):
+            if isinstance(arg, Tensor):
+                return (*args[:at], value(arg, index), *args[at + 1 :]), kwargs
+        key = next(name for name, arg in kwargs.items() if isinstance(arg, Tensor))
+        return args, {**kwargs, key: value(kwargs[key], index)}
+
+    def of_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+        index = position()
+        return None if index is None else value(output, index)
+
+    submodule = module.get_submodule(place.module)
+    if place.of_input:
+        handle = submodule.register_forward_pre_hook(of_input, with_kwargs=True)
+    else:
+        handle = submodule.register_forward_hook(of_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _last_weighted(module: nn.Module, example: Tensor, run: Run) -> str:
+    """Return the name of the last layer with parameters that runs."""
+    names: list[str] = []
+    with ExitStack() as stack:
+        for name, submodule in module.named_modules():
+            if submodule._parameters and not {*submodule._modules} - {"parametrizations"}:
+                hook = partial(lambda name, *_: names.append(name), name)
+                stack.callback(submodule.register_forward_hook(hook).remove)
+        run(example)
+    return names[-1] if names else ""
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Tell whether a module works on each place of a map by itself: its input is pooled behind."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return all(side == 1 for side in module.kernel_size)
+    return isinstance(module, nn.Linear)
