@@ -147,7 +147,7 @@ def _largest_quantile(
         # A unit that never changes deviates by nothing.
         moved /= np.where(length == 0, 1, length)
         deviations = moved.astype(np.float32) @ draws
-        for side, sign in enumerate((1, -1)):
-            deviating = sign * deviations[counted[side, some]]
-            largest = np.maximum(largest, deviating.max(axis=0, initial=-np.inf))
+        above, below = (deviations[sides] for sides in counted[:, some])
+        largest = np.maximum(largest, above.max(axis=0, initial=-np.inf))
+        largest = np.maximum(largest, -below.min(axis=0, initial=np.inf))
     return float(np.quantile(largest, 1 - tail))

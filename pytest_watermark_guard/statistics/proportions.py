@@ -135,10 +135,14 @@ def _effective(
     if count == 1:
         return 1, math.inf
     # The design effect: 1 for images that have nothing to do with each other, at most what it is
-    # where all images of a group are alike. Where no value differs it is unknown: the latter.
+    # where all images of a group are alike. Few groups that differ from the others hardly tell it:
+    # one more counts as alike.
     most = float((images.sizes.astype(np.float64) ** 2).sum() / n)
     rest = values - values.mean()
     alone = float((rest**2).sum() / (n - 1))
     together = float((images.sums(rest) ** 2).sum() * count / (count - 1) / n)
-    effect = most if alone == 0 else min(most, max(1.0, together / alone))
-    return n / effect, student_quantile(tail, count - 1)
+    measured = most if alone == 0 else min(most, max(1.0, together / alone))
+    kinds, numbers = np.unique(values, return_counts=True)
+    different = images.sums((values != kinds[numbers.argmax()]).astype(np.intp)) > 0
+    effect = (measured * different.sum() + most) / (different.sum() + 1)
+    return float(n / effect), student_quantile(tail, count - 1)

@@ -105,8 +105,8 @@ net is watermark-sensitive: 1 of 3 logits and 2 of 4 features react to chinese a
 (d >= 0.95).
 
 layer     unit        scenario  reaction  A      95 % interval  d
-logits    carton [1]  chinese   fires on  0.970  0.943-0.984    0.970
-features  unit 1      chinese   silenced  0.030  0.016-0.057    0.970
+logits    carton [1]  chinese   fires on  0.970  0.943-0.986    0.970
+features  unit 1      chinese   silenced  0.030  0.014-0.057    0.970
 features  unit 0      chinese   fires on  0.960  0.935-0.976    0.960
 logits    carton [1]  latin     fires on  0.950  0.926-0.966    0.950
 
