@@ -136,7 +136,7 @@ def probe(
         versions=versions(),
     )
     first, last = warnings_of(report, measurement.saturated, context.module)
-    notes = (*first, *context.notes, *measurement.notes, *gate_notes, *last)
+    notes = (*first, *measurement.doubts, *context.notes, *measurement.notes, *gate_notes, *last)
     report = replace(report, notes=notes)
     run.on_report(report)
     return report
