@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.models.near_misses import AnyModel
+from pytest_watermark_guard.probing.detectors import of_units, reactions
 from pytest_watermark_guard.probing.recorded import recorded
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import SensitiveUnit
@@ -82,7 +82,7 @@ def search(
                     f"search: {activations.model} has no unit {missing[0]} in {layer!r}, of "
                     f"{width}; pass a report of this model"
                 )
-            total += _reactions(recording[UNMARKED, layer].columns(), units).sum(axis=1)
+            total += reactions(of_units(recording, UNMARKED, units), units).sum(axis=1)
     scores = total / len(detectors)
     # Equal scores by name: the order in which images were run says nothing.
     order = sorted(range(len(names)), key=lambda i: (-scores[i], names[i]))[:top]
@@ -111,14 +111,3 @@ def _detectors(found: ProbeReport | Iterable[SensitiveUnit]) -> tuple[SensitiveU
     if not strongest:
         raise SettingsError("search: no unit to search by; lower the threshold that chose them")
     return tuple(strongest.values())
-
-
-def _reactions(
-    columns: npt.NDArray[Any], units: Sequence[SensitiveUnit]
-) -> npt.NDArray[np.float64]:
-    """Return standardised activations [n, units], high where a mark would move them."""
-    chosen = columns[:, [unit.index for unit in units]].astype(np.float64)
-    spread = chosen.std(axis=0)
-    signs = np.where([unit.fires for unit in units], 1.0, -1.0)
-    # A unit that never changes has nothing to say.
-    return np.asarray((chosen - chosen.mean(axis=0)) * signs / np.where(spread > 0, spread, np.inf))

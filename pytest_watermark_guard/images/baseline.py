@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -102,16 +103,14 @@ def open_baseline(
     return replace(baseline, labels={name: int(label) for name, label in labels.items()})
 
 
+def is_builtin(images: Any) -> bool:
+    """Tell whether the built-in set was asked for."""
+    return images is None or (isinstance(images, str) and images == "builtin")
+
+
 def _open(images: Any) -> Baseline:
-    if images is None or (isinstance(images, str) and images == "builtin"):
-        array = builtin.builtin_images()
-        return Baseline(
-            f"{len(array)} images of the built-in set {builtin.BUILTIN_NAME}",
-            tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
-            lambda position: Image.fromarray(array[position]),
-            concurrent=True,
-            content=lambda: digest(array),
-        )
+    if is_builtin(images):
+        return _of_builtin(builtin.builtin_images())
     if isinstance(images, str | Path):
         root = Path(images).expanduser()
         paths = folder.image_paths(root)
@@ -148,6 +147,21 @@ def _open(images: Any) -> Baseline:
         lambda position: _read_item(images, position),
         concurrent=in_memory,
         content=(lambda: digest(images)) if in_memory else _unknown_content,
+    )
+
+
+def first_builtin(count: int) -> Baseline:
+    """Open the first images of the built-in set alone."""
+    return _of_builtin(builtin.first_images(count))
+
+
+def _of_builtin(array: npt.NDArray[np.uint8]) -> Baseline:
+    return Baseline(
+        f"{len(array)} images of the built-in set {builtin.BUILTIN_NAME}",
+        tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
+        lambda position: Image.fromarray(array[position]),
+        concurrent=True,
+        content=lambda: digest(array),
     )
 
 

@@ -19,6 +19,7 @@ from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.images.decoded import DecodedImages
 from pytest_watermark_guard.images.folder import paired_path, read_image
+from pytest_watermark_guard.images.looks import Looks, look_of, together
 from pytest_watermark_guard.images.prefetch import in_turn
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
@@ -143,7 +144,10 @@ class ProbingBatches:
                 controls = [image.controls[index] for image in read]
                 by_mark[control_of(scenario.name)] = composite(images, controls, color)
         return PixelBatch(
-            tuple(image.identity for image in read), tuple(image.label for image in read), by_mark
+            tuple(image.identity for image in read),
+            tuple(image.label for image in read),
+            together([image.look for image in read]),
+            by_mark,
         )
 
     def for_model(self, model: AnyModel, preprocess: Any = "auto") -> ProbingBatches:
@@ -210,6 +214,7 @@ class PixelBatch:
 
     identities: tuple[str, ...]
     labels: tuple[int | None, ...]
+    looks: Looks
     # By scenario, uint8 [B, 3, H, W]; without a mark under `UNMARKED`, which comes first.
     by_mark: dict[str, torch.Tensor]
 
@@ -219,6 +224,7 @@ class DecodedImage(NamedTuple):
 
     identity: str
     label: int | None
+    look: Looks
     pixels: Pixels
     marks: list[Any]
     controls: dict[int, Mark]
@@ -254,7 +260,7 @@ class _Reader:
             marks.append(mark)
             if batches.controls:
                 controls[index] = draw_control(mark, scenario, batches.seed, identity)
-        return DecodedImage(identity, label, pixels, marks, controls)
+        return DecodedImage(identity, label, look_of(pixels), pixels, marks, controls)
 
     def _rendered(self, scenario: Scenario, identity: str, height: int, width: int) -> Mark:
         draw = draw_watermark(scenario, self._batches.seed, identity)

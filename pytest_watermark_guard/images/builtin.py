@@ -24,6 +24,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -285,11 +287,11 @@ _FAMILIES = (
 )
 
 
-def generate() -> NDArray[np.uint8]:
-    """Paint the built-in baseline images, uint8 [COUNT, SIZE, SIZE, 3], the same every time."""
+def generate(count: int = COUNT) -> NDArray[np.uint8]:
+    """Paint the first built-in images, uint8 [count, SIZE, SIZE, 3], the same every time."""
     photos = _load_photos()
-    images = np.empty((COUNT, SIZE, SIZE, 3), np.uint8)
-    for index in range(COUNT):
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    for index in range(count):
         painter = _Painter(photos, _Draws(f"watermark-guard/{VERSION}/{index}"))
         paint = _FAMILIES[index % len(_FAMILIES)]
         images[index] = np.asarray(painter.grain(paint(painter)))
@@ -312,15 +314,10 @@ def builtin_images() -> NDArray[np.uint8]:
         If the cached file was damaged, if it cannot be written, or if this platform generates
         other bytes than the published ones.
     """
-    path = cache_folder() / f"builtin-{BUILTIN_NAME}.npy"
-    if path.is_file():
-        try:
-            images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            images = np.empty(0, dtype=np.uint8)
-        if _digest(images) == SHA256:
-            return images
-        warnings.warn(f"{path} is damaged; the built-in images are generated again", stacklevel=2)
+    kept = _kept()
+    if kept is not None:
+        return kept
+    path = _path()
     images = generate()
     if _digest(images) != SHA256:
         warnings.warn(
@@ -334,6 +331,31 @@ def builtin_images() -> NDArray[np.uint8]:
     except OSError as error:
         warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=2)
     return images
+
+
+@lru_cache(maxsize=1)
+def first_images(count: int) -> NDArray[np.uint8]:
+    """Return the first images of the built-in set; where it is not kept, only these are painted."""
+    kept = _kept()
+    return generate(count) if kept is None else kept[:count]
+
+
+def _path() -> Path:
+    return cache_folder() / f"builtin-{BUILTIN_NAME}.npy"
+
+
+def _kept() -> NDArray[np.uint8] | None:
+    path = _path()
+    if not path.is_file():
+        return None
+    try:
+        images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        images = np.empty(0, dtype=np.uint8)
+    if _digest(images) == SHA256:
+        return images
+    warnings.warn(f"{path} is damaged; the built-in images are generated again", stacklevel=3)
+    return None
 
 
 def _digest(images: NDArray[np.uint8]) -> str:

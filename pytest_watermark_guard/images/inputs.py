@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.images.batches import DecodedImage, PixelBatch, ProbingBatches
+from pytest_watermark_guard.images.looks import Looks, together
 from pytest_watermark_guard.images.prefetch import in_turn, one_ahead
 from pytest_watermark_guard.watermarks.composite import blended
 from pytest_watermark_guard.watermarks.scenarios import PairedFolder
@@ -29,6 +30,7 @@ class ModelInput(NamedTuple):
 
     identities: tuple[str, ...]
     labels: tuple[int | None, ...]
+    looks: Looks
     # [streams * images, ...]: all images of the first stream, then all of the second, and so on; in
     # memory that may be used again once the next input is asked for.
     values: torch.Tensor
@@ -98,7 +100,7 @@ def _from_pixels(
             values = buffers.next(shape, memory_format())
             for part, out in zip(pixels, torch.split(values, len(pixels[0])), strict=True):
                 preprocessing.to_input(part, out=out)
-        return ModelInput(batch.identities, batch.labels, values)
+        return ModelInput(batch.identities, batch.labels, batch.looks, values)
 
     with closing(batches.jobs()) as jobs:
         for job in jobs:
@@ -128,9 +130,11 @@ def _from_readers(
             yield partial(_filled, futures, values)
 
 
-def _filled(futures: Sequence[Future[tuple[str, int | None]]], values: torch.Tensor) -> ModelInput:
-    identities, labels = zip(*(future.result() for future in futures), strict=True)
-    return ModelInput(identities, labels, values)
+def _filled(
+    futures: Sequence[Future[tuple[str, int | None, Looks]]], values: torch.Tensor
+) -> ModelInput:
+    identities, labels, looks = zip(*(future.result() for future in futures), strict=True)
+    return ModelInput(identities, labels, together(looks), values)
 
 
 class _Filler:
@@ -141,8 +145,8 @@ class _Filler:
         self._streams = tuple(streams)
         self._scenarios = batches.scenarios
 
-    def __call__(self, out: Floats, read: DecodedImage) -> tuple[str, int | None]:
-        """Write to `out`, float32 [streams, H, W, channels]; returns the image's name and label."""
+    def __call__(self, out: Floats, read: DecodedImage) -> tuple[str, int | None, Looks]:
+        """Write to `out`, float32 [streams, H, W, channels]; returns name, label and look."""
         outputs = dict(zip(self._streams, out, strict=True))
         unmarked = outputs.get(UNMARKED)
         if unmarked is not None:
@@ -166,4 +170,4 @@ class _Filler:
                     marked[:] = unmarked
                 under = read.pixels[mark.window]
                 self._scale(blended(under, mark.alpha, color), marked[mark.window])
-        return read.identity, read.label
+        return read.identity, read.label, read.look

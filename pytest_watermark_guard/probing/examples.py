@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_watermark_guard.images.baseline import is_builtin
 from pytest_watermark_guard.reports.examples import Examples, Shift, UnitExamples
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
@@ -40,10 +41,9 @@ def find_examples(
     """
     identities = batches.baseline.identities[: len(recording)]
     root = batches.baseline.root
-    builtin = images is None or (isinstance(images, str) and images == "builtin")
     return Examples(
         tuple(_of_unit(recording, identities, *unit) for unit in _worst(scores)),
-        "builtin" if builtin else None if root is None else str(root.absolute()),
+        "builtin" if is_builtin(images) else None if root is None else str(root.absolute()),
         batches.preprocessing.fitting,
         tuple(asdict(scenario) for scenario in batches.scenarios),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
+from pytest_watermark_guard.images.looks import Looks
 from pytest_watermark_guard.probing import running
 from pytest_watermark_guard.probing.caches.activations import CachedActivations
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
@@ -99,7 +100,8 @@ class _Filling:
             last = min(first + _REPLAYED_AT_ONCE, cached.complete)
             identities = baseline.identities[first:last]
             labels = [baseline.labels.get(identity) for identity in identities]
-            if self._take(cached.part(streams, first, last), labels, identities):
+            looks = cached.looks[first:last]
+            if self._take(cached.part(streams, first, last), labels, identities, looks):
                 return True
         return False
 
@@ -130,7 +132,7 @@ class _Filling:
                         last = done + len(chunk.identities)
                         activations = activations | cached.part(known, done, last)
                         done = last
-                    if self._take(activations, chunk.labels, chunk.identities):
+                    if self._take(activations, chunk.labels, chunk.identities, chunk.looks):
                         break
         finally:  # also what was done before an interruption
             if context.cache is not None and len(recording):
@@ -145,9 +147,13 @@ class _Filling:
         return plan
 
     def _take(
-        self, activations: Activations, labels: Sequence[int | None], identities: Sequence[str]
+        self,
+        activations: Activations,
+        labels: Sequence[int | None],
+        identities: Sequence[str],
+        looks: Looks,
     ) -> bool:
-        self._recording.append(activations, labels, identities)
+        self._recording.append(activations, labels, identities, looks)
         gate = self._gate
         return gate is not None and gate.decided(
             activations, self._recording.names, self._scenarios

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_watermark_guard.caching.keys import NoKeyError, digest
 from pytest_watermark_guard.probing.caches.results import ProbeMeasurement
+from pytest_watermark_guard.probing.doubts import doubts_of
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
 from pytest_watermark_guard.probing.examples import find_examples
 from pytest_watermark_guard.probing.filling import fill
@@ -97,6 +98,7 @@ def _measure(
             early_stop=None,
             dead_units=dead_units(recording),
             saturated=is_saturated(recording),
+            doubts=doubts_of(recording, scores, context),
         )
         return measurement, recording.keepable, recording.cache_notes
 

@@ -149,8 +149,21 @@ def probe(
         others += (_NO_EXAMPLES,)
     report = replace(
         report,
-        notes=(*first, *context.notes, *measurement.notes, *others, *gate_notes, *last),
-        assumptions=(*first, *context.assumptions, *measurement.notes),
+        notes=(
+            *first,
+            *measurement.doubts,
+            *context.notes,
+            *measurement.notes,
+            *others,
+            *gate_notes,
+            *last,
+        ),
+        assumptions=(
+            *first,
+            *measurement.doubts,
+            *context.assumptions,
+            *measurement.notes,
+        ),
     )
     run.on_report(report)
     return report

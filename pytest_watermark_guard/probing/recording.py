@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import NonFiniteActivationsError
+from pytest_watermark_guard.images.looks import Looks, near_duplicates, together
 from pytest_watermark_guard.probing.activation_buffer import ActivationBuffer, Array
 from pytest_watermark_guard.statistics.auroc import Floats, PairedAuroc, paired_auroc
 from pytest_watermark_guard.statistics.largest import largest_d_bounds, largest_d_interval
@@ -56,6 +57,8 @@ class Recording:
         Identity of the model below its head, see `models.identity`; empty if unknown.
     labels : list of (int or None)
         One for each image so far.
+    identities : list of str
+        The images' names.
     run : str
         Which run the activations are kept as, see `caches.activations`.
     cache_notes : tuple of str
@@ -71,6 +74,8 @@ class Recording:
         self.cache_notes: tuple[str, ...] = ()
         self._naming_notes: tuple[str, ...] = ()
         self.labels: list[int | None] = []
+        self.identities: list[str] = []
+        self._looks: list[Looks] = []
         self._images = images
         self._naming = naming
         self._classes: dict[str, list[npt.NDArray[np.intp]]] = {s: [] for s in self.streams}
@@ -98,7 +103,11 @@ class Recording:
         return (*self.model_notes, *self._naming_notes)
 
     def append(
-        self, activations: Activations, labels: Sequence[int | None], identities: Sequence[str]
+        self,
+        activations: Activations,
+        labels: Sequence[int | None],
+        identities: Sequence[str],
+        looks: Looks,
     ) -> None:
         """Add the next images in all streams.
 
@@ -119,6 +128,18 @@ class Recording:
         for key, rows in activations.items():
             self._rows[key].append(rows)
         self.labels += labels
+        self.identities += identities
+        self._looks.append(looks)
+
+    @property
+    def looks(self) -> Looks:
+        """What each image looks like, shape [n]."""
+        return together(self._looks)[: len(self)]
+
+    @property
+    def groups(self) -> npt.NDArray[np.intp]:
+        """Which picture each image is, shape [n]: near duplicates are one."""
+        return near_duplicates(self.looks)
 
     def _prepared(self, widths: Mapping[str, int]) -> dict[tuple[str, str], ActivationBuffer]:
         size = 4 * self._images * len(self.streams) * sum(widths.values())
@@ -174,7 +195,7 @@ class Recording:
 
     def truncate(self, images: int) -> None:
         """Forget all images from number `images` on."""
-        del self.labels[images:]
+        del self.labels[images:], self.identities[images:]
         for rows in self._rows.values():
             rows.truncate(images)
 

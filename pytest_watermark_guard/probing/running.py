@@ -14,6 +14,7 @@ from torch import nn
 
 from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.inputs import model_inputs
+from pytest_watermark_guard.images.looks import Looks
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.foreign import explained, out_of_memory
@@ -83,6 +84,7 @@ class ActivationChunk(NamedTuple):
     activations: dict[tuple[str, str], Array]
     identities: tuple[str, ...]
     labels: tuple[int | None, ...]
+    looks: Looks
     plan: Plan
     notes: tuple[str, ...]
     weights: str
@@ -159,6 +161,7 @@ def compute(
                 activations,
                 batch.identities,
                 batch.labels,
+                batch.looks,
                 plan=executor.plan,
                 notes=recorder.notes,
                 weights=weights,

@@ -174,9 +174,11 @@ def true_classes(
     n_classes = max(2, len(names))
     for identity, label in zip(identities, labels, strict=True):
         if label is not None and not 0 <= label < n_classes:
+            from_one = label == n_classes and 0 not in labels
             raise ImagesError(
                 f"labels: {label} of image {identity!r} is no index of the model's "
                 f"{n_classes} classes"
+                + (", which count from 0; subtract 1 from every label" if from_one else "")
             )
     by_name = {name: index for index, name in enumerate(names) if not name.isdigit()}
     return np.array(

@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.images.looks import Looks
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
 from pytest_watermark_guard.probing.recording import Recording
@@ -36,6 +37,8 @@ class CachedActivations:
         The first k images, in the probe's order; k may differ, and be 0.
     answers : mapping of (stream, layer) to ndarray
         What the model answered to the first images, see `first_answers`, where k > 0.
+    looks : ndarray
+        What the images look like, of as many as any array has.
     """
 
     layers: tuple[str, ...]
@@ -45,6 +48,7 @@ class CachedActivations:
     run: str
     arrays: Mapping[tuple[str, str], Array]
     answers: Mapping[tuple[str, str], Array]
+    looks: Looks
 
     def length(self, stream: str) -> int:
         """Return for how many images all layers of a stream are known."""
@@ -94,6 +98,9 @@ class ActivationCache:
         text = self.store.get("layers", key)
         if text is None:
             return None
+        looks = self.store.get_array("looks", self._looks_key)
+        if looks is None:  # removed to make room
+            return None
         facts: dict[str, Any] = json.loads(text)
         arrays, answers = {}, {}
         for stream in streams:
@@ -103,7 +110,7 @@ class ActivationCache:
                 if array is None or answer is None:
                     arrays[stream, layer] = np.empty((0, 0), np.float32)
                 else:
-                    arrays[stream, layer] = array
+                    arrays[stream, layer] = array[: len(looks)]
                     answers[stream, layer] = answer
         return CachedActivations(
             layers=tuple(facts["layers"]),
@@ -113,6 +120,7 @@ class ActivationCache:
             run=facts["run"],
             arrays=arrays,
             answers=answers,
+            looks=looks,
         )
 
     def save(
@@ -156,6 +164,9 @@ class ActivationCache:
             "weights": recording.weights,
             "run": run,
         }
+        looks = self.store.get_array("looks", self._looks_key)
+        if looks is None or len(looks) < len(recording):
+            self.store.put_array("looks", self._looks_key, recording.looks)
         for stream in recording.streams:
             for layer in recording.names:
                 known = None if replace else self._array(stream, layer, run)
@@ -176,6 +187,10 @@ class ActivationCache:
 
     def _array(self, *place: str) -> Array | None:
         return self.store.get_array("activations", self._array_key(*place))
+
+    @property
+    def _looks_key(self) -> str:
+        return self.keys.key("looks")
 
     def _array_key(self, stream: str, layer: str, run: str, *more: str) -> str:
         return self.keys.key(self.keys.streams[stream], layer, run, *more)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pytest_watermark_guard.caching.store import Store
 from pytest_watermark_guard.probing.caches.activations import ActivationCache
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.probing.caches.notes import NoteCache
 from pytest_watermark_guard.probing.caches.plans import PlanCache
 from pytest_watermark_guard.probing.caches.results import ResultCache
 from pytest_watermark_guard.probing.caches.scores import ScoreCache
@@ -19,6 +20,7 @@ class ProbeCache(NamedTuple):
     scores: ScoreCache
     results: ResultCache
     plans: PlanCache
+    notes: NoteCache
 
 
 def open_cache(store: Store, keys: CacheKeys) -> ProbeCache:
@@ -28,4 +30,5 @@ def open_cache(store: Store, keys: CacheKeys) -> ProbeCache:
         ScoreCache(store, keys),
         ResultCache(store, keys),
         PlanCache(store, keys),
+        NoteCache(store, keys),
     )

@@ -31,6 +31,7 @@ class ProbeMeasurement(NamedTuple):
     early_stop: EarlyStop | None
     dead_units: Mapping[str, int]
     saturated: bool
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class ResultCache:
             early_stop=report.early_stop,
             dead_units=report.dead_units,
             saturated=bool(data["saturated"]),
+            doubts=tuple(map(str, data["doubts"])),
         )
         return measurement, answers
 
@@ -98,8 +100,9 @@ class ResultCache:
             "report": json.loads(report.to_json()),
             "answers": [*answers],
             "saturated": measurement.saturated,
+            "doubts": measurement.doubts,
         }
         self.store.put("results", key, json.dumps(data).encode())
 
     def _key(self, asked: str) -> str:
-        return self.keys.key("result/2", self.keys.exact, *self.keys.streams.values(), asked)
+        return self.keys.key("result/3", self.keys.exact, *self.keys.streams.values(), asked)

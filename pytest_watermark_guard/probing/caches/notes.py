@@ -1,0 +1,32 @@
+"""Notes that take forward passes of their own to find."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_watermark_guard.caching.keys import digest
+from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.reports.scores import Scores
+
+
+@dataclass(frozen=True)
+class NoteCache:
+    """Keeps notes by the scores that gave rise to them: a model that changes gives others."""
+
+    store: Store
+    keys: CacheKeys
+
+    def load(self, scores: Mapping[tuple[str, str], Scores]) -> tuple[str, ...] | None:
+        """Return the notes that were found for these scores, or None."""
+        text = self.store.get("notes", self._key(scores))
+        return None if text is None else tuple(map(str, json.loads(text)))
+
+    def save(self, scores: Mapping[tuple[str, str], Scores], notes: tuple[str, ...]) -> None:
+        """Keep what `load` returns."""
+        self.store.put("notes", self._key(scores), json.dumps(notes).encode())
+
+    def _key(self, scores: Mapping[tuple[str, str], Scores]) -> str:
+        return self.keys.key("notes/1", digest([(key, one.auroc) for key, one in scores.items()]))
