@@ -177,9 +177,9 @@ class Recording:
             if step < units:  # not all of them fit into memory
                 largest = largest_d_bounds(area, error, len(np.unique(groups)), LEVEL)
             else:
-                low, high = (self[stream, layer].columns() for stream in pair)
+                before, after = (self[stream, layer].columns() for stream in pair)
                 paired = PairedAuroc(area, error)
-                largest = largest_d_interval(low, high, LEVEL, groups, paired=paired)
+                largest = largest_d_interval(before, after, LEVEL, groups, paired=paired)
             scores[pair] = UnitScores(area, error, largest)
         return scores
 

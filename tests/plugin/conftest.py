@@ -7,9 +7,12 @@ from PIL import Image
 SHOP = '''
 import torch
 from torch import nn
+from pytest_watermark_guard import Preprocessing
 
 class Sensitive(nn.Module):
     """Class 1, "carton", and feature 2 see the brightest pixel: ink on a dark photo."""
+    preprocessing = Preprocessing(size=(48, 48))
+
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(3, 2, bias=False)
@@ -39,12 +42,12 @@ def broken():
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Twelve dark photos at the size that models assume."""
+    """64 dark photos, which are enough to tell."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
-    for index in range(12):
+    for index in range(64):
         low = rng.integers(0, 60)
-        pixels = rng.integers(low, low + 60, (224, 224, 3), dtype=np.uint8)
+        pixels = rng.integers(low, low + 60, (48, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:02}.png")
     return folder
 
@@ -62,6 +65,7 @@ def project(pytester, photos, monkeypatch):
         wm_images = {photos}
         wm_scenarios = chinese latin
         pythonpath = .
+        filterwarnings = default
         """
     )
     return pytester

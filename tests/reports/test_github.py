@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from pytest_watermark_guard import ProbeReport, Scores, judge
 from pytest_watermark_guard.reports.github_annotations import (
     SENSITIVE,
-    error_commands,
+    commands,
     gate_failure,
 )
 from pytest_watermark_guard.reports.github_summary import step_summary
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def scores(layer, scenario, areas, names=None):
     areas = np.array(areas, dtype=float)
     names = names or tuple(map(str, range(len(areas))))
-    return (layer, scenario), Scores(layer, scenario, areas, areas * 0 + 0.01, 256, names)
+    return (layer, scenario), Scores(layer, scenario, areas, areas * 0 + 0.002, 256, names)
 
 
 PLAIN = ProbeReport(
@@ -141,7 +141,7 @@ def parsed(line):
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_an_annotation_says_what_it_was_told(text):
     file = text.replace("/", "").replace("\0", "") or "x"
-    (line,) = error_commands([(SENSITIVE, text, (f"/repo/sub/{file}", 7))], "/repo")
+    (line,) = commands("error", [(SENSITIVE, text, (f"/repo/sub/{file}", 7))], "/repo")
     assert len(line.split("\n")) == len(line.split("\r")) == 1
     name, told, data = parsed(line)
     assert (name, data) == ("error", text)
@@ -154,7 +154,7 @@ def test_an_annotation_says_what_it_was_told(text):
     [(None, "/repo"), (("/elsewhere/t.py", 7), "/repo"), (("/repo/t.py", 7), "")],
 )
 def test_a_place_that_github_does_not_know_is_left_out(place, workspace):
-    (line,) = error_commands([(SENSITIVE, "text", place)], workspace)
+    (line,) = commands("error", [(SENSITIVE, "text", place)], workspace)
     assert line == "::error title=Watermark-sensitive model::text"
 
 

@@ -30,7 +30,7 @@ CLASSES = ("beach", "carton", "pointer", "safe")
 def scores(layer, scenario, areas, names=None):
     areas = np.array(areas, dtype=float)
     names = names or tuple(map(str, range(len(areas))))
-    return (layer, scenario), Scores(layer, scenario, areas, areas * 0 + 0.01, 256, names)
+    return (layer, scenario), Scores(layer, scenario, areas, areas * 0 + 0.002, 256, names)
 
 
 PLAIN = ProbeReport(
@@ -106,7 +106,7 @@ def numbers(text, kind="<u2"):
 
 def test_the_verdict_comes_first_in_words():
     page = Page(render([(CLEAN, [judge(CLEAN)]), (PLAIN, [judge(PLAIN)])]))
-    assert page.text("h1") == "1 of 2 models is watermark-sensitive"
+    assert page.text("h1") == "1 of 2 models fails"
     words = [data for tag, data in page.texts if tag == "span"]
     first = words.index("failed")
     assert first < words.index("passed")
@@ -115,7 +115,7 @@ def test_the_verdict_comes_first_in_words():
         "1 logit and 2 features react",
         "highest d 0.980, unit 0",
     ]
-    assert "no unit reacts" in words
+    assert "nothing reaches 0.95" in words
 
 
 OTHER = replace(CLEAN, model="other")
@@ -125,14 +125,14 @@ OTHER = replace(CLEAN, model="other")
     ("entries", "failures", "expected"),
     [
         ([(PLAIN, [])], {}, "Watermark-sensitive"),
-        ([(CLEAN, [])], {}, "Not watermark-sensitive"),
-        ([(CLEAN, []), (OTHER, [])], {}, "None of 2 models is watermark-sensitive"),
+        ([(CLEAN, [])], {}, "Nothing reaches 0.95"),
+        ([(CLEAN, []), (OTHER, [])], {}, "None of 2 models fails"),
         # A model that was probed twice is still one; and where there are gates, they count.
-        ([(CLEAN, []), (CLEAN, [])], {}, "None of 2 probes found a model watermark-sensitive"),
-        ([(PLAIN, []), (CLEAN, [judge(CLEAN)])], {}, "Not watermark-sensitive"),
+        ([(CLEAN, []), (CLEAN, [])], {}, "None of 2 probes fails"),
+        ([(PLAIN, []), (CLEAN, [judge(CLEAN)])], {}, "Nothing reaches 0.95"),
         ([], {}, "No probe was made"),
         ([], {"hf:x": "no such model"}, "No model could be probed"),
-        ([(CLEAN, [])], {"hf:x": "no"}, "Not watermark-sensitive, 1 could not be probed"),
+        ([(CLEAN, [])], {"hf:x": "no"}, "Nothing reaches 0.95, 1 could not be probed"),
     ],
 )
 def test_headlines(entries, failures, expected):
@@ -144,7 +144,7 @@ def test_headlines(entries, failures, expected):
 def test_an_accepted_unit_is_no_failure():
     verdict = judge(PLAIN, 0.95, {"logits:carton": "labels", "features:0": "a", "features:1": "b"})
     page = Page(render([(PLAIN, [verdict])]))
-    assert page.text("h1") == "Not watermark-sensitive"
+    assert page.text("h1") == "Passes, with strong reactions"
     assert "3 accepted units, no other" in page.text("span")
 
 

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def scores(layer, scenario, areas, names=None):
     areas = np.array(areas, dtype=float)
     names = names or tuple(map(str, range(len(areas))))
-    return (layer, scenario), Scores(layer, scenario, areas, areas * 0 + 0.01, 256, names)
+    return (layer, scenario), Scores(layer, scenario, areas, areas * 0 + 0.002, 256, names)
 
 
 CLASSES = ("beach", "carton", "German short-haired pointer", "safe")

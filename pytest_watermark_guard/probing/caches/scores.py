@@ -31,8 +31,9 @@ class ScoreCache:
             key = self._key(recording, layer, pair)
             array = self.store.get_array("scores", key, mmap=False)
             if array is not None:
-                *both, low, high = array
-                scores[pair] = UnitScores(*np.split(np.array(both), 2), (float(low), float(high)))
+                area, error = np.split(array[:-2], 2)
+                low, high = map(float, array[-2:])
+                scores[pair] = UnitScores(area, error, (low, high))
         return scores
 
     def save(self, recording: Recording, layer: str, scores: PairScores) -> None:
