@@ -304,7 +304,7 @@ def main() -> None:
     tables = [
         lambda: single(options.units // less),
         lambda: grouped(options.units // less),
-        lambda: largest(80 // less),
+        lambda: largest(200 // less),
         lambda: shares(1000 // less),
         lambda: boundary(500 // less),
     ]
