@@ -7,6 +7,7 @@ Each table takes up to three minutes on one core, with ``--quick`` some seconds 
 - groups: the same where five images each are near duplicates;
 - largest: the largest d of 2,000 units together;
 - shares: of images, and the difference of two, some in groups of five;
+- boundary: how often "reaches" and "below" are said of a unit exactly at the threshold;
 - decisions: "reaches", "below", "unclear" on a real network's features and logits under Chinese
   marks, whose largest d over 998 photos is 0.881, from random subsets of the photos; beside it the
   plain rule that the largest d found is held against the threshold;
@@ -233,6 +234,23 @@ def _bounds(interval, rows, groups=None) -> tuple[Floats, Floats]:
     return low, high
 
 
+def boundary(units: int) -> None:
+    """Each answer is an error for one of two truths: A just below the threshold, or at it."""
+    print(
+        f"\nboundary: one unit of A = {THRESHOLDS[0]}, the threshold; {units} samples in each cell"
+    )
+    print(f"{'n':>5}" + "".join(f"{kind:>16}" for kind in KINDS) + '   "reaches", "below"')
+    for n in IMAGES:
+        print(f"{n:>5}", end="")
+        for kind in KINDS:
+            scores, truth = simulate(kind, n, units, THRESHOLDS[0])
+            found = np.stack(paired_auroc(*scores), axis=1)
+            said = [decide(area, error, n, truth).answer for area, error in found[..., None]]
+            errors = (said.count(answer) / units for answer in ("reaches", "below"))
+            print("".join(f"{share:>8.1%}" for share in errors), end="")
+        print(flush=True)
+
+
 def real(file: Path | None, runs: int) -> None:
     scores = activations(file)
     low, high = (
@@ -288,6 +306,7 @@ def main() -> None:
         lambda: grouped(options.units // less),
         lambda: largest(200 // less),
         lambda: shares(1000 // less),
+        lambda: boundary(500 // less),
     ]
     if os.environ.get(DATA):
         tables.append(lambda: real(options.activations, 200 // less))
