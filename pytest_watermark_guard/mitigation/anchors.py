@@ -23,6 +23,8 @@ from pytest_watermark_guard.models.identity import OWN_BUFFER
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.layers import Trace, trace_calls
 
+_AXIS = f"{OWN_BUFFER}axis"
+_PREPARE = "__prepare_scriptable__"  # what torch.jit.script calls, of a module that has it
 _TOLERANCE = 1e-5  # of the largest feature: another order of summation, and no more
 
 
@@ -44,6 +46,10 @@ class Anchor:
         like = next(chain(root.parameters(), root.buffers()), torch.empty(0))
         for name, tensor in intervention.tensors().items():
             module.register_buffer(OWN_BUFFER + name, _like(tensor, like), persistent=False)
+        if not self.of_input:
+            module.__dict__[_AXIS] = self.dim
+            return module.register_forward_hook(type(intervention).hook, prepend=True)
+        module.__dict__[_PREPARE] = partial(_refuse_scripting, str(self))
         change = partial(_change, dim=self.dim, transform=type(intervention).transform)
         return self.hook(root, change)
 
@@ -63,12 +69,21 @@ class Anchor:
         module = root.get_submodule(self.module)
         for name in [name for name in module._buffers if name.startswith(OWN_BUFFER)]:
             delattr(module, name)
+        for name in (_AXIS, _PREPARE):
+            module.__dict__.pop(name, None)
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return a tensor on the other's device, and in its precision if both have one."""
     floating = tensor.is_floating_point() and other.is_floating_point()
     return tensor.to(other.device, other.dtype if floating else None)
+
+
+def _refuse_scripting(place: str) -> None:
+    raise MaskError(
+        f"a model that is masked at {place} cannot be scripted, as TorchScript knows no hooks that "
+        "take all arguments of a call: use torch.jit.trace, or script what fold_mask returns"
+    )
 
 
 def _change(module: nn.Module, value: Tensor, dim: int, transform: Any) -> Tensor:

@@ -25,6 +25,7 @@ from pytest_watermark_guard.mitigation.intervention import Intervention
 from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.loading.introspection import input_shape
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.foreign import explained
 from pytest_watermark_guard.models.reading.outputs import main_tensor
 from pytest_watermark_guard.models.state import eager, preserved, unwrapped
 from pytest_watermark_guard.probing.context import current_run
@@ -131,7 +132,8 @@ def examined(
         inputs = _input_like(root, example)
         try:
             outputs = current_run().settings.outputs
-            recorder = ActivationRecorder(root, ("features",), inputs, outputs)
+            with explained(root, inputs, "finding its features"):
+                recorder = ActivationRecorder(root, ("features",), inputs, outputs)
         except LayerError as error:
             raise MaskError(f"the features of {called(root)} are not found: {error}") from error
         if not recorder.hookable:
@@ -292,6 +294,11 @@ def _required(model: nn.Module) -> Applied:
 
 
 def _applied(model: nn.Module) -> Applied | None:
+    if not isinstance(model, nn.Module):
+        raise MaskError(
+            f"only a torch.nn.Module can carry a mask, and this is a {type(model).__name__}: mask "
+            "the module, and export that"
+        )
     carriers = (module.__dict__.get(_APPLIED) for module in unwrapped(model).modules())
     return next((applied for applied in carriers if applied is not None), None)
 

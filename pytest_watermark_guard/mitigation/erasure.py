@@ -197,10 +197,16 @@ class FeatureErasure:
     @staticmethod
     def transform(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return features [..., width] without what is to be taken out, of the same type."""
-        left, right, mean = (tensors[name] for name in _ARRAYS)
-        exact = features.to(torch.promote_types(features.dtype, left.dtype))
-        erased = exact - ((exact - mean) @ right.mT) @ left.mT
-        return erased.to(features.dtype)
+        return erased(features, *(tensors[name] for name in _ARRAYS))
+
+    @staticmethod
+    def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+        """Do so to what a module returns; of its own, it has the tensors, and the units' axis."""
+        # In TorchScript too: what it calls, and every name, must be known to that.
+        last = output.ndim - 1
+        features = output.transpose(module._wm_axis % output.ndim, last)
+        changed = erased(features, module._wm_left, module._wm_right, module._wm_mean)
+        return changed.transpose(module._wm_axis % output.ndim, last)
 
     def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight [out, width] and bias [out] of a head that erases by itself."""
@@ -253,6 +259,12 @@ class FeatureErasure:
             if data["kind"] != FORMAT.noun:
                 raise MaskError(f"it holds {data['kind']!r}, not {FORMAT.noun!r}")
             return cls.from_dict(data)
+
+
+def erased(features: Tensor, left: Tensor, right: Tensor, mean: Tensor) -> Tensor:
+    """Return features [..., width] without what an erasure takes out, of the same type."""
+    exact = features.to(torch.promote_types(features.dtype, left.dtype))
+    return (exact - ((exact - mean) @ right.t()) @ left.t()).to(features.dtype)
 
 
 def _leace() -> Any:

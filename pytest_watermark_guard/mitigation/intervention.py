@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -29,6 +29,14 @@ class Intervention(Protocol):
     @staticmethod
     def transform(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return changed features, shape [..., width]; the given ones are left as they are."""
+
+    @staticmethod
+    def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+        """Transform what a module returns: a forward hook that TorchScript can compile.
+
+        The tensors are the module's buffers, and the axis of the units is its attribute, under
+        names that begin with `models.identity.OWN_BUFFER`.
+        """
 
     def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return a head's weight [out, width] and bias [out] that do the same by themselves."""

@@ -128,8 +128,17 @@ class FeatureMask:
     @staticmethod
     def transform(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return a copy of features [..., width] with the units at exactly 0, whatever they are."""
-        # Not masked_fill, which would change the memory format, and with it the rounding of means.
-        return torch.where(tensors["zeroed"], 0, features)
+        return with_zeros(features, tensors["zeroed"])
+
+    @staticmethod
+    def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+        """Do so to what a module returns; of its own, it has the tensors, and the units' axis."""
+        # In TorchScript too: what it calls, and every name, must be known to that.
+        last = output.ndim - 1
+        features = output.transpose(module._wm_axis % output.ndim, last)
+        return with_zeros(features, module._wm_zeroed).transpose(
+            module._wm_axis % output.ndim, last
+        )
 
     def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return a head's weight [out, width] with the units' columns at 0, and its bias."""
@@ -161,6 +170,12 @@ class FeatureMask:
                 weights=str(data["weights"]),
                 description=str(data["description"]),
             )
+
+
+def with_zeros(features: Tensor, zeroed: Tensor) -> Tensor:
+    """Return features [..., width] with those that are `zeroed` at exactly 0."""
+    # Not masked_fill, which would change the memory format, and with it the rounding of means.
+    return torch.where(zeroed, 0, features)
 
 
 def _choose(

@@ -17,6 +17,7 @@ from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.reading.foreign import explained
 from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.context import current_run
@@ -60,7 +61,8 @@ class Encoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Embed pixels [B, 3, H, W], uint8 or in [0, 1], as float32 [B, units]."""
         inputs = self.preprocessing.to_input(pixels.to(self._device), input_dtype(self.module))
-        activations = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
+        with explained(self.module, inputs, "embedding images"):
+            activations = self._recorder(inputs.contiguous(memory_format=torch.channels_last))
         embedded = activations[self._layer]
         if not torch.isfinite(embedded).all():
             raise OwnershipError(f"{called(self.module)}: some {self._layer} are NaN or infinite")
@@ -90,7 +92,9 @@ def opened(
     example = torch.rand(2, 3, *fixed_size(preprocessing), generator=generator)
     inputs = preprocessing.to_input(example.to(device), input_dtype(module))
     outputs = current_run().settings.outputs
-    with ActivationRecorder(module, (layer,), inputs, outputs) as recorder:
+    with explained(module, inputs, f"finding its {layer}"):
+        recorder = ActivationRecorder(module, (layer,), inputs, outputs)
+    with recorder:
         yield Encoder(recorder, preprocessing, device)
 
 

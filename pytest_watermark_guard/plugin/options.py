@@ -38,7 +38,7 @@ RUN_OPTIONS = (
     Option(
         "model",
         "gate a model, no test file needed: torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, "
-        "package.module:factory or file.pt2, with ?weights=FILE; repeatable",
+        "package.module:factory, file.pt2 or file.onnx, with ?weights=FILE; repeatable",
         metavar="SPEC",
         ini_type="linelist",
     ),

@@ -168,7 +168,9 @@ def _placed(
         return runnable_on(module, device), device, ()
     notes = []
     if settings.precision == "bfloat16":
-        notes.append(f"precision='bfloat16' changes nothing: {module.called} has {module.computes}")
+        notes.append(
+            f"precision='bfloat16' changes nothing: {module.called} computes {module.computes}"
+        )
     if settings.device == "auto":
         module, device, why = module.placed_by_default(device)
         notes += [why] * bool(why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.errors import MaskError, ModelError
 from pytest_watermark_guard.mitigation.apply import masked_at
 
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -347,6 +348,60 @@ def test_exported_programs_cannot_be_masked(net):
     exported = torch.export.export(net, (X,)).module()
     with pytest.raises(MaskError, match="takes no hooks"):
         wm.apply_mask(exported, MASK, example=X, inplace=True)
+
+
+@pytest.mark.parametrize("model", ["net.onnx", abs])
+def test_only_modules_can_be_masked(model):
+    with pytest.raises(MaskError, match=r"only a torch\.nn\.Module can carry a mask"):
+        wm.apply_mask(model, MASK)
+    with pytest.raises(MaskError, match=r"only a torch\.nn\.Module can carry a mask"):
+        wm.fold_mask(model, MASK)
+
+
+class Raises(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        raise ValueError("no such size")
+
+
+def test_what_a_model_raises_says_what_it_was_fed():
+    with pytest.raises(ModelError, match=r"Raises raised ValueError: no such size\nwhile finding"):
+        wm.apply_mask(Raises(), MASK, example=X)
+
+
+ERASURE = wm.FeatureErasure(
+    np.linspace(-1, 1, 8)[:, None], np.linspace(0.1, 0.2, 8)[None], np.full(8, 0.3)
+)
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, X)])
+@pytest.mark.parametrize("intervention", [MASK, ERASURE], ids=["mask", "erasure"])
+@pytest.mark.filterwarnings("ignore")  # torch advises against TorchScript
+def test_a_masked_model_becomes_torchscript(net, tmp_path, intervention, compiled):
+    masked = wm.apply_mask(net, intervention, example=X)
+    compiled(masked).save(tmp_path / "masked.pt")
+    loaded = torch.jit.load(tmp_path / "masked.pt")
+    x = torch.rand_like(X)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), masked(x))
+        assert not torch.allclose(masked(x), net(x), atol=1e-4)
+    plain = wm.remove_mask(masked)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(plain)(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch advises against TorchScript
+def test_a_masked_input_cannot_be_scripted_but_traced(net):
+    masked = wm.apply_mask(ActivatedOutside().eval(), MASK, example=X)
+    assert "input" in masked_at(masked)
+    with pytest.raises(MaskError, match=r"cannot be scripted.*torch\.jit\.trace.*fold_mask"):
+        torch.jit.script(masked)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(masked, X)(X), masked(X))
+        torch.jit.script(wm.remove_mask(masked))
 
 
 @pytest.mark.parametrize("dynamo", [False, True])

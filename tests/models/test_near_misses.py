@@ -56,13 +56,6 @@ class Training(LightningModule):
         self.net = Net()
 
 
-class AOTICompiledModel:
-    """Like what aoti_load_package returns."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x
-
-
 class TwoTowers(Net):
     """Like transformers' CLIPModel."""
 
@@ -97,12 +90,10 @@ NEAR_MISSES: dict[Callable[[], Any], str] = {
     TwoTowers: r"takes text beside pictures: pass its picture tower, \.vision_model",
     lambda: Net().state_dict(): r"weights without an architecture.*load_state_dict.*\?weights=FILE",
     on_meta: r"Net is on the meta device.*to_empty",
-    AOTICompiledModel: "compiled code without layers",
     lambda: Path("w.pth"): r"its architecture, such as 'torchvision:resnet18\?weights=w\.pth'",
     lambda: Net: "the class Net: pass an instance",
     lambda: wm.load_model("torchvision:squeezenet1_1@random"): r"LoadedModel: pass its \.module",
-    lambda: abs: "builtin_function_or_method: make it the forward of a torch.nn.Module",
-    lambda: 3: "a torch.nn.Module or a model spec, got int",
+    lambda: 3: "a model spec or a function from a batch to logits, got int",
 }
 
 

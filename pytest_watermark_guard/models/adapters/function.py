@@ -38,7 +38,7 @@ class FunctionModel(AdaptedModel):
     @property
     def computes(self) -> str:
         """That only the function knows."""
-        return "the precision of its own code"
+        return "as the function has it"
 
     def placed(self, device: torch.device) -> FunctionModel:
         """Return itself: it is fed wherever the batch is."""

@@ -120,7 +120,7 @@ class OnnxModel(AdaptedModel):
     @property
     def computes(self) -> str:
         """That no setting changes what the file says."""
-        return f"{self.input.dtype} input and the file's own precision"
+        return f"as the file has it ({self.input.dtype} input)"
 
     def placed(self, device: torch.device) -> OnnxModel:
         """Return a copy that runs on a device, if it is another.

@@ -30,6 +30,7 @@ from pytest_watermark_guard.models.reading.outputs import (
 )
 
 _ALIKE = 1e-3  # of the largest number: what one image gets, alone and among others
+_ROUNDED = 5e-2  # the same, of values that are rounded to half precision or fewer bits
 
 _PERHAPS_ENCODER = (
     ", and then through a pooled 1x1 convolution, which may be an encoder's last layer as well: if "
@@ -129,11 +130,15 @@ class OnnxReader:
             if are_shares(logits):
                 prepared = logarithms
                 logits = logarithms(logits)
-            candidates = self._candidates(value, example, prepared)
-            for tap in find_bottleneck(candidates, example, logits):
-                self._main = name
-                pooled = tap.module == self._graph.pooled_classifier(value)
-                return tap, _PERHAPS_ENCODER if pooled else ""
+            for candidate in self._candidates(value, example, prepared):
+                # Of its own: in half precision, a part rounds otherwise than the whole.
+                own = candidate.rerun(lambda tensor, _: tensor)
+                if not _alike(own, logits, _ROUNDED):
+                    continue
+                for tap in find_bottleneck([candidate], example, own):
+                    self._main = name
+                    pooled = tap.module == self._graph.pooled_classifier(value)
+                    return tap, _PERHAPS_ENCODER if pooled else ""
         return None, ""
 
     def _candidates(
@@ -238,14 +243,14 @@ def _batch_size(model: OnnxModel, example: Tensor) -> tuple[int | None, str]:
     return (1, f"{model.called} is run on one image at a time: {why}") if why else (None, "")
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: Any, other: Any, tolerance: float = _ALIKE) -> bool:
     if not isinstance(one, Tensor):
         return type(one) is type(other)
     if one.shape != other.shape:
         return False
     scale = float(one.abs().max()) if one.numel() else 0.0
     return torch.allclose(
-        one.double(), other.double(), rtol=0.0, atol=_ALIKE * scale, equal_nan=True
+        one.double(), other.double(), rtol=0.0, atol=tolerance * scale, equal_nan=True
     )
 
 

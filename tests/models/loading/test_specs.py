@@ -50,6 +50,7 @@ from pytest_watermark_guard.models.loading.specs import ModelSpec, parse_spec
             ("factory", "models:Net.small", None, "w.safetensors", None),
         ),
         ("out/model.pt2", ("exported", "out/model.pt2", None, None, None)),
+        ("out/model.onnx", ("onnx", "out/model.onnx", None, None, None)),
         (r"C:\out\model.pt2", ("exported", r"C:\out\model.pt2", None, None, None)),
     ],
 )
@@ -76,6 +77,7 @@ def test_grammar(text: str, expected: tuple[Any, ...]) -> None:
         ("torchvision:resnet18@random?weights=a.pth", "exclude each other"),
         ("models:build?num_classes=5", "your factory"),
         ("model.pt2?weights=a.pth", "carries its weights"),
+        ("model.onnx?weights=a.pth", "carries its weights"),
         ("weights/model.pth", "torchvision:resnet18.weights=weights/model.pth"),
         ("m/model.safetensors.index.json", "torchvision:resnet18.weights=m/model"),
         ("../models:build", "names no model"),
@@ -379,7 +381,7 @@ def test_factories(project: Path) -> None:
     [
         ("wm_factories:bild", "no attribute 'bild'; did you mean build", AttributeError),
         ("wm_factories:fail", r"fail\(\) raised KeyError: 'checkpoint'", KeyError),
-        ("wm_factories:wrong", "returned a list, not a torch.nn.Module", None),
+        ("wm_factories:wrong", "returned a list, neither a torch.nn.Module nor", None),
         ("wm_factories:number", "is a int, neither", None),
         ("wm_broken:build", "a_module_that_is_not_there", ModuleNotFoundError),
         ("wm_missing:build", "importing wm_missing failed", ModuleNotFoundError),
