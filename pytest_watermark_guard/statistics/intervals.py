@@ -1,13 +1,16 @@
-"""Confidence intervals for an AUROC."""
+"""Confidence intervals for an AUROC, and for a difference between paired shares."""
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.statistics.auroc import Floats, areas_of, as_pairs
+
+_BISECTIONS = 60
 
 
 def logit_interval(
@@ -62,6 +65,63 @@ def bootstrap_interval(
     areas = [areas_of(low[images].T, high[images].T) for images in drawn]
     bounds: Floats = np.quantile(areas, [tail, 1 - tail], axis=0)
     return bounds[0], bounds[1]
+
+
+def paired_difference_interval(
+    values: npt.ArrayLike, level: float, groups: npt.ArrayLike | None = None
+) -> tuple[float, float]:
+    """Interval for the mean of differences that are each −1, 0 or 1: one share minus another.
+
+    Tango's score interval (1998, "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design"). It needs no number of differences to be large, and
+    is no point where none differs: there it is ± z² / (n + z²). `groups` names each value's group,
+    of values that depend on each other: they then count as so many fewer independent ones as the
+    error of the mean is larger (the design effect, Rao and Scott 1992). Other values, none at all,
+    or another number of groups than of values is a ValueError, and so is a bad `level`.
+    """
+    z = NormalDist().inv_cdf(1 - _tail(level))
+    differences = np.asarray(values, dtype=np.float64)
+    if differences.ndim != 1 or not len(differences):
+        raise ValueError(f"values: a list of at least one, got shape {differences.shape}")
+    if not np.isin(differences, (-1, 0, 1)).all():
+        raise ValueError("values: each must be -1, 0 or 1")
+    effect = 1.0 if groups is None else _design_effect(differences, np.asarray(groups))
+    n = len(differences) / effect
+    won = int((differences == 1).sum()) / effect
+    lost = int((differences == -1).sum()) / effect
+    return -_tango_bound(lost, won, n, z), _tango_bound(won, lost, n, z)
+
+
+def _tango_bound(won: float, lost: float, n: float, z: float) -> float:
+    """Return the largest difference that the score test does not reject, by bisection."""
+
+    def rejects(difference: float) -> bool:
+        # The share of losses, at its most likely for this difference, is a quadratic's root.
+        b = (2 * n - won + lost) * difference - won - lost
+        c = -lost * difference * (1 - difference)
+        share = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+        variance = n * (2 * share + difference * (1 - difference))
+        return n * difference - (won - lost) > z * math.sqrt(max(0.0, variance))
+
+    low, high = (won - lost) / n, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if rejects(middle) else (middle, high)
+    return high
+
+
+def _design_effect(values: Floats, groups: npt.NDArray[np.generic]) -> float:
+    """Return how many times its independent value the variance of the mean is, at least 1."""
+    if groups.shape != values.shape:
+        raise ValueError(f"groups: one for each of {len(values)} values, got shape {groups.shape}")
+    _, group = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group)
+    residuals = values - values.mean()
+    squares = float(np.square(residuals).sum())
+    if not squares:  # all alike: how far groups agree within themselves cannot be told
+        return len(values) / len(sizes)
+    sums = np.bincount(group, weights=residuals)
+    return max(1.0, float(np.square(sums).sum()) / squares)
 
 
 def _tail(level: float) -> float:

@@ -3,11 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
-from scipy.stats import norm, rankdata
+from scipy.optimize import minimize_scalar
+from scipy.stats import multinomial, norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from pytest_watermark_guard.statistics.auroc import paired_auroc
-from pytest_watermark_guard.statistics.intervals import bootstrap_interval, logit_interval
+from pytest_watermark_guard.statistics.intervals import (
+    bootstrap_interval,
+    logit_interval,
+    paired_difference_interval,
+)
 
 AREAS = st.floats(0, 1)
 
@@ -46,6 +51,8 @@ def test_rejects_levels(level):
         logit_interval(np.array([0.5]), np.array([0.1]), 10, level)
     with pytest.raises(ValueError, match="level"):
         bootstrap_interval([1.0], [2.0], level)
+    with pytest.raises(ValueError, match="level"):
+        paired_difference_interval([0], level)
 
 
 def paired_scores(n, repetitions, correlation, shift, tied=False):
@@ -133,3 +140,77 @@ def test_bootstrap_needs_pairs_and_resamples():
         bootstrap_interval(np.zeros(3), np.zeros(4), 0.9)
     with pytest.raises(ValueError, match="resamples"):
         bootstrap_interval(np.zeros(3), np.zeros(3), 0.9, resamples=0)
+
+
+def differences(won, lost, alike):
+    return [1] * won + [-1] * lost + [0] * alike
+
+
+def test_a_published_example_of_paired_shares():
+    """Airway hyper-responsiveness, in Fagerland, Lydersen and Laake (2014), table 6."""
+    found = paired_difference_interval(differences(1, 7, 13), 0.95)
+    assert found == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 300), st.floats(0.5, 0.999))
+def test_bounds_are_where_the_score_test_begins_to_reject(won, lost, alike, level):
+    """The test with the share of losses found by maximising the likelihood."""
+    n = won + lost + alike
+    low, high = paired_difference_interval(differences(won, lost, alike), level)
+    assert -1 <= low < (won - lost) / n < high <= 1
+    for bound in (low, high):
+        least, most = max(0.0, -bound), (1 - bound) / 2
+
+        def surprise(share, bound=bound):
+            cells = (won, share + bound), (lost, share), (alike, 1 - 2 * share - bound)
+            return -sum(k * np.log(max(p, 1e-300)) for k, p in cells if k)
+
+        best = minimize_scalar(
+            surprise, bounds=(least, most), method="bounded", options={"xatol": 1e-12}
+        ).x
+        error = np.sqrt((2 * best + bound - bound**2) / n)
+        z = abs((won - lost) / n - bound) / error
+        assert z == pytest.approx(norm.ppf((1 + level) / 2), rel=1e-3)
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.02), (0.1, 0.05), (0.3, 0.1)])
+def test_paired_shares_are_covered_as_often_as_promised(shares):
+    """Over all outcomes of 60 images, by their exact chances."""
+    n, (wins, losses) = 60, shares
+    covered = 0.0
+    for won in range(n + 1):
+        for lost in range(n + 1 - won):
+            chance = multinomial.pmf([won, lost, n - won - lost], n, [*shares, 1 - sum(shares)])
+            if chance > 1e-6:
+                low, high = paired_difference_interval(differences(won, lost, n - won - lost), 0.95)
+                covered += chance * (low <= wins - losses <= high)
+    assert 0.93 < covered < 0.99
+
+
+def test_mirrored_differences_and_groups():
+    values = np.array(differences(9, 4, 87))
+    low, high = paired_difference_interval(values, 0.9)
+    assert paired_difference_interval(-values, 0.9) == pytest.approx((-high, -low))
+    assert paired_difference_interval(values, 0.9, range(100)) == pytest.approx((low, high))
+    # Each value five times in its group tells as much as once.
+    assert paired_difference_interval(
+        np.repeat(values, 5), 0.9, np.repeat(range(100), 5)
+    ) == pytest.approx((low, high))
+    assert paired_difference_interval([0] * 50, 0.9, [0, 1] * 25) == pytest.approx(
+        paired_difference_interval([0, 0], 0.9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "message"),
+    [
+        ([], None, "at least one"),
+        ([0.5], None, "must be -1, 0 or 1"),
+        ([np.nan], None, "must be -1, 0 or 1"),
+        ([[1]], None, "shape"),
+        ([1, 0], [1], "one for each of 2 values"),
+    ],
+)
+def test_no_paired_differences(values, groups, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference_interval(values, 0.95, groups)
