@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
@@ -43,7 +42,7 @@ class HeldOut:
 
     def after(self, erasure: FeatureErasure) -> HeldOut:
         """Return the same images after an erasure."""
-        features = {stream: erased(erasure, rows) for stream, rows in self.features.items()}
+        features = {stream: erasure.applied_to(rows) for stream, rows in self.features.items()}
         return HeldOut(features, self.labels, self.scenarios)
 
     def right(self, head: LinearHead) -> npt.NDArray[np.bool_]:
@@ -91,13 +90,6 @@ class HeldOut:
             flips={name: flips(name) for name in self.scenarios},
             control_flips={name: flips(control_of(name)) for name in self.scenarios},
         )
-
-
-def erased(erasure: FeatureErasure, features: Array) -> Array:
-    """Return features [n, width] after an erasure."""
-    rows = torch.from_numpy(np.ascontiguousarray(features))
-    result: Array = erasure.transform(rows, erasure.tensors()).numpy()
-    return result
 
 
 def _wilson(successes: int, n: int) -> tuple[float, float]:

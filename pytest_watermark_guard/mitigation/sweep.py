@@ -11,7 +11,7 @@ from torch import nn
 from pytest_watermark_guard.errors import ImagesError, MaskError, SettingsError
 from pytest_watermark_guard.images.classes import known_labels, open_labelled
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
-from pytest_watermark_guard.mitigation.held_out import HeldOut, erased
+from pytest_watermark_guard.mitigation.held_out import HeldOut
 from pytest_watermark_guard.mitigation.mask import number_masked
 from pytest_watermark_guard.mitigation.sweep_report import SweepReport
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
@@ -159,13 +159,14 @@ def sweep(
         erasure = FeatureErasure.from_features(
             features[UNMARKED],
             {name: features[name] for name in masked},
+            held_out=(held_out.features[UNMARKED], {n: held_out.features[n] for n in masked}),
             weights=weights,
             source=f"{model}, with {train_set.description}",
         )
     except MaskError as error:
         notes = (*notes, f"erasure was not tried: {error}")
     else:
-        head = trainer.on(erased(erasure, features[UNMARKED]))
+        head = trainer.on(erasure.applied_to(features[UNMARKED]))
         after = testing.after(erasure).judge(head, names, None, 0, testing.right(trained[0]))
     return SweepReport(
         model=model,

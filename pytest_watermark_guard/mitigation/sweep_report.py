@@ -128,7 +128,7 @@ class SweepReport:
                     f"{100 * after.change:+.1f} points ({100 * after.change_interval[0]:+.1f})."
                 )
             else:
-                text += f" Erasure does not keep them either: {choice.shortfall(after)}"
+                text += f" Erasure is not shown to keep both bounds: {choice.shortfall(after)}"
         worse = [
             f"{listed(c.scenario for c in moved)} at alpha {head.alpha:g}"
             for head in self.heads
