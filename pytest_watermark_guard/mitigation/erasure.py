@@ -24,6 +24,7 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
 FORMAT = DocumentFormat("mask", "erasure", MaskError)
+Floats = npt.NDArray[np.float64]
 _LAYER = "features"
 _ARRAYS = ("left", "right", "mean")
 # Singular values above rounding errors count. The package's default ignores those below 0.01, and
@@ -71,9 +72,9 @@ class FeatureErasure:
     or a head that is not linear, may tell them apart. `remaining` says how well units do.
     """
 
-    left: npt.NDArray[np.float64]
-    right: npt.NDArray[np.float64]
-    mean: npt.NDArray[np.float64]
+    left: Floats
+    right: Floats
+    mean: Floats
     weights: str = ""
     description: str = ""
     scenarios: tuple[str, ...] = ()
@@ -303,7 +304,7 @@ class FeatureErasure:
             return cls.from_dict(data)
 
 
-def _fitted(unmarked: Array, marked: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+def _fitted(unmarked: Array, marked: Mapping[str, Array]) -> tuple[Floats, Floats, Floats]:
     """Return left, right and mean."""
     # No limit on the trace of the covariance is needed: the features are whitened by that
     # covariance, so its trace cannot rise.

@@ -22,7 +22,7 @@ from pytest_watermark_guard.probing.recorded import RecordedActivations, recorde
 from pytest_watermark_guard.settings import is_number
 from pytest_watermark_guard.statistics.auroc import auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
-from pytest_watermark_guard.watermarks.streams import UNMARKED
+from pytest_watermark_guard.watermarks.streams import STROKES, UNMARKED
 
 ALPHAS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.25, 0.5)
 """Shares of the features that are masked (Bykov et al., 2023, section 4)."""
@@ -122,7 +122,7 @@ def sweep(
         tuple(scored.values()),
         (_LAYER,),
         seed=chosen.seed + 1,  # strings that no training image had
-        control=True,
+        control=STROKES,
         **common,
     ) as activations:
         streams = activations.recording.streams

@@ -13,29 +13,39 @@ from pytest_watermark_guard.probing.recording import Recording
 from pytest_watermark_guard.reports.class_counts import ClassCounts
 from pytest_watermark_guard.reports.impact import Impact
 from pytest_watermark_guard.reports.scores import Scores
-from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.streams import CONTROLS, STROKES, UNMARKED, control_of
 
 AllScores = dict[tuple[str, str], Scores]
+ControlScores = dict[tuple[str, str, str], Scores]
 
 
 def score(
     recording: Recording, scenarios: Sequence[str], cache: ScoreCache | None = None
-) -> tuple[AllScores, AllScores]:
+) -> tuple[AllScores, AllScores, ControlScores]:
     """Score every layer under every scenario, or take the scores from the cache.
 
     Returns
     -------
     scores : dict of (layer, scenario) to Scores
         Marked (1) against unmarked (0) images.
-    controls : dict of (layer, scenario) to Scores
-        Marked (1) against control (0) images, for scenarios that were probed with one.
+    against : dict of (layer, scenario) to Scores
+        Marked (1) against scrambled (0) images, for scenarios that were probed with those.
+    alone : dict of (layer, scenario, kind) to Scores
+        Images with a control (1) against unmarked (0) ones.
     """
-    controlled = [name for name in scenarios if control_of(name) in recording.streams]
+    controls = {
+        control_of(name, kind): (name, kind)
+        for kind in CONTROLS
+        for name in scenarios
+        if control_of(name, kind) in recording.streams
+    }
     scores: AllScores = {}
-    controls: AllScores = {}
+    against: AllScores = {}
+    alone: ControlScores = {}
     for layer in recording.names:
         pairs = [(UNMARKED, name) for name in scenarios]
-        pairs += [(control_of(name), name) for name in controlled]
+        pairs += [(stream, name) for stream, (name, kind) in controls.items() if kind == STROKES]
+        pairs += [(UNMARKED, stream) for stream in controls]
         scored = dict(cache.load(recording, layer, pairs)) if cache else {}
         missing = [pair for pair in pairs if pair not in scored]
         if missing:
@@ -43,12 +53,14 @@ def score(
             if cache is not None and recording.keepable:
                 cache.save(recording, layer, new)
             scored |= new
-        for low, name in pairs:
-            area, error = scored[low, name]
-            (scores if low == UNMARKED else controls)[layer, name] = Scores(
-                layer, name, area, error, len(recording), recording.names[layer]
-            )
-    return scores, controls
+        for low, high in pairs:
+            name, kind = controls.get(high, (high, ""))
+            found = Scores(layer, name, *scored[low, high], len(recording), recording.names[layer])
+            if kind:
+                alone[layer, name, kind] = found
+            else:
+                (scores if low == UNMARKED else against)[layer, name] = found
+    return scores, against, alone
 
 
 def impacts(

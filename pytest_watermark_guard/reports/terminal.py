@@ -8,6 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pytest_watermark_guard.reports.controls import (
+    control_columns,
+    control_legend,
+    control_sentences,
+)
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.early_stop import Decision
 from pytest_watermark_guard.reports.probe import ProbeReport
@@ -64,6 +69,9 @@ def _report(
     if report.impact:
         yield _impact(report, style)
     yield _worst(report, min((v.threshold for v in verdicts), default=threshold), style)
+    if legend := control_legend(control_columns([report])):
+        yield Text(legend)
+        yield from (Text(printable(sentence)) for sentence in control_sentences(report))
     if not verdicts:
         sensitive = report.sensitive(threshold)
         words = _reach(sensitive, threshold)

@@ -23,6 +23,7 @@ class ProbeMeasurement(NamedTuple):
     n_images: int
     scores: Mapping[tuple[str, str], Scores]
     controls: Mapping[tuple[str, str], Scores]
+    controls_alone: Mapping[tuple[str, str, str], Scores]
     impact: Mapping[str, Impact]
     notes: tuple[str, ...]
     plan: str
@@ -58,6 +59,7 @@ class ResultCache:
             n_images=report.n_images,
             scores=dict(report.scores),
             controls=dict(report.controls),
+            controls_alone=dict(report.controls_alone),
             impact=report.impact,
             notes=report.notes,
             plan=report.precision,
@@ -86,6 +88,7 @@ class ResultCache:
             precision=measurement.plan,
             notes=measurement.notes,
             controls=measurement.controls,
+            controls_alone=measurement.controls_alone,
             weights=measurement.weights,
             examples=measurement.examples,
             early_stop=measurement.early_stop,
@@ -102,4 +105,4 @@ class ResultCache:
         self.store.put("results", key, json.dumps(data).encode())
 
     def _key(self, asked: str) -> str:
-        return self.keys.key("result/2", self.keys.exact, *self.keys.streams.values(), asked)
+        return self.keys.key("result/3", self.keys.exact, *self.keys.streams.values(), asked)
