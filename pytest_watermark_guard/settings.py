@@ -18,6 +18,7 @@ from pytest_watermark_guard.setting_values import (
     IniType,
     check_allow,
     check_choice,
+    check_control,
     check_early_stop,
     check_images,
     check_layers,
@@ -29,6 +30,7 @@ from pytest_watermark_guard.setting_values import (
     plain_integer,
 )
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
+from pytest_watermark_guard.watermarks.streams import CONTROLS
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("ray",)
@@ -149,7 +151,7 @@ class Settings:
     max_flips: float | None = setting(
         None,
         meaning="gate by predictions and not by d: the marks may change at most this share of them "
-        "beyond what the control changes",
+        "beyond what blobs of the same ink change",
         metavar="SHARE",
         check=partial(check_limit, most=1),
         ini_type="float",
@@ -229,10 +231,11 @@ class Settings:
         check=check_early_stop,
         ini_type="float",
     )
-    control: bool = setting(
+    control: bool | str = setting(
         False,
-        meaning="probe with scrambled marks too, to tell text from anything printed",
-        check=check_switch,
+        meaning="probe with scrambled marks and with blobs of the same ink too, to tell text from "
+        'anything printed (control="strokes" or "blobs": one of them)',
+        check=check_control,
     )
     cache: bool = setting(
         True,

@@ -77,7 +77,7 @@ class ProbingBatches:
     batch_size: int
     device: torch.device
     dtype: torch.dtype = torch.float32
-    controls: bool = False
+    controls: tuple[str, ...] = ()  # kinds
     decoded: DecodedImages | None = None
 
     @property
@@ -87,13 +87,15 @@ class ProbingBatches:
         return (
             UNMARKED,
             *(scenario.name for scenario in self.scenarios),
-            *(control_of(name) for name in drawn if self.controls),
+            *(control_of(name, kind) for kind in self.controls for name in drawn),
         )
 
     def part(self, start: int, stop: int, streams: Sequence[str]) -> ProbingBatches:
         """Return the batches of images `start` to `stop`, with what these streams need."""
         needed = tuple(
-            s for s in self.scenarios if s.name in streams or control_of(s.name) in streams
+            s
+            for s in self.scenarios
+            if not {s.name, *(control_of(s.name, k) for k in self.controls)}.isdisjoint(streams)
         )
         rest = self.baseline.take(range(start, stop))
         return replace(self, baseline=rest, scenarios=needed)
@@ -140,9 +142,9 @@ class ProbingBatches:
                 continue
             color = parse_color(scenario)
             by_mark[scenario.name] = composite(images, marks, color)
-            if self.controls:
-                controls = [image.controls[index] for image in read]
-                by_mark[control_of(scenario.name)] = composite(images, controls, color)
+            for stream in (control_of(scenario.name, kind) for kind in self.controls):
+                controls = [image.controls[stream] for image in read]
+                by_mark[stream] = composite(images, controls, color)
         return PixelBatch(
             tuple(image.identity for image in read),
             tuple(image.label for image in read),
@@ -220,14 +222,17 @@ class PixelBatch:
 
 
 class DecodedImage(NamedTuple):
-    """One image as it is read: its pixels, and for each scenario the mark or the marked copy."""
+    """One image as it is read: its pixels, and for each scenario the mark or the marked copy.
+
+    Controls are by stream.
+    """
 
     identity: str
     label: int | None
     look: Looks
     pixels: Pixels
     marks: list[Any]
-    controls: dict[int, Mark]
+    controls: dict[str, Mark]
 
 
 class _Reader:
@@ -252,14 +257,15 @@ class _Reader:
                 batches.decoded.put(identity, pixels)
         marks: list[Any] = []
         controls = {}
-        for index, scenario in enumerate(batches.scenarios):
+        for scenario in batches.scenarios:
             if isinstance(scenario, PairedFolder):
                 marks.append(self._paired(scenario, identity, size))
                 continue
             mark = self._rendered(scenario, identity, *pixels.shape[:2])
             marks.append(mark)
-            if batches.controls:
-                controls[index] = draw_control(mark, scenario, batches.seed, identity)
+            for kind in batches.controls:
+                control = draw_control(kind, mark, scenario, batches.seed, identity)
+                controls[control_of(scenario.name, kind)] = control
         return DecodedImage(identity, label, look_of(pixels), pixels, marks, controls)
 
     def _rendered(self, scenario: Scenario, identity: str, height: int, width: int) -> Mark:

@@ -18,7 +18,7 @@ from pytest_watermark_guard.images.looks import Looks, together
 from pytest_watermark_guard.images.prefetch import in_turn, one_ahead
 from pytest_watermark_guard.watermarks.composite import blended
 from pytest_watermark_guard.watermarks.scenarios import PairedFolder
-from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.streams import CONTROLS, UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import parse_color
 
 Floats = npt.NDArray[np.float32]
@@ -157,8 +157,9 @@ class _Filler:
                     self._scale(read.marks[index], outputs[scenario.name])
                 continue
             marks = {scenario.name: read.marks[index]}
-            if index in read.controls:
-                marks[control_of(scenario.name)] = read.controls[index]
+            for stream in (control_of(scenario.name, kind) for kind in CONTROLS):
+                if stream in read.controls:
+                    marks[stream] = read.controls[stream]
             color = parse_color(scenario)
             for stream, mark in marks.items():
                 if stream not in outputs:

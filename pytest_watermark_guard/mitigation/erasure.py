@@ -1,10 +1,10 @@
-"""Taking out of the features what a linear head could tell marked images by."""
+"""Taking out of the features what is linearly correlated with marks."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,24 @@ from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import recorded
 from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
+from pytest_watermark_guard.statistics.auroc import paired_auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
 FORMAT = DocumentFormat("mask", "erasure", MaskError)
+Floats = npt.NDArray[np.float64]
 _LAYER = "features"
 _ARRAYS = ("left", "right", "mean")
 # Singular values above rounding errors count. The package's default ignores those below 0.01, and
 # a scenario that is hard to see, or one of many, may have no larger one.
 _LEAST_SINGULAR_VALUE = 1e-6
+_FEWEST = 4  # images: fewer have no half to fit to and another to measure on
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureErasure:
-    """An affine map of the features after which no linear head can tell marked images.
+    """An affine map of the features after which no linear correlation with marks is left.
 
     Make one with `fit`; hand it to `apply_mask` or `fold_mask`. Features x become
     ``x - ((x - mean) @ right.T) @ left.T``.
@@ -51,6 +55,9 @@ class FeatureErasure:
         What is taken out, and on what evidence.
     scenarios : tuple of str
         Whose marks.
+    remaining : tuple of SensitiveUnit
+        For each scenario, the single feature that still tells marked images best after the erasure,
+        on images held out; empty if that was not measured.
 
     Raises
     ------
@@ -61,15 +68,18 @@ class FeatureErasure:
     -----
     The method is LEACE, least-squares concept erasure: of all affine maps after which the features
     have no correlation with the scenarios, the one that changes them least (Belrose et al., 2023,
-    *LEACE: Perfect linear concept erasure in closed form*).
+    *LEACE: Perfect linear concept erasure in closed form*). It makes the means of marked and
+    unmarked features equal, and no more: their distributions still differ, so that a single unit,
+    or a head that is not linear, may tell them apart. `remaining` says how well units do.
     """
 
-    left: npt.NDArray[np.float64]
-    right: npt.NDArray[np.float64]
-    mean: npt.NDArray[np.float64]
+    left: Floats
+    right: Floats
+    mean: Floats
     weights: str = ""
     description: str = ""
     scenarios: tuple[str, ...] = ()
+    remaining: tuple[SensitiveUnit, ...] = ()
 
     def __post_init__(self) -> None:
         for name in _ARRAYS:
@@ -142,7 +152,13 @@ class FeatureErasure:
 
     @classmethod
     def from_features(
-        cls, unmarked: Array, marked: Mapping[str, Array], *, weights: str = "", source: str = ""
+        cls,
+        unmarked: Array,
+        marked: Mapping[str, Array],
+        *,
+        held_out: tuple[Array, Mapping[str, Array]] | None = None,
+        weights: str = "",
+        source: str = "",
     ) -> FeatureErasure:
         """Fit to features that are known.
 
@@ -151,7 +167,11 @@ class FeatureErasure:
         unmarked : ndarray, shape [n, width]
             Features without a mark.
         marked : mapping of str to ndarray, shape [n, width]
-            By scenario: features with it.
+            By scenario: features of the same images with it.
+        held_out : tuple of (unmarked, marked), optional
+            Features of other images, on which is measured what single units still tell. Default: an
+            erasure that is fitted to a random half of the images is measured on the other half, and
+            the one that is returned is fitted to all.
         weights : str
             Identity of the backbone; empty if unknown.
         source : str
@@ -160,35 +180,63 @@ class FeatureErasure:
         Raises
         ------
         MaskError
-            If ``concept-erasure`` is missing.
+            If ``concept-erasure`` is missing, there are fewer than four images, or a scenario has
+            not as many.
         """
-        width = unmarked.shape[1]
-        # No limit on the trace of the covariance is needed: the features are whitened by that
-        # covariance, so its trace cannot rise.
-        fitter = _leace()(
-            width,
-            len(marked),
-            dtype=torch.float64,
-            constrain_cov_trace=False,
-            svd_tol=_LEAST_SINGULAR_VALUE,
-        )
-        for concept, rows in enumerate((unmarked, *marked.values()), start=-1):
-            concepts = torch.zeros(len(rows), len(marked), dtype=torch.float64)
-            if concept >= 0:
-                concepts[:, concept] = 1
-            fitter.update(torch.from_numpy(rows.astype(np.float64)), concepts)
-        eraser = fitter.eraser
-        used = eraser.proj_left.any(dim=0)
+        if len(unmarked) < _FEWEST:
+            raise MaskError(
+                f"unmarked: an erasure of {len(unmarked)} images is none; pass at least {_FEWEST}, "
+                "and better more than there are features"
+            )
+        for name, rows in marked.items():
+            if rows.shape != unmarked.shape:
+                raise MaskError(
+                    f"marked: features {[*rows.shape]} of {name!r}, but {[*unmarked.shape]} "
+                    "without a mark; pass those of the same images"
+                )
+        left, right, mean = _fitted(unmarked, marked)
+        if held_out is None:
+            remaining, how = _of_halves(unmarked, marked)
+        else:
+            after = cls(left, right, mean)
+            remaining, how = after.measured(*held_out), f"{len(held_out[0]):,} images held out"
         names = tuple(marked)
-        return cls(
-            eraser.proj_left[:, used].numpy(),
-            eraser.proj_right[used].numpy(),
-            eraser.bias.numpy(),
-            weights,
-            f"{int(used.sum())} directions in {width} features that tell {', '.join(names)} marks"
-            + (f" in {source}" if source else ""),
-            names,
+        told = ", ".join(
+            f"{unit.scenario} marks by up to d = {unit.differentiability:.3f} ({unit.label})"
+            for unit in remaining
         )
+        return cls(
+            left,
+            right,
+            mean,
+            weights,
+            f"{len(right)} directions in {unmarked.shape[1]} features that are correlated with "
+            f"{', '.join(names)} marks"
+            + (f" in {source}" if source else "")
+            + f"; no linear correlation is left, but single units still tell {told}, on {how}",
+            names,
+            remaining,
+        )
+
+    def measured(self, unmarked: Array, marked: Mapping[str, Array]) -> tuple[SensitiveUnit, ...]:
+        """Return the single feature that tells marks best after the erasure, for each scenario.
+
+        Takes features of images that it was not fitted to, as `from_features` does.
+        """
+        plain = self.applied_to(unmarked)
+        units = tuple(map(str, range(self.width)))
+        found = []
+        for name, rows in marked.items():
+            paired = paired_auroc(plain, self.applied_to(rows))
+            scores = Scores(_LAYER, name, paired.auroc, paired.standard_error, len(rows), units)
+            found.append(scores.strongest())
+        return tuple(found)
+
+    def applied_to(self, features: Array) -> Array:
+        """Return features [n, width] after the erasure."""
+        rows = torch.from_numpy(np.ascontiguousarray(features))
+        result: Array = self.transform(rows, self.tensors()).numpy()
+        return result
 
     def tensors(self) -> dict[str, Tensor]:
         """Return left, right and mean, as float64."""
@@ -222,6 +270,7 @@ class FeatureErasure:
             "weights": self.weights,
             "description": self.description,
             "scenarios": list(self.scenarios),
+            "remaining": [asdict(unit) for unit in self.remaining],
         }
 
     @classmethod
@@ -240,6 +289,7 @@ class FeatureErasure:
             weights=str(data["weights"]),
             description=str(data["description"]),
             scenarios=tuple(map(str, data["scenarios"])),
+            remaining=tuple(map(SensitiveUnit.from_dict, data["remaining"])),
         )
 
     def save(self, path: str | Path) -> None:
@@ -265,6 +315,41 @@ def erased(features: Tensor, left: Tensor, right: Tensor, mean: Tensor) -> Tenso
     """Return features [..., width] without what an erasure takes out, of the same type."""
     exact = features.to(torch.promote_types(features.dtype, left.dtype))
     return (exact - ((exact - mean) @ right.t()) @ left.t()).to(features.dtype)
+
+
+def _fitted(unmarked: Array, marked: Mapping[str, Array]) -> tuple[Floats, Floats, Floats]:
+    """Return left, right and mean."""
+    # No limit on the trace of the covariance is needed: the features are whitened by that
+    # covariance, so its trace cannot rise.
+    fitter = _leace()(
+        unmarked.shape[1],
+        len(marked),
+        dtype=torch.float64,
+        constrain_cov_trace=False,
+        svd_tol=_LEAST_SINGULAR_VALUE,
+    )
+    for concept, rows in enumerate((unmarked, *marked.values()), start=-1):
+        concepts = torch.zeros(len(rows), len(marked), dtype=torch.float64)
+        if concept >= 0:
+            concepts[:, concept] = 1
+        fitter.update(torch.from_numpy(rows.astype(np.float64)), concepts)
+    eraser = fitter.eraser
+    used = eraser.proj_left.any(dim=0)
+    return eraser.proj_left[:, used].numpy(), eraser.proj_right[used].numpy(), eraser.bias.numpy()
+
+
+def _of_halves(
+    unmarked: Array, marked: Mapping[str, Array]
+) -> tuple[tuple[SensitiveUnit, ...], str]:
+    """Measure an erasure that is fitted to one half of the images on the other; say which."""
+    order = np.random.default_rng(0).permutation(len(unmarked))
+    half = len(order) // 2
+    fitted, rest = order[:half], order[half:]
+    erasure = FeatureErasure(
+        *_fitted(unmarked[fitted], {name: rows[fitted] for name, rows in marked.items()})
+    )
+    found = erasure.measured(unmarked[rest], {name: rows[rest] for name, rows in marked.items()})
+    return found, f"{len(rest):,} of these images after a fit to the others"
 
 
 def _leace() -> Any:

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
-from pytest_watermark_guard.errors import ImagesError, MaskError
+from pytest_watermark_guard.errors import ImagesError, MaskError, SettingsError
 from pytest_watermark_guard.images.classes import known_labels, open_labelled
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
+from pytest_watermark_guard.mitigation.held_out import HeldOut
 from pytest_watermark_guard.mitigation.mask import number_masked
 from pytest_watermark_guard.mitigation.sweep_report import SweepReport
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
-from pytest_watermark_guard.models.linear_probe import HeadTrainer, LinearHead
+from pytest_watermark_guard.models.linear_probe import HeadTrainer
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import RecordedActivations, recorded
-from pytest_watermark_guard.reports.scores import Scores
-from pytest_watermark_guard.statistics.auroc import auroc, paired_auroc
+from pytest_watermark_guard.settings import is_number
+from pytest_watermark_guard.statistics.auroc import auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
-from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.streams import STROKES, UNMARKED
 
 ALPHAS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.25, 0.5)
 """Shares of the features that are masked (Bykov et al., 2023, section 4)."""
 
 _LAYER = "features"
-_Z = 1.959963984540054  # of a 95 % interval
+_FEWEST = 4  # validation images: two in each half, for an error to be estimated
 
 
 def sweep(
@@ -43,6 +40,7 @@ def sweep(
     against: Sequence[str | AnyScenario] | None = None,
     threshold: float | None = None,
     *,
+    margin: float = 0.01,
     train_labels: Sequence[int] | Mapping[str, int] | None = None,
     validation_labels: Sequence[int] | Mapping[str, int] | None = None,
     preprocess: Any = "auto",
@@ -56,7 +54,8 @@ def sweep(
     Features are extracted once: of the training images without marks and with those that the units
     are ranked by; of the validation images without marks, with marks of all scenarios that no
     training image had, and with their scrambled controls. The heads are multinomial logistic
-    regressions; one more is trained after erasure, if ``concept-erasure`` is installed.
+    regressions; one more is trained after erasure, if ``concept-erasure`` is installed. One half of
+    the validation images, drawn at random, chooses a share; all figures are of the other half.
 
     Parameters
     ----------
@@ -72,6 +71,9 @@ def sweep(
         Marks that the heads are scored with; default those of the settings, all four scenarios.
     threshold : float, optional
         The gate's on d; default that of the settings, 0.95.
+    margin : float, default 0.01
+        Accuracy that may be lost: a share is recommended if the 95 % interval of the change in
+        accuracy, and those of all d, show that no more is lost and every d is under the threshold.
     train_labels, validation_labels : optional
         As ``labels`` of `probe`, where the images do not tell.
     preprocess, seed, name, progress, **settings
@@ -84,7 +86,10 @@ def sweep(
     Raises
     ------
     ImagesError
-        If an image has no label, or a class of the validation images is not trained.
+        If an image has no label, a class of the validation images is not trained, or there are
+        fewer than four of them.
+    SettingsError
+        If the margin is not in [0, 1).
     MaskError
         If an alpha is outside [0, 1].
     WatermarkGuardError
@@ -96,7 +101,7 @@ def sweep(
     """
     run = current_run()
     chosen = run.settings.override(threshold=threshold, seed=seed, scenarios=against)
-    shares = _checked(alphas)
+    shares, margin = _checked(alphas), _checked_margin(margin)
     ranked = resolve_scenarios(
         scenarios if isinstance(scenarios, list | tuple) else (scenarios,), run.scenarios
     )
@@ -117,15 +122,21 @@ def sweep(
         tuple(scored.values()),
         (_LAYER,),
         seed=chosen.seed + 1,  # strings that no training image had
-        control=True,
+        control=STROKES,
         **common,
     ) as activations:
         streams = activations.recording.streams
         labels_of = known_labels(activations.recording.labels, activations.identities, "validation")
-        held_out = _HeldOut(_copied(activations, streams), labels_of, tuple(scored))
+        held_out = HeldOut(_copied(activations, streams), labels_of, tuple(scored))
     unknown = sorted(set(held_out.labels.tolist()) - set(labels.tolist()))
     if unknown:
         raise ImagesError(f"validation: class {unknown[0]} has no training image")
+    if len(held_out.labels) < _FEWEST:
+        raise ImagesError(
+            f"validation: {len(held_out.labels)} images, and one half chooses a share while the "
+            f"other tests it; pass at least {_FEWEST}, and some hundreds to be told anything"
+        )
+    choosing, testing = held_out.halves(chosen.seed)
 
     areas = np.array([auroc(features[UNMARKED], features[name]) for name in masked])
     d = np.maximum(areas, 1 - areas).max(axis=0)
@@ -133,33 +144,35 @@ def sweep(
     names = tuple(classes or map(str, range(int(labels.max()) + 1)))
     trainer = HeadTrainer(features[UNMARKED], labels, len(names), chosen.seed)
     counts = [number_masked(alpha, len(d)) for alpha in shares]
-    plain: npt.NDArray[np.bool_] | None = None
-    heads: list[SweptHead] = []
-    for alpha, count, head in zip(
-        shares, counts, trainer.nested(order.tolist(), counts), strict=True
-    ):
-        # The masked units have weights of 0, so the features need not be masked.
-        swept, right = held_out.judge(head, names, alpha, count, plain)
-        plain = right if plain is None else plain
-        heads.append(swept)
-    erasure = erased = None
+    trained = list(trainer.nested(order.tolist(), counts))
+    # The masked units have weights of 0, so the features need not be masked.
+    first, heads = (
+        tuple(
+            half.judge(head, names, alpha, count, half.right(trained[0]))
+            for alpha, count, head in zip(shares, counts, trained, strict=True)
+        )
+        for half in (choosing, testing)
+    )
+    erasure: FeatureErasure | None = None
+    after: SweptHead | None = None
     try:
         erasure = FeatureErasure.from_features(
             features[UNMARKED],
             {name: features[name] for name in masked},
+            held_out=(held_out.features[UNMARKED], {n: held_out.features[n] for n in masked}),
             weights=weights,
             source=f"{model}, with {train_set.description}",
         )
     except MaskError as error:
         notes = (*notes, f"erasure was not tried: {error}")
     else:
-        head = trainer.on(_erased(erasure, features[UNMARKED]))
-        after = held_out.after(erasure)
-        erased, _ = after.judge(head, names, None, 0, plain)
+        head = trainer.on(erasure.applied_to(features[UNMARKED]))
+        after = testing.after(erasure).judge(head, names, None, 0, testing.right(trained[0]))
     return SweepReport(
         model=model,
         scenarios=masked,
         threshold=chosen.threshold,
+        margin=margin,
         seed=chosen.seed,
         n_train=len(labels),
         n_validation=len(held_out.labels),
@@ -167,65 +180,12 @@ def sweep(
         penalty=trainer.penalty,
         ranking=tuple(map(int, order)),
         weights=weights,
-        heads=tuple(heads),
-        erased=erased,
+        choosing=first,
+        heads=heads,
+        erased=after,
         erasure=erasure,
         notes=notes,
     )
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    """Validation images' features under all marks and their controls."""
-
-    features: Mapping[str, Array]
-    labels: npt.NDArray[np.int64]
-    scenarios: tuple[str, ...]
-
-    def after(self, erasure: FeatureErasure) -> _HeldOut:
-        features = {stream: _erased(erasure, rows) for stream, rows in self.features.items()}
-        return _HeldOut(features, self.labels, self.scenarios)
-
-    def judge(
-        self,
-        head: LinearHead,
-        names: tuple[str, ...],
-        alpha: float | None,
-        masked: int,
-        plain: npt.NDArray[np.bool_] | None,
-    ) -> tuple[SweptHead, npt.NDArray[np.bool_]]:
-        """Score a head; `plain` says which images the head without a mask gets right."""
-        logits = {stream: head(rows) for stream, rows in self.features.items()}
-        predicted = {stream: rows.argmax(axis=1) for stream, rows in logits.items()}
-        right = predicted[UNMARKED] == self.labels
-        low, high = _wilson(int(right.sum()), len(right))
-        change = right.astype(float) - (right if plain is None else plain)
-        error = _Z * float(change.std(ddof=1)) / math.sqrt(len(right)) if len(right) > 1 else 1.0
-        mean = float(change.mean())
-        scores = {}
-        for name in self.scenarios:
-            paired = paired_auroc(logits[UNMARKED], logits[name])
-            scores[name] = Scores(
-                "logits", name, paired.auroc, paired.standard_error, len(right), names
-            )
-
-        def flips(stream: str) -> float | None:
-            if stream not in predicted:
-                return None  # scenarios of copies that are marked already have no control
-            return float((predicted[UNMARKED] != predicted[stream]).mean())
-
-        swept = SweptHead(
-            alpha=alpha,
-            masked=masked,
-            accuracy=float(right.mean()),
-            accuracy_interval=(low, high),
-            change=mean,
-            change_interval=(mean - error, mean + error),
-            scores=scores,
-            flips={name: flips(name) for name in self.scenarios},
-            control_flips={name: flips(control_of(name)) for name in self.scenarios},
-        )
-        return swept, right
 
 
 def _checked(alphas: Sequence[float]) -> list[float]:
@@ -236,23 +196,18 @@ def _checked(alphas: Sequence[float]) -> list[float]:
     return shares
 
 
+def _checked_margin(margin: float) -> float:
+    if not is_number(margin) or not 0 <= margin < 1:
+        raise SettingsError(
+            f"margin must be a number in [0, 1), the share of accuracy that may be lost, got "
+            f"{margin!r}"
+        )
+    return float(margin)
+
+
 def _copied(activations: RecordedActivations, streams: Sequence[str]) -> dict[str, Array]:
     """Copy the features of these streams, which end with the recording."""
     return {
         stream: np.array(activations.recording[stream, _LAYER].columns(), dtype=np.float32)
         for stream in streams
     }
-
-
-def _erased(erasure: FeatureErasure, features: Array) -> Array:
-    rows = torch.from_numpy(np.ascontiguousarray(features))
-    erased: Array = erasure.transform(rows, erasure.tensors()).numpy()
-    return erased
-
-
-def _wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    share, square = successes / n, _Z**2 / n
-    centre = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    return centre - half, centre + half

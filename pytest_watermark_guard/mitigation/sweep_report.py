@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import MaskError
+from pytest_watermark_guard.mitigation.choice import Choice
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
@@ -37,8 +38,11 @@ class SweepReport:
         By which the units were ranked, and which were erased.
     threshold : float
         The gate's on d.
+    margin : float
+        Accuracy that may be lost.
     seed : int
-        Of the training images' marks; the validation images have the next one's.
+        Of the training images' marks, and of the split of the validation images, whose marks have
+        the next one's.
     n_train, n_validation : int
         Numbers of images.
     classes : tuple of str
@@ -48,10 +52,11 @@ class SweepReport:
         Feature units, most differentiable first.
     weights : str
         Identity of the backbone.
-    heads : tuple of SweptHead
-        One for each alpha, ascending; the first without a mask.
+    choosing, heads : tuple of SweptHead
+        One for each alpha, ascending; the first without a mask. `choosing` on the half of the
+        validation images that chooses, `heads` on the other half.
     erased : SweptHead or None
-        After erasure.
+        After erasure, on the same half as `heads`.
     erasure : FeatureErasure or None
     notes : tuple of str
         What was assumed or left out. Read them.
@@ -60,6 +65,7 @@ class SweepReport:
     model: str
     scenarios: tuple[str, ...]
     threshold: float
+    margin: float
     seed: int
     n_train: int
     n_validation: int
@@ -67,6 +73,7 @@ class SweepReport:
     penalty: float
     ranking: tuple[int, ...]
     weights: str
+    choosing: tuple[SweptHead, ...]
     heads: tuple[SweptHead, ...]
     erased: SweptHead | None = None
     erasure: FeatureErasure | None = None
@@ -74,9 +81,12 @@ class SweepReport:
 
     @property
     def recommended(self) -> SweptHead | None:
-        """The smallest alpha under the gate's threshold at no significant loss of accuracy."""
-        fit = (h for h in self.heads if h.largest_d < self.threshold and not h.costs)
-        return next(fit, None)
+        """The share that one half chose and the other bears out, see `Choice`; None without one."""
+        return self._choice.recommended
+
+    @property
+    def _choice(self) -> Choice:
+        return Choice(self.choosing, self.heads, self.threshold, self.margin)
 
     def mask(self, alpha: float) -> FeatureMask:
         """Return the mask of one of the alphas.
@@ -107,25 +117,18 @@ class SweepReport:
         return tuple(change for change in changes if change.rose)
 
     def advice(self) -> str:
-        """Say in a sentence or two what to do."""
-        best = self.recommended
-        if best is None:
-            text = (
-                f"No alpha brings every output under d = {self.threshold:g} without a significant "
-                "loss of accuracy."
-            )
-        elif best.alpha == 0:
-            text = f"Without a mask every output is under d = {self.threshold:g} already."
-        else:
-            text = (
-                f"Mask {best.alpha:g} of the features: the smallest share that brings every output "
-                f"under d = {self.threshold:g}, at no significant loss of accuracy."
-            )
-        if self.erased is not None and (best is None or best.alpha):
-            verb = "would, too" if not self.erased.costs else "would not do without a loss"
-            if self.erased.largest_d >= self.threshold:
-                verb = "would not do"
-            text += f" Erasure {verb} (largest d {self.erased.largest_d:.3f})."
+        """Say what to do, and on what grounds."""
+        choice, text = self._choice, self._choice.advice()
+        best, after = choice.recommended, self.erased
+        if after is not None and (best is None or best.alpha):
+            if choice.holds(after):
+                text += (
+                    f" Erasure keeps both bounds: on the same images d is {after.largest_d:.3f} at "
+                    f"most ({after.d_interval[1]:.3f} by its interval), and accuracy changes by "
+                    f"{100 * after.change:+.1f} points ({100 * after.change_interval[0]:+.1f})."
+                )
+            else:
+                text += f" Erasure is not shown to keep both bounds: {choice.shortfall(after)}"
         worse = [
             f"{listed(c.scenario for c in moved)} at alpha {head.alpha:g}"
             for head in self.heads
@@ -155,6 +158,7 @@ class SweepReport:
         data = {
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: list(getattr(self, name)) for name in _LISTS},
+            "choosing": [head.to_dict() for head in self.choosing],
             "heads": [head.to_dict() for head in self.heads],
             "erased": self.erased and self.erased.to_dict(),
             "erasure": self.erasure and self.erasure.to_dict(),
@@ -174,11 +178,14 @@ class SweepReport:
             erased, erasure = data["erased"], data["erasure"]
             plain: dict[str, Any] = {name: kind(data[name]) for name, kind in _PLAIN.items()}
             plain |= {name: tuple(map(kind, data[name])) for name, kind in _LISTS.items()}
-            head_of = partial(
-                SweptHead.from_dict, classes=plain["classes"], n_images=plain["n_validation"]
+            first = plain["n_validation"] // 2
+            chooser, head_of = (
+                partial(SweptHead.from_dict, classes=plain["classes"], n_images=images)
+                for images in (first, plain["n_validation"] - first)
             )
             return cls(
                 **plain,
+                choosing=tuple(map(chooser, data["choosing"])),
                 heads=tuple(map(head_of, data["heads"])),
                 erased=erased and head_of(erased),
                 erasure=erasure and FeatureErasure.from_dict(erasure),
@@ -188,6 +195,7 @@ class SweepReport:
 _PLAIN: dict[str, Any] = {
     "model": str,
     "threshold": float,
+    "margin": float,
     "seed": int,
     "n_train": int,
     "n_validation": int,
@@ -201,22 +209,34 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
     yield Text(f"Heads on {printable(sweep.model)}", style="bold")
     masked = listed(map(printable, sweep.scenarios))
     yield Text(
-        f"{count(sweep.n_train, 'training image')}, {sweep.n_validation:,} for validation, "
+        f"{count(sweep.n_train, 'training image')}, "
         f"{count(len(sweep.classes), 'class').replace('classs', 'classes')}; features ranked by "
-        f"{masked}; seed {sweep.seed}."
+        f"{masked}. Of {sweep.n_validation:,} validation images, split at random with seed "
+        f"{sweep.seed}, {sweep.choosing[0].n_images:,} chose; all figures are of the "
+        f"{sweep.heads[0].n_images:,} others."
     )
     for note in sweep.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
     yield Text()
     heads = _all_heads(sweep)
     scenarios = list(sweep.heads[0].scores)
+    choice = sweep._choice
     yield table(
         style,
-        "Accuracy, and the largest d of the outputs",
-        ("alpha", "units", "accuracy", "95 % interval", "change", *map(printable, scenarios)),
-        [_accuracy_row(head, scenarios) for head in heads],
+        "Accuracy",
+        ("alpha", "units", "accuracy", "95 % interval", "change", "95 % interval"),
+        [_accuracy_row(head) for head in heads],
         words=(0,),
-        red=[head.largest_d >= sweep.threshold or head.costs for head in heads],
+        red=[not choice.keeps_accuracy(head) for head in heads],
+    )
+    yield Text()
+    yield table(
+        style,
+        "Largest d of the outputs",
+        ("alpha", "largest", "95 % interval", *map(printable, scenarios)),
+        [_d_row(head, scenarios) for head in heads],
+        words=(0,),
+        red=[not choice.passes(head) for head in heads],
     )
     yield Text()
     first = sweep.scenarios[0]
@@ -238,14 +258,25 @@ def _called(head: SweptHead) -> str:
     return "erasure" if head.alpha is None else f"{head.alpha:g}"
 
 
-def _accuracy_row(head: SweptHead, scenarios: list[str]) -> tuple[str, ...]:
+def _accuracy_row(head: SweptHead) -> tuple[str, ...]:
     low, high = head.accuracy_interval
+    least, most = head.change_interval
     return (
         _called(head),
         "-" if head.alpha is None else str(head.masked),
         f"{head.accuracy:.3f}",
         f"{low:.3f}-{high:.3f}",
-        f"{head.change:+.3f}" + ("*" if head.costs else ""),
+        f"{head.change:+.3f}",
+        f"{least:+.3f} to {most:+.3f}",
+    )
+
+
+def _d_row(head: SweptHead, scenarios: list[str]) -> tuple[str, ...]:
+    low, high = head.d_interval
+    return (
+        _called(head),
+        f"{head.largest_d:.3f}",
+        f"{low:.3f}-{high:.3f}",
         *(f"{head.d(name):.3f}" for name in scenarios),
     )
 
@@ -290,11 +321,12 @@ def _draw_trade(axis: Any, sweep: SweepReport, heads: list[SweptHead], scenario:
     axis.set_ylabel("accuracy, with 95 % interval", color=_ACCURACY)
     other = axis.twinx()
     d = np.array([head.d(scenario) for head in heads])
-    other.plot(places, d, "s", color=_D, markersize=4)
+    bounds = np.abs(np.array([head.interval(scenario) for head in heads]).T - d)
+    other.errorbar(places, d, bounds, fmt="s", color=_D, markersize=4, capsize=2)
     other.plot(swept, d[swept], color=_D, linewidth=1)
     other.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    other.set_ylim(0.48, max(0.8, float(d.max()) + 0.03))
-    other.set_ylabel(f"largest d of an output under {scenario}", color=_D)
+    other.set_ylim(0.48, max(0.8, float((d + bounds[1]).max()) + 0.03))
+    other.set_ylabel(f"largest d of an output under {scenario}, with 95 % interval", color=_D)
     other.spines[["top"]].set_visible(False)
     axis.set_title("What it costs, and what it brings", fontsize=10)
 

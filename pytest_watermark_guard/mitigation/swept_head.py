@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class SweptHead:
-    """A head trained on features after one intervention, on the validation images.
+    """A head trained on features after one intervention, on one half of the validation images.
 
     Mappings are by scenario. Flips are the share of images whose predicted class the mark, or its
     scrambled control, changes; None where there is no control.
@@ -24,7 +24,7 @@ class SweptHead:
     accuracy: float
     accuracy_interval: Interval  # Wilson's, 95 %
     change: float  # of the accuracy, against the head without a mask
-    change_interval: Interval  # 95 %, images being paired
+    change_interval: Interval  # Tango's, 95 %, images being paired
     scores: Mapping[str, Scores]  # of the head's outputs, with marks that no training image had
     flips: Mapping[str, float | None]
     control_flips: Mapping[str, float | None]
@@ -35,13 +35,34 @@ class SweptHead:
         return max(self.d(scenario) for scenario in self.scores)
 
     @property
-    def costs(self) -> bool:
-        """Whether accuracy is lost, and more than chance would have it."""
-        return self.change_interval[1] < 0
+    def d_interval(self) -> Interval:
+        """95 % interval of the largest d: see `interval`."""
+        bounds = [self.interval(scenario) for scenario in self.scores]
+        worst = max(self.scores, key=self.d)
+        return self.interval(worst)[0], max(high for _, high in bounds)
+
+    @property
+    def n_images(self) -> int:
+        """Number of images that it was judged on."""
+        return next(iter(self.scores.values())).n_images
 
     def d(self, scenario: str) -> float:
         """Return the largest d of the outputs under one scenario."""
         return float(self.scores[scenario].differentiability.max())
+
+    def interval(self, scenario: str) -> Interval:
+        """Return a 95 % interval for it: up to the highest bound on d that any output has.
+
+        That may be another output's than the one with the largest d. The lower end is that output's
+        own.
+        """
+        scores = self.scores[scenario]
+        low, high = scores.interval(0.95)
+        place = int(scores.differentiability.argmax())
+        fires = scores.auroc[place] >= 0.5
+        return float(low[place] if fires else 1 - high[place]), float(
+            max(high.max(), 1 - low.min())
+        )
 
     def flips_beyond_control(self, scenario: str) -> float | None:
         """Return the share of flips that the text makes and scrambled ink does not."""

@@ -29,7 +29,7 @@ def register_markers(config: pytest.Config) -> None:
         f"{MARKER}({keywords}): settings of the watermark probes that this test makes.",
         f"{SIGNATURE}: the model that the named fixture gives has its most watermark-sensitive "
         "features set to zero in this test (or threshold= or units= instead of fraction=), or "
-        "what tells the marks erased from its features (method='erase').",
+        "what is linearly correlated with the marks taken out of them (method='erase').",
     ):
         config.addinivalue_line("markers", line)
 

@@ -99,11 +99,8 @@ def _mask_for(
 def _erasure(
     model: nn.Module, report: ProbeReport, arguments: dict[str, Any]
 ) -> tuple[FeatureErasure, ProbeReport, dict[str, float]]:
-    import torch
-
     from pytest_watermark_guard.mitigation.erasure import FeatureErasure
     from pytest_watermark_guard.probing.recorded import recorded
-    from pytest_watermark_guard.statistics.auroc import auroc
     from pytest_watermark_guard.watermarks.streams import UNMARKED
 
     # Those of the probe: the model does not run again.
@@ -116,8 +113,5 @@ def _erasure(
             weights=recording.weights,
             source=f"{activations.model}, probed with {activations.baseline}",
         )
-        # In the precision of the masked model.
-        tensors = {name: tensor.float() for name, tensor in erasure.tensors().items()}
-        erased = {s: erasure.transform(torch.tensor(x), tensors).numpy() for s, x in rows.items()}
-    areas = {name: auroc(erased[UNMARKED], erased[name]) for name in report.scenarios}
-    return erasure, report, {name: float(0.5 + abs(a - 0.5).max()) for name, a in areas.items()}
+    largest = {unit.scenario: unit.differentiability for unit in erasure.remaining}
+    return erasure, report, largest

@@ -47,9 +47,11 @@ class ProbeArguments(TypedDict, total=False):
     progress : bool
         Show a progress bar where standard error is a terminal and the variable ``CI`` is not set.
         Default True.
-    control : bool
-        Probe with scrambled marks too: the same ink at the same place, and no text. The report
-        then says by `ProbeReport.controls` how far a unit tells text from ink. Default False.
+    control : bool or {"strokes", "blobs"}
+        Probe with marks that are no text too: the mark's strokes, scrambled, and blobs of the same
+        ink without strokes; or with one of the two. The report then says how units react to those
+        alone (`ProbeReport.controls_alone`), and how far they tell the mark from its scrambled
+        strokes (`ProbeReport.controls`). Default False.
     cache : bool
         Keep activations, and use those that an earlier probe of the same weights, images and
         marks has kept. Default True.
@@ -69,7 +71,7 @@ class ProbeArguments(TypedDict, total=False):
         What becomes of a gate whose images are too few to tell. Default ``"error"``.
     max_flips : float
         Gate by predictions and not by d: the share of them that the marks may change beyond what
-        the control changes, which is then probed too.
+        blobs of as much ink change, which are then probed too.
     max_drop : float
         Gate by predictions and not by d: the points of top-1 accuracy that the marks may cost.
     early_stop : float
@@ -87,7 +89,7 @@ class ProbeArguments(TypedDict, total=False):
     batch_size: int | None
     name: str | None
     progress: bool
-    control: bool | None
+    control: bool | str | None
     cache: bool | None
     examples: bool | None
     engine: str | None

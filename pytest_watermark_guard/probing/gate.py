@@ -22,6 +22,7 @@ from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
+from pytest_watermark_guard.watermarks.streams import BLOBS, kinds_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,7 +126,9 @@ def gate_arguments(settings: Settings) -> dict[str, Any]:
     """Return the arguments of a gate's probe: it may end early, but for one of predictions."""
     if not settings.gates_predictions:
         return {"stop_at": settings.threshold}
-    return {} if settings.max_flips is None else {"control": True}
+    if settings.max_flips is None or BLOBS in kinds_of(settings.control):
+        return {}
+    return {"control": True if settings.control else BLOBS}
 
 
 def assert_not_watermark_sensitive(

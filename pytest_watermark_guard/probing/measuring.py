@@ -81,11 +81,12 @@ def _measure(
     with Recording(batches.streams, len(images), context.naming) as recording:
         plan = fill(context, recording, gate, compute, answers)
         cache = None if context.cache is None else context.cache.scores
-        scores, controls = score(recording, scenarios, cache)
+        scores, controls, alone = score(recording, scenarios, cache)
         measurement = ProbeMeasurement(
             n_images=len(recording),
             scores=scores,
             controls=controls,
+            controls_alone=alone,
             impact=impacts(recording, scenarios, images),
             notes=recording.notes,
             plan=plan,

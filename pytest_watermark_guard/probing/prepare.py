@@ -31,6 +31,7 @@ from pytest_watermark_guard.probing.names import unit_names
 from pytest_watermark_guard.probing.running import ONE_AT_A_TIME, ExecutionConfig
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, resolve_scenarios
+from pytest_watermark_guard.watermarks.streams import kinds_of
 
 _PREPARED = {"cpu": 64}  # rows prepared at once, however few the model takes at a time
 _PREPARED_ELSEWHERE = 512  # of 224 x 224 pixels; of larger images, as many as take as much memory
@@ -120,7 +121,8 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     baseline = open_for(
         scenarios, settings.images, settings.max_images, settings.seed, labels=request.labels
     )
-    streams = 1 + len(scenarios) * (2 if settings.control else 1)
+    controls = kinds_of(settings.control)
+    streams = 1 + len(scenarios) * (1 + len(controls))
     height, width = preprocessing.size or (0, 0)
     fitting = _PREPARED_ELSEWHERE * _PIXELS // max(height * width, _PIXELS)
     prepared = max(batch_size or 0, min(fitting, _PREPARED.get(device.type, fitting)))
@@ -132,7 +134,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
         batch_size=max(1, prepared // streams),
         device=device,
         dtype=input_dtype(module),
-        controls=settings.control,
+        controls=controls,
     )
     default_size = 64 if device.type != "cpu" else 2 * torch.get_num_threads()
     adapted = isinstance(module, AdaptedModel)

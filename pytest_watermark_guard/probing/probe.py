@@ -138,6 +138,7 @@ def probe(
         dead_units=measurement.dead_units,
         version=__version__,
         controls=measurement.controls,
+        controls_alone=measurement.controls_alone,
         early_stop=measurement.early_stop,
         weights=measurement.weights,
         examples=measurement.examples,

@@ -19,30 +19,40 @@ from pytest_watermark_guard.statistics.proportions import (
     paired_difference_interval,
     share_interval,
 )
-from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.streams import BLOBS, CONTROLS, STROKES, UNMARKED, control_of
 
 AllScores = dict[tuple[str, str], Scores]
+ControlScores = dict[tuple[str, str, str], Scores]
 
 
 def score(
     recording: Recording, scenarios: Sequence[str], cache: ScoreCache | None = None
-) -> tuple[AllScores, AllScores]:
+) -> tuple[AllScores, AllScores, ControlScores]:
     """Score every layer under every scenario, or take the scores from the cache.
 
     Returns
     -------
     scores : dict of (layer, scenario) to Scores
         Marked (1) against unmarked (0) images.
-    controls : dict of (layer, scenario) to Scores
-        Marked (1) against control (0) images, for scenarios that were probed with one.
+    against : dict of (layer, scenario) to Scores
+        Marked (1) against scrambled (0) images, for scenarios that were probed with those.
+    alone : dict of (layer, scenario, kind) to Scores
+        Images with a control (1) against unmarked (0) ones.
     """
-    controlled = [name for name in scenarios if control_of(name) in recording.streams]
+    controls = {
+        control_of(name, kind): (name, kind)
+        for kind in CONTROLS
+        for name in scenarios
+        if control_of(name, kind) in recording.streams
+    }
     pictures = len(np.unique(recording.groups))
     scores: AllScores = {}
-    controls: AllScores = {}
+    against: AllScores = {}
+    alone: ControlScores = {}
     for layer in recording.names:
         pairs = [(UNMARKED, name) for name in scenarios]
-        pairs += [(control_of(name), name) for name in controlled]
+        pairs += [(stream, name) for stream, (name, kind) in controls.items() if kind == STROKES]
+        pairs += [(UNMARKED, stream) for stream in controls]
         scored = dict(cache.load(recording, layer, pairs)) if cache else {}
         missing = [pair for pair in pairs if pair not in scored]
         if missing:
@@ -50,9 +60,10 @@ def score(
             if cache is not None and recording.keepable:
                 cache.save(recording, layer, new)
             scored |= new
-        for low, name in pairs:
-            area, error, largest = scored[low, name]
-            (scores if low == UNMARKED else controls)[layer, name] = Scores(
+        for low, high in pairs:
+            name, kind = controls.get(high, (high, ""))
+            area, error, largest = scored[low, high]
+            found = Scores(
                 layer,
                 name,
                 area,
@@ -62,7 +73,11 @@ def score(
                 largest,
                 None if pictures == len(recording) else pictures,
             )
-    return scores, controls
+            if kind:
+                alone[layer, name, kind] = found
+            else:
+                (scores if low == UNMARKED else against)[layer, name] = found
+    return scores, against, alone
 
 
 def impacts(
@@ -80,6 +95,7 @@ def impacts(
     names = recording.names["logits"]
     classes = true_classes(identities[: len(recording)], recording.labels, names)
     chosen = {stream: recording.classes(stream) for stream in recording.streams}
+    groups = recording.groups
     return {
         name: prediction_impact(
             chosen[UNMARKED],
@@ -87,7 +103,8 @@ def impacts(
             names,
             classes,
             chosen.get(control_of(name)),
-            recording.groups,
+            chosen.get(control_of(name, BLOBS)),
+            groups,
         )
         for name in scenarios
     }
@@ -99,6 +116,7 @@ def prediction_impact(
     names: Sequence[str],
     classes: npt.NDArray[np.int64] | None = None,
     control: npt.NDArray[np.intp] | None = None,
+    blobs: npt.NDArray[np.intp] | None = None,
     groups: npt.NDArray[np.intp] | None = None,
 ) -> Impact:
     """Compare a model's predictions without and with the mark.
@@ -111,8 +129,8 @@ def prediction_impact(
         Of the classes.
     classes : ndarray of int64, shape [n], optional
         True classes; −1 where unknown.
-    control : ndarray of int, shape [n], optional
-        Classes predicted with the scrambled mark.
+    control, blobs : ndarray of int, shape [n], optional
+        Classes predicted with the scrambled mark, and with blobs of as much ink.
     groups : ndarray of int, shape [n], optional
         Which picture each image is: near duplicates are one.
     """
@@ -127,29 +145,36 @@ def prediction_impact(
     if known.any():
         top1_baseline = float((before == classes)[known].mean())
         top1_marked = float((after == classes)[known].mean())
-    flips, right = before != after, (after == classes).astype(int) - (before == classes)
-    own = classes == winner if gains else np.zeros(len(before), dtype=bool)
-    beyond = None if control is None else flips.astype(int) - (before != control)
+    flips = (before != after).astype(int)
+    by_control, by_blobs = (
+        None if predicted is None else (before != predicted).astype(int)
+        for predicted in (control, blobs)
+    )
+    gained_right = (after == classes).astype(int) - (before == classes)
+    own = known & (classes == winner) & gains
+    every = np.ones(len(before), dtype=bool)
 
-    def interval(differences: npt.NDArray[Any], of: npt.NDArray[np.bool_]) -> Interval | None:
-        if not of.any():
+    def interval(difference: npt.NDArray[Any] | None, of: npt.NDArray[Any]) -> Interval | None:
+        if difference is None or not of.any():
             return None
-        chosen = None if groups is None else groups[of]
-        return paired_difference_interval(differences[of], LEVEL, chosen)
+        pictures = None if groups is None else groups[of]
+        return paired_difference_interval(difference[of], LEVEL, pictures)
 
     return Impact(
         flip_rate=float(flips.mean()),
-        flip_interval=share_interval(flips, LEVEL, groups),
-        beyond_control_interval=None if beyond is None else interval(beyond, flips | True),
-        top1_drop_interval=interval(-right, known),
-        gains_gap_interval=interval(right, own),
         gains_index=winner if gains else None,
         gains_name=_class_name(winner, names) if gains else None,
         gains_share=float(gained[winner] / len(before)) if gains else 0.0,
         top1_baseline=top1_baseline,
         top1_marked=top1_marked,
-        control_flip_rate=None if control is None else float((before != control).mean()),
+        control_flip_rate=None if by_control is None else float(by_control.mean()),
+        blob_flip_rate=None if by_blobs is None else float(by_blobs.mean()),
         by_class=ClassCounts.count(before, after, classes, n_classes),
+        flip_interval=share_interval(flips, LEVEL, groups),
+        beyond_control_interval=interval(None if by_control is None else flips - by_control, every),
+        beyond_blobs_interval=interval(None if by_blobs is None else flips - by_blobs, every),
+        top1_drop_interval=interval(-gained_right, known),
+        gains_gap_interval=interval(gained_right, own),
     )
 
 

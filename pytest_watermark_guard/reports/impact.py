@@ -30,9 +30,13 @@ class Impact:
         The same share with the scrambled mark, where that was probed.
     by_class : ClassCounts or None
         Predictions by class; None in reports of versions that did not count them.
-    flip_interval, beyond_control_interval, top1_drop_interval, gains_gap_interval : tuple or None
-        95 % confidence intervals of `flip_rate`, `flips_beyond_control`, `top1_drop` and
-        `gains_gap`, the images being paired; None where these are, or in older reports.
+    blob_flip_rate : float or None
+        The same share with blobs of as much ink and no strokes, where that was probed.
+    flip_interval, beyond_control_interval, top1_drop_interval, gains_gap_interval, \
+    beyond_blobs_interval : tuple or None
+        95 % confidence intervals of `flip_rate`, `flips_beyond_control`, `top1_drop`, `gains_gap`
+        and `flips_beyond_blobs`, the images being paired; None where these are, or in older
+        reports.
     """
 
     flip_rate: float
@@ -47,11 +51,18 @@ class Impact:
     beyond_control_interval: Interval | None = None
     top1_drop_interval: Interval | None = None
     gains_gap_interval: Interval | None = None
+    blob_flip_rate: float | None = None
+    beyond_blobs_interval: Interval | None = None
 
     @property
     def flips_beyond_control(self) -> float | None:
         """Share of flips that the text makes and scrambled ink does not; None without control."""
         return None if self.control_flip_rate is None else self.flip_rate - self.control_flip_rate
+
+    @property
+    def flips_beyond_blobs(self) -> float | None:
+        """Share of flips that the mark makes and as much ink does not; None without such blobs."""
+        return None if self.blob_flip_rate is None else self.flip_rate - self.blob_flip_rate
 
     @property
     def gains_gap(self) -> float | None:

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Fall:
-    """The largest d of the features under one scenario, without and with the mask."""
+    """The largest d of the features under one scenario, without and with the mask.
+
+    After an erasure it is measured on images held out.
+    """
 
     scenario: str
     before: float

@@ -16,8 +16,8 @@ class PredictionLimits(NamedTuple):
     Attributes
     ----------
     max_flips : float or None
-        Share of the images whose prediction the mark changes, beyond the share that the control
-        mark changes.
+        Share of the images whose prediction the mark changes, beyond the share that blobs of as
+        much ink change.
     max_drop : float or None
         Top-1 accuracy, in points of a hundred.
     """
@@ -56,7 +56,7 @@ class LimitFinding(NamedTuple):
             numbers = f"{points * low:.1f} to {points * high:.1f}; at most {points * self.limit:g}"
         else:
             verb = "change"
-            what = f"{self.value:.1%} of the predictions beyond the control"
+            what = f"{self.value:.1%} of the predictions beyond blobs of ink"
             numbers = f"{low:.1%} to {high:.1%}; at most {self.limit:.4g}"
         return f"{self.scenario} marks {verb} {what} ({numbers})"
 
@@ -71,12 +71,12 @@ def held_against(report: ProbeReport, limits: PredictionLimits) -> Iterator[Limi
     """
     for scenario, impact in report.impact.items():
         if limits.max_flips is not None:
-            beyond, interval = impact.flips_beyond_control, impact.beyond_control_interval
+            beyond, interval = impact.flips_beyond_blobs, impact.beyond_blobs_interval
             if beyond is None or interval is None:
                 raise SettingsError(
-                    f"max_flips: {report.model} was probed without a control under {scenario}, and "
-                    "without one nothing tells what the text does from what any ink does; probe "
-                    "with control=True (--wm-control)"
+                    f"max_flips: {report.model} was probed without blobs under {scenario}, and "
+                    "without them nothing tells what the text does from what any ink does; probe "
+                    'with control="blobs"'
                 )
             yield LimitFinding(scenario, "flips", beyond, interval, limits.max_flips)
         if limits.max_drop is not None:

@@ -35,8 +35,12 @@ class ProbeReport:
         Of the watermarks' draws and the images' selection.
     scores : mapping of (layer, scenario) to Scores
     controls : mapping of (layer, scenario) to Scores
-        A of the watermark (1) against its control (0): the same ink at the same place, scrambled.
-        Near 0.5 the unit reacts to anything printed over the photo. Empty if not asked for.
+        A of the watermark (1) against its strokes, scrambled (0). Near 0.5 the unit does not tell
+        the two apart; whether it reacts to both or to neither, `controls_alone` says. Empty if not
+        asked for.
+    controls_alone : mapping of (layer, scenario, kind) to Scores
+        A of a control (1) against images without a mark (0). Of kind "strokes" are the mark's
+        strokes, scrambled; of kind "blobs" is as much ink without strokes. Empty if not asked for.
     impact : mapping of str to Impact
         By scenario; empty if the logits were not probed.
     preprocessing : str
@@ -74,6 +78,7 @@ class ProbeReport:
     notes: tuple[str, ...] = ()
     version: str = ""
     controls: Mapping[tuple[str, str], Scores] = field(default_factory=dict)
+    controls_alone: Mapping[tuple[str, str, str], Scores] = field(default_factory=dict)
     early_stop: EarlyStop | None = None
     weights: str = ""
     examples: Examples | None = None
@@ -141,6 +146,10 @@ class ProbeReport:
             "names": {scores.layer: list(scores.names) for scores in self},
             "scores": [scores.to_dict() for scores in self],
             "controls": [scores.to_dict() for scores in self.controls.values()],
+            "controls_alone": [
+                {"control": kind, **scores.to_dict()}
+                for (_, _, kind), scores in self.controls_alone.items()
+            ],
             "impact": {name: impact.to_dict() for name, impact in self.impact.items()},
             "early_stop": self.early_stop and self.early_stop.to_dict(),
             "weights": self.weights,
@@ -155,10 +164,16 @@ class ProbeReport:
         FORMAT.check(data)
         n_images, names = int(data["n_images"]), data["names"]
 
+        def read_one(entry: Mapping[str, Any]) -> Scores:
+            return Scores.from_dict(entry, n_images, names[entry["layer"]])
+
         def read(entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Scores]:
-            units = [Scores.from_dict(e, n_images, names[e["layer"]]) for e in entries]
+            units = map(read_one, entries)
             return {(scores.layer, scores.scenario): scores for scores in units}
 
+        alone = [
+            (str(entry["control"]), read_one(entry)) for entry in data.get("controls_alone", ())
+        ]
         early_stop, examples = data.get("early_stop"), data.get("examples")
         return cls(
             **{name: kind(data[name]) for name, kind in _PLAIN_FIELDS.items()},
@@ -167,6 +182,7 @@ class ProbeReport:
             notes=tuple(map(str, data["notes"])),
             assumptions=tuple(map(str, data.get("assumptions", ()))),
             controls=read(data.get("controls", ())),  # the first reports had none
+            controls_alone={(one.layer, one.scenario, kind): one for kind, one in alone},
             early_stop=early_stop and EarlyStop.from_dict(early_stop),
             weights=str(data.get("weights", "")),
             examples=examples and Examples.from_dict(examples),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
 
+from pytest_watermark_guard.reports.controls import control_columns, control_scores
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.impact import Impact
 from pytest_watermark_guard.reports.probe import ProbeReport
@@ -61,14 +62,19 @@ def most_differentiable(report: ProbeReport, number: int) -> list[SensitiveUnit]
 
 def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
     """Return the rows of a table of units, the header first."""
-    if not report.controls:
-        return [UNIT_HEADER, *map(unit_row, units)]
-    rows: list[tuple[str, ...]] = [(*UNIT_HEADER, "A/control")]
-    for unit in units:
-        control = report.controls.get((unit.layer, unit.scenario))
-        against = "-" if control is None else f"{control.auroc[unit.index]:.3f}"
-        rows.append((*unit_row(unit), against))
-    return rows
+    columns = control_columns([report])
+    rows = ((*unit_row(unit), *control_areas(report, unit, columns)) for unit in units)
+    return [(*UNIT_HEADER, *columns.values()), *rows]
+
+
+def control_areas(
+    report: ProbeReport, unit: SensitiveUnit, columns: Iterable[str]
+) -> tuple[str, ...]:
+    """Return a unit's A in the columns of controls; ``-`` where there is none."""
+    controls = control_scores(report, unit.layer, unit.scenario)
+    return tuple(
+        f"{controls[key].auroc[unit.index]:.3f}" if key in controls else "-" for key in columns
+    )
 
 
 def extent(report: ProbeReport) -> str:

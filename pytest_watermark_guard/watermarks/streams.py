@@ -1,4 +1,4 @@
-"""What the images of a probe carry: nothing, a scenario's mark, or the control of one.
+"""What the images of a probe carry: nothing, a scenario's mark, or a control of one.
 
 Each of these streams of images has a name. Scenarios' names are printable and not empty, so the
 other two kinds never meet them.
@@ -7,18 +7,27 @@ other two kinds never meet them.
 from __future__ import annotations
 
 UNMARKED = ""
-_CONTROL = "\0"
+STROKES, BLOBS = CONTROLS = "strokes", "blobs"
+"""Kinds of controls: the mark's strokes, scrambled; and as much ink without any strokes."""
+
+_PREFIX = {STROKES: "\0", BLOBS: "\1"}
 
 
-def control_of(scenario: str) -> str:
-    """Return the name of the stream with a scenario's scrambled marks."""
-    return _CONTROL + scenario
+def control_of(scenario: str, kind: str = STROKES) -> str:
+    """Return the name of the stream with a scenario's controls of one kind."""
+    return _PREFIX[kind] + scenario
+
+
+def kinds_of(control: bool | str) -> tuple[str, ...]:
+    """Return the kinds of controls that the setting ``control`` asks for."""
+    return CONTROLS if control is True else (control,) if control else ()
 
 
 def described(stream: str) -> str:
     """Say which images a stream holds, for messages."""
     if stream == UNMARKED:
         return "without a mark"
-    if stream.startswith(_CONTROL):
-        return f"with the control of the {stream.removeprefix(_CONTROL)!r} mark"
+    for kind, prefix in _PREFIX.items():
+        if stream.startswith(prefix):
+            return f"with the control ({kind}) of the {stream.removeprefix(prefix)!r} mark"
     return f"with the {stream!r} mark"

@@ -13,7 +13,7 @@ from PIL import Image
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.images import inputs as module
 from pytest_watermark_guard.images.inputs import model_inputs
-from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.streams import BLOBS, CONTROLS, UNMARKED, control_of
 
 SIZE = (40, 56)
 PHOTOS = np.random.default_rng(0).integers(0, 256, (11, *SIZE, 3), dtype=np.uint8)
@@ -41,8 +41,8 @@ def given_by(batches, streams, memory_format):
 @pytest.mark.parametrize(
     "streams",
     [
-        (UNMARKED, "latin", "copies", "hindi", control_of("latin"), control_of("hindi")),
-        (control_of("hindi"), "latin"),
+        (UNMARKED, "latin", "copies", control_of("latin"), control_of("latin", BLOBS)),
+        (control_of("hindi", BLOBS), "latin"),
         (UNMARKED,),
     ],
     ids=["all", "without the unmarked", "unmarked"],
@@ -53,7 +53,7 @@ def test_readers_and_whole_batches_agree(folder, tmp_path_factory, memory_format
     scenarios = ("latin", wm.PairedFolder("copies", copies), "hindi")
     preprocessing = wm.Preprocessing(size=SIZE)
     options = {"preprocess": preprocessing, "batch_size": 4, "device": "cpu"}
-    batches = replace(wm.probing_batches(folder, scenarios, **options), controls=True)
+    batches = replace(wm.probing_batches(folder, scenarios, **options), controls=CONTROLS)
     assert module._scaled_by_readers(batches)  # or the same would be compared with itself
     read = given_by(batches, streams, memory_format)
     assert all(v.is_contiguous(memory_format=memory_format) for v in read[2])

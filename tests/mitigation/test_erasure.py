@@ -1,4 +1,4 @@
-"""After an erasure no linear head tells marked images, and little else is lost."""
+"""After an erasure no linear correlation with marks is left, and little else is lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import pytest_watermark_guard as wm
@@ -75,6 +76,68 @@ def test_no_linear_head_tells_marked_images(features, erasure):
         assert told_apart(erased(erasure, plain), erased(erasure, rows)) < 0.56
 
 
+def test_no_linear_correlation_is_left(features, erasure):
+    plain, marked = features
+    rows = np.concatenate([plain, *marked.values()])
+    changed = erased(erasure, rows)
+    for place in (1, 2):
+        is_marked = np.repeat(np.arange(3) == place, len(plain)).astype(float)
+        before, after = (np.abs(np.cov(x.T, is_marked)[-1, :-1]).max() for x in (rows, changed))
+        assert before > 0.01
+        assert after < 1e-9 * before
+
+
+@pytest.fixture(scope="module")
+def spread():
+    """A mark that moves unit 1, and spreads unit 0 without any correlation."""
+    rng = np.random.default_rng(2)
+    plain = np.abs(rng.normal(size=(400, WIDTH)))
+    marked = plain + np.eye(WIDTH)[1]
+    marked[:, 0] = np.where(rng.random(400) < 0.8, 0.0, 5 * plain[:, 0])
+    return plain, {"spread": marked}
+
+
+def test_what_single_units_still_tell_is_measured_on_images_held_out(spread):
+    plain, marked = spread
+    found = wm.FeatureErasure.from_features(plain[:200], {"spread": marked["spread"][:200]})
+    held_out = plain[200:], {"spread": marked["spread"][200:]}
+    (unit,) = found.measured(*held_out)
+    areas = [
+        roc_auc_score(np.repeat([0, 1], 200), np.concatenate([x, y]))
+        for x, y in zip(
+            erased(found, held_out[0]).T, erased(found, held_out[1]["spread"]).T, strict=True
+        )
+    ]
+    d = np.maximum(areas, 1 - np.array(areas))
+    assert (unit.index, unit.differentiability) == (int(d.argmax()), pytest.approx(d.max()))
+    assert d.max() > 0.7
+    told = wm.FeatureErasure.from_features(
+        plain[:200], {"spread": marked["spread"][:200]}, held_out=held_out
+    )
+    assert told.remaining == (unit,)
+    assert f"still tell spread marks by up to d = {d.max():.3f} (unit 0)" in told.description
+    assert "on 200 images held out" in told.description
+
+
+def test_without_other_images_a_half_is_held_out(spread):
+    found = wm.FeatureErasure.from_features(*spread)
+    (unit,) = found.remaining
+    assert (unit.scenario, unit.layer, unit.index) == ("spread", "features", 0)
+    assert unit.differentiability > 0.7
+    assert "no linear correlation is left" in found.description
+    assert "on 200 of these images after a fit to the others" in found.description
+    again = wm.FeatureErasure.from_features(*spread)
+    assert again.remaining == found.remaining
+    with pytest.raises(MaskError, match="an erasure of 3 images is none"):
+        wm.FeatureErasure.from_features(spread[0][:3], {"spread": spread[1]["spread"][:3]})
+
+
+def test_features_of_other_images_are_refused(spread):
+    plain, marked = spread
+    with pytest.raises(MaskError, match=r"features \[400, 12\] of 'spread', but \[399, 12\]"):
+        wm.FeatureErasure.from_features(plain[1:], marked)
+
+
 def test_the_marks_no_longer_move_the_mean(features, erasure):
     plain, marked = features
     for rows in marked.values():
@@ -137,7 +200,7 @@ def test_saved_and_loaded(erasure, tmp_path):
     for name in ("left", "right", "mean"):
         np.testing.assert_array_equal(getattr(again, name), getattr(erasure, name))
     assert (again.weights, again.scenarios) == ("abc", ("strong", "weak"))
-    assert again.description == erasure.description
+    assert (again.description, again.remaining) == (erasure.description, erasure.remaining)
     mask = tmp_path / "mask.json"
     wm.FeatureMask((1,), WIDTH).save(mask)
     with pytest.raises(MaskError, match="holds 'mask'"):

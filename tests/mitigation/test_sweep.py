@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import ImagesError, MaskError, ReportError
+from pytest_watermark_guard.errors import ImagesError, MaskError, ReportError, SettingsError
 from pytest_watermark_guard.models.linear_probe import HeadTrainer
 
 SMALL = wm.Preprocessing(size=(48, 48))
@@ -60,6 +60,10 @@ def sweep(**arguments):
         cache=False,
         **arguments,
     )
+
+
+def flat(text):
+    return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +135,35 @@ def test_a_mask_of_the_sweep_gives_the_very_scores(swept):
     )
 
 
-def test_the_smallest_share_that_passes_is_recommended(swept):
-    assert swept.recommended is swept.heads[0] or swept.heads[0].largest_d >= 0.95
-    strict = sweep(alphas=(0.2,), threshold=0.85)
+def test_one_half_chooses_and_the_other_is_reported(swept):
+    assert swept.n_validation == 60
+    for first, head in zip(swept.choosing, swept.heads, strict=True):
+        assert (first.alpha, first.n_images, head.n_images) == (head.alpha, 30, 30)
+    assert any(
+        first.d("ink") != head.d("ink")
+        for first, head in zip(swept.choosing, swept.heads, strict=True)
+    )
+    assert "with seed 17, 30 chose; all figures are of the 30 others" in flat(swept.table())
+
+
+def test_a_share_is_recommended_where_the_margin_allows_for_so_few_images():
+    strict = sweep(alphas=(0.2,), threshold=0.85, margin=0.3)
     best = strict.recommended
     assert best is not None
     assert best.alpha == 0.2
-    assert "Mask 0.2 of the features" in strict.advice()
+    assert strict.advice().startswith("Mask 0.2 of the features")
+    tight = sweep(alphas=(0.2,), threshold=0.85)
+    assert tight.recommended is None
+    assert "A share of 0.2 was chosen on 30 images" in tight.advice()
     never = sweep(alphas=(0.2,), threshold=0.501)
     assert never.recommended is None
-    assert never.advice().startswith("No alpha brings every output under d = 0.501")
+    assert "none brings every d under 0.501" in never.advice()
+
+
+@pytest.mark.parametrize("margin", [-0.01, 1, True, "1"])
+def test_margins_that_are_none(margin):
+    with pytest.raises(SettingsError, match="margin must be a number in"):
+        sweep(margin=margin)
 
 
 def test_saved_and_loaded(swept, tmp_path):
@@ -168,10 +191,14 @@ def test_the_table(swept):
     assert text.isascii()
     assert all(len(line) <= 80 for line in text.splitlines())
     rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("|0.2")]
-    assert f"{swept.heads[2].accuracy:.3f}" in rows[0][2]
-    assert f"{swept.heads[2].d('ink'):.3f}" in rows[0][5]
+    head = swept.heads[2]
+    assert f"{head.accuracy:.3f}" in rows[0][2]
+    assert "{:+.3f} to {:+.3f}".format(*head.change_interval) in rows[0][5]
+    assert f"{head.largest_d:.3f}" in rows[1][1]
+    assert "{:.3f}-{:.3f}".format(*head.d_interval) in rows[1][2]
+    assert f"{head.d('ink'):.3f}" in rows[1][3]
     assert "|erasure" in text
-    assert swept.advice().split(".")[0] in " ".join(text.split())
+    assert swept.advice() in flat(text)
 
 
 def test_the_picture(swept, tmp_path):
@@ -222,4 +249,13 @@ def test_images_without_labels_are_refused():
         wm.sweep(
             Eyes(), train, train, (0.2,), (INK,), (INK,), preprocess=SMALL, cache=False,
             train_labels=[0, 1] * 30, validation_labels=[0, 7] * 30,
+        )  # fmt: skip
+
+
+def test_too_few_images_to_split():
+    train, labels = photos(0)
+    with pytest.raises(ImagesError, match="validation: 3 images, and one half chooses"):
+        wm.sweep(
+            Eyes(), train, train[:3], (0.2,), (INK,), (INK,), preprocess=SMALL, cache=False,
+            train_labels=labels, validation_labels=labels[:3],
         )  # fmt: skip

@@ -113,6 +113,7 @@ def test_what_is_written_is_what_is_published(written):
     assert written["run"]["failures"]
     assert any((r["early_stop"] or {}).get("each") for r in written["run"]["reports"])
     assert report["controls"]
+    assert {entry["control"] for entry in report["controls_alone"]} == {"strokes", "blobs"}
     assert report["impact"]["chinese"]["top1_baseline"] is not None
 
 

@@ -259,10 +259,19 @@ def test_people_without_eyes_or_mouse():
 
 
 def test_controls_have_columns_where_there_are_any():
-    controlled = replace(PLAIN, controls=dict([scores("logits", "chinese", [0.5, 0.8, 0.5, 0.5])]))
-    page = Page(render([(controlled, [])]))
-    assert "A/control" in page.text("button")
-    assert "0.800" in page.text("td")
+    (key, against) = scores("logits", "chinese", [0.5, 0.8, 0.5, 0.5])
+    (_, alone) = scores("logits", "chinese", [0.5, 0.7, 0.5, 0.5])
+    (_, blobs) = scores("logits", "chinese", [0.5, 0.6, 0.5, 0.5])
+    controls = {(*key, "strokes"): alone, (*key, "blobs"): blobs}
+    html = render([(replace(PLAIN, controls={key: against}, controls_alone=controls), [])])
+    page = Page(html)
+    assert "A/controlA scrambledA blobs" in page.text("button")
+    assert "0.8000.7000.600" in page.text("td")
+    assert "scrambled strokes and blobs of the same ink" in page.text()
+    assert "of what the mark does to it" in page.text("li")
+    old = Page(render([(replace(PLAIN, controls={key: against}), [])]))  # reports without the rest
+    assert "A/control" in old.text("button")
+    assert "A blobs" not in old.text("button")
     assert "A/control" not in Page(render([(PLAIN, [])])).text("button")
 
 

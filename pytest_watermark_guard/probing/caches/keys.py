@@ -19,7 +19,7 @@ from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
 from pytest_watermark_guard.models.device import device_name
 from pytest_watermark_guard.version import __version__
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder
-from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
+from pytest_watermark_guard.watermarks.streams import BLOBS, UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import font_path
 
 _FORMAT = "activations/6"  # raise the number when the same key would mean other numbers
@@ -84,6 +84,7 @@ def cache_keys(
         drawn = _scenario_digest(scenario, seed, baseline.identities)
         streams[scenario.name] = drawn
         streams[control_of(scenario.name)] = digest(drawn, "control")
+        streams[control_of(scenario.name, BLOBS)] = digest(drawn, "blobs")
     return CacheKeys(
         base=digest(
             _FORMAT,

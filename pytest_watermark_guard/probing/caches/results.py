@@ -23,6 +23,7 @@ class ProbeMeasurement(NamedTuple):
     n_images: int
     scores: Mapping[tuple[str, str], Scores]
     controls: Mapping[tuple[str, str], Scores]
+    controls_alone: Mapping[tuple[str, str, str], Scores]
     impact: Mapping[str, Impact]
     notes: tuple[str, ...]
     plan: str
@@ -59,6 +60,7 @@ class ResultCache:
             n_images=report.n_images,
             scores=dict(report.scores),
             controls=dict(report.controls),
+            controls_alone=dict(report.controls_alone),
             impact=report.impact,
             notes=report.notes,
             plan=report.precision,
@@ -88,6 +90,7 @@ class ResultCache:
             precision=measurement.plan,
             notes=measurement.notes,
             controls=measurement.controls,
+            controls_alone=measurement.controls_alone,
             weights=measurement.weights,
             examples=measurement.examples,
             early_stop=measurement.early_stop,

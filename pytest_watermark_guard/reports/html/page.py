@@ -13,6 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pytest_watermark_guard.caching.files import write_text_atomically
+from pytest_watermark_guard.reports.controls import (
+    control_columns,
+    control_legend,
+    control_sentences,
+)
 from pytest_watermark_guard.reports.html import comparison, figures, view
 from pytest_watermark_guard.reports.html.examples import galleries
 from pytest_watermark_guard.reports.html.origin import Origin
@@ -66,6 +71,7 @@ def write_html(
     survey = comparison.survey_of(judged)
     rankings = list(comparison.rankings(survey)) if survey else []
     drawable = figures.can_draw()
+    controls = control_columns(probe.report for probe in judged)
     impact = [(probe, *item) for probe in judged for item in probe.report.impact.items()]
     style, script = (
         Markup(files(_PACKAGE).joinpath("templates", name).read_text("utf-8"))
@@ -80,7 +86,12 @@ def write_html(
         tiers=TIERS,
         impact=impact,
         labelled=any(effect.top1_drop is not None for *_, effect in impact),
-        controlled=any(probe.report.controls for probe in judged),
+        controlled=any(effect.control_flip_rate is not None for *_, effect in impact),
+        controls=controls,
+        legend=control_legend(controls),
+        on_controls=[
+            (probe.name, line) for probe in judged for line in control_sentences(probe.report)
+        ],
         rows=first_rows(judged),
         data=packed(judged),
         layers=list(dict.fromkeys(layer for probe in judged for layer in probe.report.layers)),

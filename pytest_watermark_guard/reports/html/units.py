@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pytest_watermark_guard.reports.controls import control_scores
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import most_differentiable, printable
@@ -38,7 +39,7 @@ class Row(NamedTuple):
     model: str
     unit: SensitiveUnit
     word: str
-    control: float | None
+    controls: dict[str, float]  # A by the keys of `reports.controls.COLUMNS`
 
 
 def first_rows(judged: Sequence[Judged]) -> list[Row]:
@@ -46,9 +47,11 @@ def first_rows(judged: Sequence[Judged]) -> list[Row]:
     rows = []
     for probe in judged:
         for unit in most_differentiable(probe.report, FIRST):
-            control = probe.report.controls.get((unit.layer, unit.scenario))
-            against = None if control is None else float(control.auroc[unit.index])
-            rows.append(Row(probe.name, unit, probe.word(unit), against))
+            controls = {
+                key: float(scores.auroc[unit.index])
+                for key, scores in control_scores(probe.report, unit.layer, unit.scenario).items()
+            }
+            rows.append(Row(probe.name, unit, probe.word(unit), controls))
     return sorted(rows, key=lambda row: -row.unit.differentiability)[:FIRST]
 
 
@@ -86,7 +89,7 @@ def _block(
     kept = slice(None) if units is None else units
     low, high = scores.interval()
     key = scores.layer, scores.scenario
-    control = probe.report.controls.get(key)
+    controls = control_scores(probe.report, *key)
     plain = scores.names == tuple(map(str, range(len(scores.names))))
     return {
         "model": printable(probe.name),
@@ -98,7 +101,7 @@ def _block(
         "a": _thousandths(scores.auroc[kept]),
         "low": _thousandths(low[kept]),
         "high": _thousandths(high[kept]),
-        "control": None if control is None else _thousandths(control.auroc[kept]),
+        "controls": {name: _thousandths(found.auroc[kept]) for name, found in controls.items()},
         "fails": sorted(index for *where, index in probe.failing if tuple(where) == key),
         "accepted": sorted(index for *where, index in probe.accepted if tuple(where) == key),
     }

@@ -12,6 +12,7 @@ from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 from pytest_watermark_guard.reports.text import count, decision, extent, listed
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.settings import WARN
+from pytest_watermark_guard.watermarks.streams import BLOBS, CONTROLS, STROKES
 
 Entry = tuple[ProbeReport, Sequence[Verdict]]
 
@@ -202,8 +203,12 @@ def _facts(
     yield "Ran on", f"{report.device}, {report.precision}"
     if early_stopping := decision(report):
         yield "Early stopping", early_stopping
-    controls = "scrambled marks were probed too" if report.controls else "none (--wm-control)"
-    yield "Controls", controls
+    kinds = {kind for _, _, kind in report.controls_alone} | (
+        {STROKES} if report.controls else set()
+    )
+    words = {STROKES: "scrambled strokes", BLOBS: "blobs of the same ink"}
+    controls = [words[kind] for kind in CONTROLS if kind in kinds]
+    yield "Controls", listed(controls) if controls else "none (--wm-control)"
     if report.weights:
         yield "Weights below the head", report.weights
     yield "Probed by version", report.version

@@ -16,6 +16,7 @@
   if (!table) return;
 
   const STEP = 100;
+  const CONTROLS = ["control", "strokes", "blobs"];
   const MARKS = { fails: 2, accepted: 1 };
   const WORDS = ["", "accepted", "fails"];
   const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
@@ -43,15 +44,16 @@
       lower: data.names.map((group) => group.map((name) => name.toLowerCase())),
       block: new Uint16Array(total), unit: new Uint32Array(total), mark: new Uint8Array(total),
       a: new Uint16Array(total), low: new Uint16Array(total), high: new Uint16Array(total),
-      control: new Int16Array(total).fill(-1), d: new Uint16Array(total),
+      d: new Uint16Array(total),
     };
+    for (const kind of CONTROLS) all[kind] = new Int16Array(total).fill(-1);
     let start = 0;
     data.blocks.forEach((block, place) => {
       const kept = block.units === null ? null : numbers(block.units, Uint32Array);
       const marks = new Map();
       for (const kind of ["fails", "accepted"]) block[kind].forEach((unit) => marks.set(unit, MARKS[kind]));
       for (const name of ["a", "low", "high"]) all[name].set(numbers(block[name], Uint16Array), start);
-      if (block.control !== null) all.control.set(numbers(block.control, Uint16Array), start);
+      for (const [kind, areas] of Object.entries(block.controls)) all[kind].set(numbers(areas, Uint16Array), start);
       for (let i = 0; i < block.count; i++) {
         const at = start + i;
         all.block[at] = place;
@@ -76,7 +78,7 @@
   };
   const keys = (kind) => {
     const { total, block, blocks } = units;
-    if (kind === "d" || kind === "a" || kind === "control") return units[kind];
+    if (kind === "d" || kind === "a" || CONTROLS.includes(kind)) return units[kind];
     if (kind === "gate") return units.mark;
     if (kind === "reaction") return Uint8Array.from(units.a, (a) => (a >= 500 ? 0 : 1));
     if (kind === "unit") {
@@ -126,10 +128,10 @@
     reaction: (at) => (units.a[at] >= 500 ? "fires on" : "silenced"),
     a: (at) => thousandths(units.a[at]),
     interval: (at) => `${thousandths(units.low[at])}–${thousandths(units.high[at])}`,
-    control: (at) => (units.control[at] < 0 ? "–" : thousandths(units.control[at])),
     gate: (at) => WORDS[units.mark[at]],
   };
-  const numeric = new Set(["d", "a", "interval", "control"]);
+  for (const kind of CONTROLS) cell[kind] = (at) => (units[kind][at] < 0 ? "–" : thousandths(units[kind][at]));
+  const numeric = new Set(["d", "a", "interval", ...CONTROLS]);
 
   const draw = () => {
     const rows = document.createDocumentFragment();
