@@ -88,7 +88,7 @@ def judge(
         record = known.record(report, unit, settings.threshold)
         if record is not None:
             recorded.append((unit, record))
-        if record is None or record.state(unit.differentiability, known.today) != "passed":
+        if record is None or known.state(report, unit, record) != "passed":
             failing.append(unit)
     stale = tuple(entry for entry in settings.allow if entry not in used)
     if report.stopped_early:

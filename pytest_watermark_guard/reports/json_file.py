@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,4 +75,6 @@ def _known_unit(unit: SensitiveUnit, known: KnownUnit) -> dict[str, Any]:
 
 def _record(known: KnownUnit) -> dict[str, Any]:
     expires = known.expires and known.expires.isoformat()
-    return {**asdict(known), "date": known.date.isoformat(), "expires": expires}
+    error = None if known.error == math.inf else known.error  # JSON has no infinity
+    fields = {"date": known.date.isoformat(), "expires": expires, "error": error}
+    return {**asdict(known), **fields}

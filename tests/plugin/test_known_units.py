@@ -35,30 +35,38 @@ def edited(path, pattern, replacement):
 
 
 def mask_digests(text):
-    return re.sub(r'"[0-9a-f]{64}"', '"<digest>"', text).replace(str(date.today()), "<today>")
+    return re.sub(r'"([0-9a-f]{64}|[0-9a-f]{16})"', '"<digest>"', text).replace(
+        str(date.today()), "<today>"
+    )
 
 
 RECORD = """\
 # Units that react to watermarks and are known to, recorded by pytest --wm-update-known for the
 # gates of pytest-watermark-guard. Units that are not listed fail, and so do those whose d exceeds
-# what is written here by more than 0.005. Review a change of this file as you review code.
+# what is written here by more than 0.005, or by more than chance explains where seed, images or
+# precision are others now. Review a change of this file as you review code.
 #
 # By hand you may add to a unit: reason = "why it may stay" and expires = 2030-12-31, the last day
 # on which it may. An update keeps both, and no comments.
-format_version = 1
+format_version = 2
 
 [[model]]
 name = "shop:sensitive"
 weights = "<digest>"
+all_weights = "<digest>"
+seed = 17
+images = 12
+images_digest = "<digest>"
+precision = "float32"
 units = [
     { layer = "features", script = "chinese", index = 2, name = "2", d = 1.0000, \
-threshold = 0.95, date = <today> },
+error = 0.0000, threshold = 0.95, date = <today> },
     { layer = "features", script = "latin", index = 2, name = "2", d = 1.0000, \
-threshold = 0.95, date = <today> },
+error = 0.0000, threshold = 0.95, date = <today> },
     { layer = "logits", script = "chinese", index = 1, name = "1", d = 1.0000, \
-threshold = 0.95, date = <today> },
+error = 0.0000, threshold = 0.95, date = <today> },
     { layer = "logits", script = "latin", index = 1, name = "1", d = 1.0000, \
-threshold = 0.95, date = <today> },
+error = 0.0000, threshold = 0.95, date = <today> },
 ]
 """
 
@@ -265,7 +273,7 @@ DAMAGED = {
     "deep": ("a = " + "[" * 100_000, "is not TOML"),
     "huge": (f"format_version = {'9' * 10_000}", "is not TOML"),
     "no version": ('[[model]]\nname = "m"\n', "has no 'format_version'"),
-    "newer": ("format_version = 2\n", "its format_version is 2"),
+    "newer": ("format_version = 3\n", "its format_version is 3"),
     "a typo": (HEAD + f"units = [{UNIT[:-1]}, reson = 'x' }}]", "unknown 'reson'"),
     "no date": (HEAD + f"units = [{UNIT.replace(', date = 2020-01-01', '')}]", "no 'date'"),
     "text": (HEAD + f"units = [{UNIT.replace('2020-01-01', repr('soon'))}]", "date must be"),
