@@ -50,7 +50,7 @@ HEADER = f"""\
 def read_known(path: Path) -> tuple[KnownUnit, ...]:
     """Read known units; `KnownUnitsError` for a file that holds anything but what is expected."""
     with FORMAT.reading(path):
-        units = tuple(sorted(_units(_parsed(path)), key=attrgetter("key")))
+        units = tuple(_units(_parsed(path)))
         keys = set()
         for known in units:
             if known.key in keys:
