@@ -287,6 +287,12 @@ class Settings:
         meaning="strong reactions fail the gate too",
         check=_check_switch,
     )
+    no_worse: bool = setting(
+        False,
+        meaning="units that rose beyond chance since the release of --wm-against fail the gate if "
+        "they react strongly",
+        check=_check_switch,
+    )
     inconclusive: str = setting(
         "error",
         meaning="what becomes of a gate whose images are too few to tell: error (it could not be "

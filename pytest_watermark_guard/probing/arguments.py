@@ -67,6 +67,9 @@ class ProbeArguments(TypedDict, total=False):
         Strong reactions fail the gate too. Default False.
     inconclusive : {"error", "fail", "pass"}
         What becomes of a gate whose images are too few to tell. Default ``"error"``.
+    no_worse : bool
+        Units that rose beyond chance since the release of ``--wm-against`` fail the gate if they
+        react strongly. Default False.
     early_stop : float
         Chance at which a gate's early verdict may differ from that of all images, default 0.001;
         0 uses all images.
@@ -90,6 +93,7 @@ class ProbeArguments(TypedDict, total=False):
     warn: float | None
     strict: bool | None
     inconclusive: str | None
+    no_worse: bool | None
     early_stop: float | None
 
 

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pytest_watermark_guard.errors import NotCheckedError, WatermarkSensitivityError
+from pytest_watermark_guard.errors import (
+    NotCheckedError,
+    SettingsError,
+    WatermarkSensitivityError,
+)
 from pytest_watermark_guard.probing.arguments import (
     ProbeArguments,
     check_arguments,
@@ -19,7 +23,9 @@ from pytest_watermark_guard.probing.names import allowing
 from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.reports.known_units import KnownUnits
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.reports.verdict import Verdict
+from pytest_watermark_guard.reports.unit_changes import UnitChange
+from pytest_watermark_guard.reports.verdict import Uncompared, Verdict
+from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 
 if TYPE_CHECKING:
@@ -34,6 +40,7 @@ def judge(
     warn: float | None = None,
     strict: bool | None = None,
     inconclusive: str | None = None,
+    no_worse: bool | None = None,
 ) -> Verdict:
     """Hold a report against a threshold.
 
@@ -51,7 +58,7 @@ def judge(
         name of a class, the class is meant.
     known : KnownUnits, optional
         Units on record, which may stay as they were; default the run's (``--wm-known``).
-    warn, strict, inconclusive : optional
+    warn, strict, inconclusive, no_worse : optional
         See `ProbeArguments`.
 
     Returns
@@ -65,8 +72,14 @@ def judge(
         used.
     """
     settings = current_run().settings.override(
-        threshold=threshold, allow=allow, warn=warn, strict=strict, inconclusive=inconclusive
+        threshold=threshold,
+        allow=allow,
+        warn=warn,
+        strict=strict,
+        inconclusive=inconclusive,
+        no_worse=no_worse,
     )
+    _check_release(settings)
     known = current_run().known if known is None else known
     exempt = {
         (scores.layer, scores.scenario, int(index)): entry
@@ -95,6 +108,8 @@ def judge(
         stale = ()  # only all images could tell
     findings = known.findings(report, settings.threshold, recorded)
     passed = ((unit.layer, unit.scenario, unit.index) for unit, _ in findings.passed)
+    exempted = frozenset(exempt).union(passed)
+    risen, uncompared = _since_release(report, settings, exempted)
     return Verdict(
         report,
         settings.threshold,
@@ -107,8 +122,36 @@ def judge(
         tuple(strong),
         settings.strict,
         settings.inconclusive,
-        frozenset(exempt).union(passed),
+        exempted,
+        settings.no_worse,
+        risen,
+        uncompared,
     )
+
+
+def _check_release(settings: Settings) -> None:
+    if settings.no_worse and current_run().against is None:
+        raise SettingsError("no_worse: no worse than which release? Name its file: --wm-against")
+
+
+def _since_release(
+    report: ProbeReport, settings: Settings, exempt: frozenset[tuple[str, str, int]]
+) -> tuple[tuple[UnitChange, ...], tuple[Uncompared, ...]]:
+    """Return the strong units that rose since a release, and what cannot be compared with it."""
+    against = current_run().against
+    if not settings.no_worse or against is None:
+        return (), ()
+    compared = against.compared(report, settings.threshold)
+    if isinstance(compared, str):
+        return (), tuple((layer, scenario, compared) for layer, scenario in report.scores)
+    risen = tuple(
+        unit
+        for unit in compared.rose
+        if unit.d_after >= settings.warn and (unit.layer, unit.scenario, unit.index) not in exempt
+    )
+    places = compared.places
+    missing = [(p.layer, p.scenario, p.uncompared) for p in places if p.after and p.uncompared]
+    return risen, tuple(missing)
 
 
 def assert_not_watermark_sensitive(
@@ -165,6 +208,7 @@ def assert_not_watermark_sensitive(
     check_arguments("assert_not_watermark_sensitive", images, arguments)
     # Wrong settings are said before minutes of probing, not after.
     settings = current_run().settings.override(threshold=threshold, **setting_values(arguments))
+    _check_release(settings)
     report = probe(
         model, images, scenarios, layers, preprocess, stop_at=settings.threshold, **arguments
     )
@@ -175,6 +219,7 @@ def assert_not_watermark_sensitive(
         warn=settings.warn,
         strict=settings.strict,
         inconclusive=settings.inconclusive,
+        no_worse=settings.no_worse,
     )
     current_run().on_verdict(verdict)
     if verdict.outcome == "failed":

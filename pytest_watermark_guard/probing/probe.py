@@ -180,6 +180,8 @@ def _gate(
     if known.concerns(name, all_weights):
         # Whether a unit is worse than its record is told by its d, not by a verdict.
         return None, (f"all images were used, for the known units in {known.file}",)
+    if (against := current_run().against) is not None:
+        return None, (f"all images were used, for the comparison with {against.file}",)
     images = len(context.batches.baseline)
     gate = EarlyGate(
         stop_at, settings.early_stop, settings.allow, images, settings.seed, decide_each

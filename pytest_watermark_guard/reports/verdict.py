@@ -25,9 +25,12 @@ from pytest_watermark_guard.reports.text import (
     reaction,
     unit_table,
 )
+from pytest_watermark_guard.reports.unit_changes import UnitChange
 from pytest_watermark_guard.settings import WARN
 
 WORST = 10
+Uncompared = tuple[str, str, str]
+"""Layer, scenario, and why they cannot be compared with an earlier release."""
 Outcome = Literal["passed", "warned", "failed", "inconclusive", "not checked"]
 
 
@@ -60,6 +63,12 @@ class Verdict:
         What becomes of a gate whose images cannot tell: ``"error"``, ``"fail"`` or ``"pass"``.
     exempt : frozenset of (str, str, int)
         Layer, scenario and index of the units that count for nothing: allowed, or known.
+    no_worse : bool
+        Whether the gate fails by units that rose since an earlier release.
+    risen : tuple of UnitChange
+        Those of them that are strong, if it does.
+    uncompared : tuple of (str, str, str)
+        What cannot be compared with that release, if it has to be.
     """
 
     report: ProbeReport
@@ -74,11 +83,14 @@ class Verdict:
     strict: bool = False
     inconclusive: str = "error"
     exempt: frozenset[tuple[str, str, int]] = frozenset()
+    no_worse: bool = False
+    risen: tuple[UnitChange, ...] = ()
+    uncompared: tuple[Uncompared, ...] = ()
 
     @property
     def terms(self) -> dict[str, Any]:
         """What the gate was asked for: arguments of `judge`."""
-        names = "threshold", "warn", "strict", "inconclusive"
+        names = "threshold", "warn", "strict", "inconclusive", "no_worse"
         return {**{name: getattr(self, name) for name in names}, "allow": dict(self.allow)}
 
     @property
@@ -93,11 +105,13 @@ class Verdict:
         ``"failed"``; ``"not checked"``: no unit of a layer ever changes; ``"inconclusive"``: the
         images cannot tell; ``"warned"``: it passes, with strong reactions; or ``"passed"``.
         """
+        if self.risen:
+            return "failed"
         if self.unclear and self.inconclusive != "pass":
             return "failed" if self.inconclusive == "fail" else "inconclusive"
         if self.failing and not self.unclear:
             return "failed"
-        if self.unchecked:
+        if self.unchecked or self.uncompared:
             return "not checked"
         if self.strong:
             return "failed" if self.strict else "warned"
@@ -122,7 +136,7 @@ class Verdict:
         """Return the part for one layer, with all outputs for "logits", and one scenario."""
         report = self.report
 
-        def inside(unit: SensitiveUnit) -> bool:
+        def inside(unit: SensitiveUnit | UnitChange) -> bool:
             return (asked_layer(unit.layer), unit.scenario) == (layer, scenario)
 
         scores = {
@@ -135,6 +149,12 @@ class Verdict:
             failing=tuple(filter(inside, self.failing)),
             strong=tuple(filter(inside, self.strong)),
             allowed=tuple(pair for pair in self.allowed if inside(pair[0])),
+            risen=tuple(filter(inside, self.risen)),
+            uncompared=tuple(
+                place
+                for place in self.uncompared
+                if (asked_layer(place[0]), place[1]) == (layer, scenario)
+            ),
             known=self.known.restrict_to(layer, scenario),
         )
 
@@ -177,13 +197,19 @@ class Verdict:
             "warned": "passes",
             "passed": "is not watermark-sensitive" if self.report.clean else "passes",
         }[self.outcome]
-        if self.outcome == "failed" and not self.failing:
+        if self.risen:
+            words = "is worse than the release before"
+        elif self.outcome == "failed" and not self.failing:
             words = "reacts strongly to watermarks" if self.strong else "could not be checked"
         return f"{model} {words}: {self.grounds()}."
 
     def grounds(self) -> str:
         """Say why the verdict is what it is: the part of the sentence after the colon."""
         report = self.report
+        if self.risen:
+            rose = listed(_numbers(report, self.risen))
+            verb = "reacts" if len(self.risen) == 1 else "react"
+            return f"{rose} rose beyond chance, and {verb} strongly now (d >= {self.warn:g})"
         if self.unclear and self.inconclusive != "pass":
             return self._doubt()
         if self.failing and not self.unclear:
@@ -191,6 +217,13 @@ class Verdict:
         if report.dead_layers:
             dead = listed(map(printable, report.dead_layers))
             return f"no unit of its {dead} ever changes, whatever the image"
+        if self.uncompared:
+            layer, scenario, why = self.uncompared[0]
+            place = printable(f"{layer} under {scenario}")
+            return (
+                f"whether {place}{and_more(self.uncompared, 1)} is no worse than in the release "
+                f"before cannot be told ({printable(why)})"
+            )
         if self.strong and self.strict:
             return f"{_reacting(report, self.strong)} (d >= {self.warn:g}; strict)"
         return self._doubt() if self.unclear else self._reach()
@@ -235,7 +268,7 @@ class Verdict:
         return max(units, key=lambda unit: unit.differentiability, default=None)
 
     def accepted_lines(self) -> Iterator[str]:
-        """Tell which units were allowed or known, and which entries nothing needs any more."""
+        """Tell which units were allowed, known or risen, and which entries nothing needs now."""
         for unit, reason in self.allowed[:WORST]:
             yield f"allowed: {reaction(unit)}: {printable(reason, 60)}"
         if len(self.allowed) > WORST:
@@ -244,6 +277,13 @@ class Verdict:
             shown = ", ".join(printable(entry, 30) for entry in self.stale[:WORST])
             yield f"no longer needed in allow: {shown}{and_more(self.stale, WORST)}"
         yield from known_lines(self.known)
+        for change in self.risen[:WORST]:
+            yield printable(
+                f"rose: {change.layer} {change.label}, {change.scenario}, d {change.d_after:.3f} "
+                f"(was {change.d_before:.3f})"
+            )
+        if len(self.risen) > WORST:
+            yield f"rose: ... and {len(self.risen) - WORST:,} more"
 
 
 def _reacting(report: ProbeReport, units: Sequence[SensitiveUnit]) -> str:
@@ -252,7 +292,9 @@ def _reacting(report: ProbeReport, units: Sequence[SensitiveUnit]) -> str:
     return f"{listed(_numbers(report, units))} {verb} to {scenarios} marks"
 
 
-def _numbers(report: ProbeReport, units: Sequence[SensitiveUnit]) -> Iterator[str]:
+def _numbers(
+    report: ProbeReport, units: Sequence[SensitiveUnit] | Sequence[UnitChange]
+) -> Iterator[str]:
     """Give, for each layer of some units, how many of its units they are."""
     for layer in dict.fromkeys(unit.layer for unit in units):
         indices = {unit.index for unit in units if unit.layer == layer}
