@@ -34,6 +34,7 @@ _PUBLIC_NAMES = {
     "reports.html.page": ("write_html",),
     "reports.impact": ("Impact",),
     "reports.probe": ("ProbeReport",),
+    "reports.releases": ("Comparison", "compare"),
     "reports.scores": ("Scores", "SensitiveUnit"),
     "reports.search": ("SearchReport",),
     "reports.surface": ("SurfaceReport",),
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from .reports.html.page import write_html as write_html
     from .reports.impact import Impact as Impact
     from .reports.probe import ProbeReport as ProbeReport
+    from .reports.releases import Comparison as Comparison, compare as compare
     from .reports.scores import Scores as Scores, SensitiveUnit as SensitiveUnit
     from .reports.search import SearchReport as SearchReport
     from .reports.surface import SurfaceReport as SurfaceReport

@@ -30,7 +30,6 @@ from pytest_watermark_guard.setting_values import (
     plain_integer,
 )
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
-from pytest_watermark_guard.watermarks.streams import CONTROLS
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("ray",)
@@ -139,6 +138,12 @@ class Settings:
     strict: bool = setting(
         False,
         meaning="strong reactions fail the gate too",
+        check=check_switch,
+    )
+    no_worse: bool = setting(
+        False,
+        meaning="units that rose beyond chance since the release of --wm-against fail the gate if "
+        "they react strongly",
         check=check_switch,
     )
     inconclusive: str = setting(

@@ -138,7 +138,11 @@ def probed_by_engine(
     )
     precision, notes = one_for_all(settings.precision)
     workers_run = Run(
-        replace(run.settings, engine=None), run.scenarios, examples=run.examples, known=run.known
+        replace(run.settings, engine=None),
+        run.scenarios,
+        examples=run.examples,
+        known=run.known,
+        against=run.against,
     )
     common = _Common(images, {**arguments, "precision": precision, "progress": False}, workers_run)
     workers: Engine = open_engine(engine, settings.device)

@@ -49,6 +49,16 @@ class Baseline:
         image, label = item if isinstance(item, tuple) else (item, None)
         return image, self.labels.get(self.identities[position], label)
 
+    def fingerprint(self) -> str:
+        """Return a short digest of the images, whatever their folder and order.
+
+        Empty where their content has no digest.
+        """
+        try:
+            return digest(self.content(), sorted(self.identities))[:16]
+        except NoKeyError:
+            return ""
+
     def subset(self, count: int, seed: int) -> Baseline:
         """Keep `count` images: a random choice that depends on `seed` and the identities only.
 

@@ -39,9 +39,10 @@ class GitHubActions:
             return
         from pytest_watermark_guard.reports.github_summary import step_summary
 
+        changes = self._summary.release_lines
         try:
             with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(step_summary(entries, self._summary.threshold, unprobed))
+                file.write(step_summary(entries, self._summary.threshold, unprobed, changes))
         except OSError as error:
             self._trouble = f"could not write the step summary: {error.strerror}"
 

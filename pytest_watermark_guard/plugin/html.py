@@ -40,6 +40,7 @@ class HtmlSummary:
                 self._settings, config.getoption("wm_model") or (), paths, command_words(config)
             ),
             by_name=True,
+            changes=self._summary.release_lines,
         )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

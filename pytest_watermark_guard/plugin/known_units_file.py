@@ -14,7 +14,14 @@ from typing import Any
 from pytest_watermark_guard.caching.files import write_text_atomically
 from pytest_watermark_guard.errors import KnownUnitsError
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.known_units import MARGIN, Key, KnownUnit, decides, plain_text
+from pytest_watermark_guard.reports.known_units import (
+    MARGIN,
+    Key,
+    KnownUnit,
+    ProbeSetting,
+    decides,
+    plain_text,
+)
 from pytest_watermark_guard.reports.verdict import Verdict
 
 if sys.version_info >= (3, 11):
@@ -23,12 +30,17 @@ else:
     import tomli as tomllib
 
 FORMAT = DocumentFormat(
-    "known-units", "known units", KnownUnitsError, "mend it or restore it from version control"
+    "known-units",
+    "known units",
+    KnownUnitsError,
+    "mend it or restore it from version control",
+    version=2,
 )
 HEADER = f"""\
 # Units that react to watermarks and are known to, recorded by pytest --wm-update-known for the
 # gates of pytest-watermark-guard. Units that are not listed fail, and so do those whose d exceeds
-# what is written here by more than {MARGIN}. Review a change of this file as you review code.
+# what is written here by more than {MARGIN}, or by more than chance explains where seed, images or
+# precision are others now. Review a change of this file as you review code.
 #
 # By hand you may add to a unit: reason = "why it may stay" and expires = 2030-12-31, the last day
 # on which it may. An update keeps both, and no comments.
@@ -60,11 +72,23 @@ def write_known(path: Path, units: Iterable[KnownUnit]) -> None:
 
 def _lines(units: Iterable[KnownUnit]) -> Iterator[str]:
     yield f"{HEADER}format_version = {FORMAT.version}"
-    in_order = sorted(units, key=attrgetter("key"))
-    for (model, weights), group in groupby(in_order, key=attrgetter("model", "weights")):
-        yield f"\n[[model]]\nname = {_string(model)}\nweights = {_string(weights)}\nunits = ["
-        yield from map(_line, group)
+    for _, group in groupby(sorted(units, key=_order), key=lambda known: _order(known)[:-1]):
+        first, *others = group
+        yield f"\n[[model]]\nname = {_string(first.model)}\nweights = {_string(first.weights)}"
+        if first.all_weights:
+            yield f"all_weights = {_string(first.all_weights)}"
+        if first.setting is not None:
+            yield f"seed = {first.setting.seed}\nimages = {first.setting.images}"
+            yield f"images_digest = {_string(first.setting.images_digest)}"
+            yield f"precision = {_string(first.setting.precision)}"
+        yield "units = ["
+        yield from map(_line, (first, *others))
         yield "]"
+
+
+def _order(known: KnownUnit) -> tuple[str, str, str, tuple[object, ...], Key]:
+    setting = () if known.setting is None else tuple(vars(known.setting).values())
+    return known.model, known.weights, known.all_weights, setting, known.key
 
 
 def _line(known: KnownUnit) -> str:
@@ -74,6 +98,7 @@ def _line(known: KnownUnit) -> str:
         f"index = {known.index}",
         f"name = {_string(known.name)}",
         f"d = {known.d:.4f}",
+        *([] if known.error is None else [f"error = {known.error:.4f}"]),
         f"threshold = {known.threshold!r}",
         f"date = {known.date.isoformat()}",
     ]
@@ -116,18 +141,29 @@ def _units(data: Mapping[str, Any]) -> Iterator[KnownUnit]:
     FORMAT.check_version(data["format_version"])
     for number, model in enumerate(_tables(data.get("model", []), "model"), 1):
         where = f"model {number}"
-        _check_names(where, model, {"name", "weights", "units"})
-        name, weights = (_field(where, model, field) for field in ("name", "weights"))
+        needed = {"name", "weights", "units"}
+        if _SETTING & model.keys():  # the first files had none
+            needed |= _SETTING
+        _check_names(where, model, needed, {"all_weights", *_SETTING})
+        values = {field: _field(where, model, field) for field in model if field != "units"}
+        values["model"] = values.pop("name")
+        setting = {field: values.pop(field) for field in _SETTING & model.keys()}
+        values["setting"] = ProbeSetting(**setting) if setting else None
         for row, unit in enumerate(_tables(model["units"], f"{where}: units"), 1):
-            yield _unit(f"{where}, unit {row}", unit, name, weights)
+            yield _unit(f"{where}, unit {row}", unit, values)
 
 
-def _unit(where: str, unit: Mapping[str, Any], model: str, weights: str) -> KnownUnit:
+def _unit(where: str, unit: Mapping[str, Any], model: Mapping[str, Any]) -> KnownUnit:
     needed = {"layer", "script", "index", "name", "d", "threshold", "date"}
+    needed |= {"error"} if model["setting"] else set()
     _check_names(where, unit, needed, {"reason", "expires"})
     values = {field: _field(where, unit, field) for field in unit}
-    values.update(d=float(values["d"]), threshold=float(values["threshold"]))
-    return KnownUnit(model, weights, **values)
+    for field in {"d", "threshold", "error"} & values.keys():
+        values[field] = float(values[field])
+    return KnownUnit(**model, **values)
+
+
+_SETTING = {"seed", "images", "images_digest", "precision"}
 
 
 def _tables(value: Any, where: str) -> list[dict[str, Any]]:
@@ -157,11 +193,16 @@ def _field(where: str, table: Mapping[str, Any], name: str) -> Any:
 # By `type`: True is an int as well, and a datetime is a date.
 _TEXT = ("text", lambda value: type(value) is str)
 _INDEX = ("an integer >= 0", lambda value: type(value) is int and value >= 0)
+_COUNT = ("an integer >= 1", lambda value: type(value) is int and value >= 1)
+_ERROR = ("a number >= 0", lambda value: type(value) in (int, float) and value >= 0)
 _SCORE = ("a number in (0.5, 1]", lambda value: type(value) in (int, float) and 0.5 < value <= 1)
 _DATE = ("a date as 2030-12-31, without quotes", lambda value: type(value) is date)
 # What is not named here is text.
 _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "index": _INDEX,
+    "seed": _INDEX,
+    "images": _COUNT,
+    "error": _ERROR,
     "d": _SCORE,
     "threshold": _SCORE,
     "date": _DATE,
@@ -173,14 +214,6 @@ def updated_units(
     recorded: Iterable[KnownUnit], verdicts: Collection[Verdict]
 ) -> tuple[KnownUnit, ...]:
     """Return the record after a run's gates: what they decided anew, and the rest as it was."""
-    records = {
-        known.key: known
-        for known in recorded
-        if not any(
-            known.model == plain_text(v.report.model) and decides(v.report, v.threshold, known)
-            for v in verdicts
-        )
-    }
     current: dict[Key, KnownUnit] = {}
     for verdict in verdicts:
         for _, known in verdict.known.used:
@@ -188,4 +221,15 @@ def updated_units(
             worst = max(known, other, key=attrgetter("d"))
             threshold = min(known.threshold, other.threshold)
             current[known.key] = replace(worst, threshold=threshold)
+    # What was recorded by another name of the same weights is recorded by this one now.
+    renamed = {(known.all_weights, known.place) for known in current.values() if known.all_weights}
+    records = {
+        known.key: known
+        for known in recorded
+        if (known.all_weights, known.place) not in renamed
+        and not any(
+            known.model == plain_text(v.report.model) and decides(v.report, v.threshold, known)
+            for v in verdicts
+        )
+    }
     return tuple(sorted({**records, **current}.values(), key=attrgetter("key")))

@@ -53,6 +53,12 @@ RUN_OPTIONS = (
         default=KNOWN_FILE,
         in_command=True,
     ),
+    Option(
+        "against",
+        "an earlier release to compare with: its file of --wm-json or ProbeReport.save",
+        metavar="FILE",
+        in_command=True,
+    ),
     # Not for an ini file, where they would undo every gate, or the file itself, for good.
     Option(
         "update_known",

@@ -132,6 +132,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_watermark_guard.plugin.github import GitHubActions
     from pytest_watermark_guard.plugin.html import HtmlSummary
     from pytest_watermark_guard.plugin.known_units import KnownSummary
+    from pytest_watermark_guard.plugin.releases import ReleaseSummary
     from pytest_watermark_guard.plugin.summary import Summary
 
     config = session.config
@@ -144,6 +145,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true":
         register(GitHubActions(summary, os.environ), "watermark-guard-github")
     register(KnownSummary(summary, run.known, state.known_path), "watermark-guard-known")
+    if run.against is not None:
+        register(ReleaseSummary(summary), "watermark-guard-releases")
     if state.html_path is not None:
         page = HtmlSummary(summary, state.html_path, run.settings)
         register(page, "watermark-guard-html")

@@ -31,7 +31,9 @@ from pytest_watermark_guard.watermarks.scenarios import (
 if TYPE_CHECKING:
     from pytest_watermark_guard.reports.ownership import OwnershipReport
     from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.releases import EarlierRelease
     from pytest_watermark_guard.reports.verdict import Verdict
+    from pytest_watermark_guard.settings import Settings
 
 
 @dataclass
@@ -69,6 +71,7 @@ def start_run(config: pytest.Config) -> GuardState:
         check_spec(spec, config)
     json_path, html_path = writable_path(config, "json"), writable_path(config, "html")
     known, known_path = _known_units(config)
+    against = _earlier_release(config, settings)
     pending: list[Probed] = []
     pending_owned: list[OwnershipReport] = []
 
@@ -85,6 +88,7 @@ def start_run(config: pytest.Config) -> GuardState:
         on_ownership=pending_owned.append,
         examples=html_path is not None,
         known=known,
+        against=against,
     )
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
@@ -122,8 +126,7 @@ def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
         if updating:
             raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
         return KnownUnits(), path
-    inside = path.is_relative_to(config.rootpath)
-    shown = str(path.relative_to(config.rootpath) if inside else path)
+    shown = _shown(config, path)
     if not path.exists() and not updating:
         if named:
             raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
@@ -138,3 +141,25 @@ def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
             f"cannot write {str(path)!r}: its folder does not exist or is read-only"
         )
     return KnownUnits(shown, units, updating), path
+
+
+def _earlier_release(config: pytest.Config, settings: Settings) -> EarlierRelease | None:
+    """Return the release that probes are compared with, if one is named."""
+    path = named_path(config, "against")
+    if path is None:
+        if settings.no_worse:
+            raise SettingsError(
+                "no_worse: no worse than which release? Name the JSON file that it left by "
+                "--wm-against=FILE"
+            )
+        return None
+    from pytest_watermark_guard.reports.release_file import read_release
+    from pytest_watermark_guard.reports.releases import EarlierRelease
+
+    return EarlierRelease(_shown(config, path), read_release(path))
+
+
+def _shown(config: pytest.Config, path: Path) -> str:
+    """Return a file's path as people read it."""
+    inside = path.is_relative_to(config.rootpath)
+    return str(path.relative_to(config.rootpath) if inside else path)

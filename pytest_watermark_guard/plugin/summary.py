@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.state import GuardState
     from pytest_watermark_guard.reports.ownership import OwnershipReport
     from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.releases import Comparison
     from pytest_watermark_guard.reports.verdict import Verdict
 
 
@@ -90,6 +91,21 @@ class Summary:
         return list(self._probed.values())
 
     @property
+    def comparisons(self) -> list[Comparison]:
+        """Each probe so far that can be compared with an earlier release, so compared."""
+        against = self._state.run.against
+        reports = [report for report, _ in self.entries] if against else []
+        compared = [against.compared(report, self.threshold) for report in reports if against]
+        return [comparison for comparison in compared if not isinstance(comparison, str)]
+
+    @property
+    def release_lines(self) -> list[str]:
+        """What changed since an earlier release: a line for each probe."""
+        against = self._state.run.against
+        reports = [report for report, _ in self.entries] if against else []
+        return [against.told(report, self.threshold) for report in reports if against]
+
+    @property
     def masked(self) -> list[Masked]:
         """What was masked in tests so far."""
         return list(self._masked.values())
@@ -115,7 +131,15 @@ class Summary:
             return
         from pytest_watermark_guard.reports.json_file import write_json
 
-        write_json(path, self.entries, self.threshold, self.masked, self.owned, self.failures)
+        write_json(
+            path,
+            self.entries,
+            self.threshold,
+            self.masked,
+            self.owned,
+            self.failures,
+            self.comparisons,
+        )
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, postfix: list[str]) -> None:
@@ -151,6 +175,7 @@ class Summary:
         parts = []
         if entries:
             parts.append(render_reports(entries, self.threshold, **page))
+        parts += [comparison.table(**page) for comparison in self.comparisons]
         gated = {r.model: r for r, _ in entries if r.model in self._state.models}
         if len(gated) > 1 or self.failures:
             parts.append(render_survey(SurveyReport(gated, self.failures), **page))

@@ -74,6 +74,9 @@ class ProbeArguments(TypedDict, total=False):
         blobs of as much ink change, which are then probed too.
     max_drop : float
         Gate by predictions and not by d: the points of top-1 accuracy that the marks may cost.
+    no_worse : bool
+        Units that rose beyond chance since the release of ``--wm-against`` fail the gate if they
+        react strongly. Default False.
     early_stop : float
         Chance at which a gate's early verdict may differ from that of all images, default 0.001;
         0 uses all images.
@@ -99,6 +102,7 @@ class ProbeArguments(TypedDict, total=False):
     inconclusive: str | None
     max_flips: float | None
     max_drop: float | None
+    no_worse: bool | None
     early_stop: float | None
 
 

@@ -17,6 +17,7 @@ from pytest_watermark_guard.watermarks.scenarios import READY_SCENARIOS, AnyScen
 if TYPE_CHECKING:
     from pytest_watermark_guard.reports.ownership import OwnershipReport
     from pytest_watermark_guard.reports.probe import ProbeReport
+    from pytest_watermark_guard.reports.releases import EarlierRelease
     from pytest_watermark_guard.reports.verdict import Verdict
 
 
@@ -46,6 +47,8 @@ class Run:
         Whether reports name the images that move the worst units most and least.
     known : KnownUnits
         Sensitive units that are on record.
+    against : EarlierRelease or None
+        The release that probes are compared with.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -56,6 +59,7 @@ class Run:
     on_ownership: Callable[[OwnershipReport], None] = _nobody
     examples: bool = False
     known: KnownUnits = field(default_factory=KnownUnits)
+    against: EarlierRelease | None = None
 
 
 # A plain global, not a ContextVar: a thread that a test starts must see its test's settings.

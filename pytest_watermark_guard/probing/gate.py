@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_watermark_guard.errors import NotCheckedError, WatermarkSensitivityError
+from pytest_watermark_guard.errors import (
+    NotCheckedError,
+    SettingsError,
+    WatermarkSensitivityError,
+)
 from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.probing.arguments import (
     ProbeArguments,
@@ -19,13 +23,25 @@ from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.reports.known_units import KnownUnits
 from pytest_watermark_guard.reports.prediction_limits import PredictionLimits
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.reports.verdict import Verdict
+from pytest_watermark_guard.reports.unit_changes import UnitChange
+from pytest_watermark_guard.reports.verdict import Uncompared, Verdict
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 from pytest_watermark_guard.watermarks.streams import BLOBS, kinds_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_TERMS = (
+    "threshold",
+    "allow",
+    "warn",
+    "strict",
+    "inconclusive",
+    "max_flips",
+    "max_drop",
+    "no_worse",
+)
 
 
 def judge(
@@ -38,6 +54,7 @@ def judge(
     inconclusive: str | None = None,
     max_flips: float | None = None,
     max_drop: float | None = None,
+    no_worse: bool | None = None,
 ) -> Verdict:
     """Hold a report against a threshold.
 
@@ -55,7 +72,7 @@ def judge(
         name of a class, the class is meant.
     known : KnownUnits, optional
         Units on record, which may stay as they were; default the run's (``--wm-known``).
-    warn, strict, inconclusive, max_flips, max_drop : optional
+    warn, strict, inconclusive, max_flips, max_drop, no_worse : optional
         See `ProbeArguments`.
 
     Returns
@@ -76,7 +93,9 @@ def judge(
         inconclusive=inconclusive,
         max_flips=max_flips,
         max_drop=max_drop,
+        no_worse=no_worse,
     )
+    _check_release(settings)
     known = current_run().known if known is None else known
     exempt = {
         (scores.layer, scores.scenario, int(index)): entry
@@ -98,13 +117,15 @@ def judge(
         record = known.record(report, unit, settings.threshold)
         if record is not None:
             recorded.append((unit, record))
-        if record is None or record.state(unit.differentiability, known.today) != "passed":
+        if record is None or known.state(report, unit, record) != "passed":
             failing.append(unit)
     stale = tuple(entry for entry in settings.allow if entry not in used)
     if report.stopped_early:
         stale = ()  # only all images could tell
     findings = known.findings(report, settings.threshold, recorded)
     passed = ((unit.layer, unit.scenario, unit.index) for unit, _ in findings.passed)
+    exempted = frozenset(exempt).union(passed)
+    risen, uncompared = _since_release(report, settings, exempted)
     return Verdict(
         report,
         settings.threshold,
@@ -117,9 +138,37 @@ def judge(
         tuple(strong),
         settings.strict,
         settings.inconclusive,
-        frozenset(exempt).union(passed),
+        exempted,
         PredictionLimits(settings.max_flips, settings.max_drop),
+        settings.no_worse,
+        risen,
+        uncompared,
     )
+
+
+def _check_release(settings: Settings) -> None:
+    if settings.no_worse and current_run().against is None:
+        raise SettingsError("no_worse: no worse than which release? Name its file: --wm-against")
+
+
+def _since_release(
+    report: ProbeReport, settings: Settings, exempt: frozenset[tuple[str, str, int]]
+) -> tuple[tuple[UnitChange, ...], tuple[Uncompared, ...]]:
+    """Return the strong units that rose since a release, and what cannot be compared with it."""
+    against = current_run().against
+    if not settings.no_worse or against is None:
+        return (), ()
+    compared = against.compared(report, settings.threshold)
+    if isinstance(compared, str):
+        return (), tuple((layer, scenario, compared) for layer, scenario in report.scores)
+    risen = tuple(
+        unit
+        for unit in compared.rose
+        if unit.d_after >= settings.warn and (unit.layer, unit.scenario, unit.index) not in exempt
+    )
+    places = compared.places
+    missing = [(p.layer, p.scenario, p.uncompared) for p in places if p.after and p.uncompared]
+    return risen, tuple(missing)
 
 
 def gate_arguments(settings: Settings) -> dict[str, Any]:
@@ -185,10 +234,10 @@ def assert_not_watermark_sensitive(
     check_arguments("assert_not_watermark_sensitive", images, arguments)
     # Wrong settings are said before minutes of probing, not after.
     settings = current_run().settings.override(threshold=threshold, **setting_values(arguments))
+    _check_release(settings)
     asked: dict[str, Any] = {**arguments, **gate_arguments(settings)}
     report = probe(model, images, scenarios, layers, preprocess, **asked)
-    names = "threshold", "allow", "warn", "strict", "inconclusive", "max_flips", "max_drop"
-    verdict = judge(report, **{name: getattr(settings, name) for name in names})
+    verdict = judge(report, **{name: getattr(settings, name) for name in _TERMS})
     current_run().on_verdict(verdict)
     if verdict.outcome == "failed":
         raise WatermarkSensitivityError(verdict.story(), verdict)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
+from pytest_watermark_guard.models.identity import weights_identity
 from pytest_watermark_guard.models.near_misses import AnyModel
+from pytest_watermark_guard.models.tensor_bytes import NoValuesError
 from pytest_watermark_guard.probing.arguments import (
     ProbeArguments,
     check_arguments,
@@ -115,7 +117,8 @@ def probe(
         )
     )
     name = arguments.get("name") or context.loaded.name
-    gate, gate_notes = _gate(context, settings, name, stop_at, decide_each)
+    all_weights = _all_weights(context)
+    gate, gate_notes = _gate(context, settings, name, all_weights, stop_at, decide_each)
     examples = arguments.get("examples")
     examples = run.examples if examples is None else examples
     measurement, cache_notes = measured(context, gate, compute, examples)
@@ -143,6 +146,8 @@ def probe(
         weights=measurement.weights,
         examples=measurement.examples,
         versions=versions(),
+        images_digest=batches.baseline.fingerprint(),
+        all_weights=all_weights,
     )
     first, last = warnings_of(report, measurement.saturated, context.module)
     others = cache_notes
@@ -170,10 +175,22 @@ def probe(
     return report
 
 
+def _all_weights(context: ProbeContext) -> str:
+    """Return the identity of all the model's weights where a record of known units may need it."""
+    known = current_run().known
+    if not (known.units or known.updating):
+        return ""
+    try:
+        return weights_identity(context.module, ())
+    except NoValuesError:  # before a lazy model's first call: it is known by its name alone
+        return ""
+
+
 def _gate(
     context: ProbeContext,
     settings: Settings,
     name: str,
+    all_weights: str,
     stop_at: float | None,
     decide_each: bool,
 ) -> tuple[EarlyGate | None, tuple[str, ...]]:
@@ -181,9 +198,11 @@ def _gate(
     if stop_at is None or settings.early_stop == 0:
         return None, ()
     known = current_run().known
-    if known.concerns(name):
+    if known.concerns(name, all_weights):
         # Whether a unit is worse than its record is told by its d, not by a verdict.
         return None, (f"all images were used, for the known units in {known.file}",)
+    if (against := current_run().against) is not None:
+        return None, (f"all images were used, for the comparison with {against.file}",)
     images = len(context.batches.baseline)
     gate = EarlyGate(
         stop_at, settings.early_stop, settings.allow, images, settings.seed, decide_each

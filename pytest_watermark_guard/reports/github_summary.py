@@ -18,16 +18,24 @@ def step_summary(
     entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
     threshold: float,
     failures: Mapping[str, str],
+    changes: Sequence[str] = (),
 ) -> str:
     """Tell every probe: its gates' verdicts, a table of layers and scenarios, the worst units.
 
     `threshold` is for probes that no gate used; `failures` says by model why it could not be
-    probed. Text from outside, such as names of classes, stays text in the Markdown.
+    probed, and `changes` what changed since an earlier release. Text from outside, such as names
+    of classes, stays text in the Markdown.
     """
     lines = ["## Watermark sensitivity", ""]
     for model, reason in failures.items():
         lines += [f"### {_text(model)}: could not be probed", ""]
         lines += _paragraph(" ".join(reason.split()))
+    if changes:
+        lines += ["### Since the earlier release", ""]
+    for change in changes[:MOST_MODELS]:
+        lines += _paragraph(change)
+    if len(changes) > MOST_MODELS:
+        lines += [f"... and {len(changes) - MOST_MODELS:,} more", ""]
     for report, verdicts in entries[:MOST_MODELS]:
         lines += _report(report, verdicts, threshold)
     if len(entries) > MOST_MODELS:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.known_units import KnownUnit
 from pytest_watermark_guard.reports.masked import Masked
 from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.release_file import RUN
+from pytest_watermark_guard.reports.releases import Comparison
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.verdict import Verdict
 
-FORMAT = DocumentFormat("run", "run")
+FORMAT = RUN
 
 
 def write_json(
@@ -26,6 +28,7 @@ def write_json(
     masked: Sequence[Masked] = (),
     owned: Sequence[OwnershipReport] = (),
     failures: Mapping[str, str] = MappingProxyType({}),
+    comparisons: Sequence[Comparison] = (),
 ) -> None:
     """Write a run's reports with the units that reach its threshold, and all else it found."""
     data = {
@@ -40,6 +43,7 @@ def write_json(
         ],
         "masks": [asdict(mask) for mask in masked],
         "failures": dict(failures),
+        "comparisons": [comparison.to_dict() for comparison in comparisons],
         "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }
     FORMAT.write(path, data, indent=1)
@@ -54,6 +58,9 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "warn": verdict.warn,
         "failing": [asdict(unit) for unit in verdict.failing],
         "strong": [asdict(unit) for unit in verdict.strong],
+        "no_worse": verdict.no_worse,
+        "risen": [asdict(unit) for unit in verdict.risen],
+        "uncompared": list(verdict.uncompared),
         "images_needed": verdict.conclusion.images_needed,
         "allowed": [{**asdict(unit), "reason": reason} for unit, reason in verdict.allowed],
         "stale": list(verdict.stale),
@@ -74,4 +81,6 @@ def _known_unit(unit: SensitiveUnit, known: KnownUnit) -> dict[str, Any]:
 
 def _record(known: KnownUnit) -> dict[str, Any]:
     expires = known.expires and known.expires.isoformat()
-    return {**asdict(known), "date": known.date.isoformat(), "expires": expires}
+    error = None if known.error == math.inf else known.error  # JSON has no infinity
+    fields = {"date": known.date.isoformat(), "expires": expires, "error": error}
+    return {**asdict(known), **fields}

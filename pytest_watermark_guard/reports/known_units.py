@@ -6,6 +6,7 @@ Read when pytest starts: nothing heavy is imported here.
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,19 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.reports.probe import ProbeReport
-    from pytest_watermark_guard.reports.scores import SensitiveUnit
+    from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 
     Pairs = tuple[tuple[SensitiveUnit, "KnownUnit"], ...]
 
 MARGIN = 0.005
-"""By how much d may exceed its record: more than rounding and precision move it."""
+"""By how much d may exceed its record under the same setting: more than rounding moves it."""
 
+BEYOND_CHANCE = 2.33
+"""By how many standard errors of both d may exceed it under another: chance alone moves d further
+up for one unit in a hundred, and for fewer where images are the same."""
+
+Place = tuple[str, str, int, str]
+"""Layer, scenario, index and name."""
 Key = tuple[str, str, str, str, int, str]
 """Model, weights, layer, scenario, index and name."""
 
@@ -28,6 +35,44 @@ Key = tuple[str, str, str, str, int, str]
 def asked_layer(layer: str) -> str:
     """Return the layer that was asked for: "logits" for a further output "logits[shape]"."""
     return layer.partition("[")[0]
+
+
+@dataclass(frozen=True)
+class ProbeSetting:
+    """What a unit's d depends on by chance, or by rounding."""
+
+    seed: int
+    images: int  # how many
+    images_digest: str  # which, see `ProbeReport`
+    precision: str
+
+    @classmethod
+    def of(cls, report: ProbeReport) -> ProbeSetting:
+        """Return that of a probe."""
+        return cls(report.seed, report.n_images, report.images_digest, report.number_format)
+
+    def is_same(self, other: ProbeSetting) -> bool:
+        """Whether the two are known to be the same."""
+        return self == other and bool(self.images_digest)
+
+    def difference(self, now: ProbeSetting) -> str:
+        """Say in which way a probe that is made now differs; empty if it is the same."""
+        if self.is_same(now):
+            return ""
+        then_words, now_words = [], []
+        if self.seed != now.seed:
+            then_words.append(f"seed {self.seed}")
+            now_words.append(f"seed {now.seed}")
+        if (self.images, self.images_digest) != (now.images, now.images_digest):
+            others = "other " if self.images == now.images else ""
+            then_words.append(f"{self.images:,} images")
+            now_words.append(f"{now.images:,} {others}images")
+        if self.precision != now.precision:
+            then_words.append(self.precision)
+            now_words.append(now.precision)
+        if not then_words:
+            return f"with {self.images:,} images, which may be others now"
+        return f"with {' and '.join(then_words)}, now {' and '.join(now_words)}"
 
 
 @dataclass(frozen=True)
@@ -45,11 +90,21 @@ class KnownUnit:
     date: datetime.date
     reason: str = ""  # why it may stay; written by people
     expires: datetime.date | None = None  # the last day on which it may stay; set by people
+    # What the first files did not hold: `all_weights`, by which a model is known under another
+    # name, the setting of the probe, and the standard error of d in it, infinite if it is unknown.
+    all_weights: str = ""
+    setting: ProbeSetting | None = None
+    error: float | None = None
 
     @property
     def key(self) -> Key:
         """What tells it from other units."""
-        return self.model, self.weights, self.layer, self.script, self.index, self.name
+        return self.model, self.weights, *self.place
+
+    @property
+    def place(self) -> Place:
+        """What tells it from other units of its model."""
+        return self.layer, self.script, self.index, self.name
 
     @property
     def label(self) -> str:
@@ -57,11 +112,11 @@ class KnownUnit:
         named = self.name != str(self.index)
         return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
 
-    def state(self, d: float, today: datetime.date) -> Literal["passed", "worse", "expired"]:
-        """Say whether the unit may stay today, with this d."""
-        if self.expires is not None and self.expires < today:
-            return "expired"
-        return "passed" if d <= self.d + MARGIN else "worse"
+    def margin(self, setting: ProbeSetting, error: float) -> float:
+        """Return by how much d may exceed the record, being measured with this standard error."""
+        if self.setting is None or self.error is None or self.setting.is_same(setting):
+            return MARGIN
+        return max(MARGIN, BEYOND_CHANCE * math.hypot(self.error, error))
 
 
 @dataclass(frozen=True)
@@ -75,6 +130,8 @@ class KnownFindings:
     unneeded: tuple[KnownUnit, ...] = ()  # not sensitive (any more), or allowed in another way
     # Of a model of this name with other weights, while none is for these.
     other_weights: tuple[KnownUnit, ...] = ()
+    model: str = ""  # the gated one, as files name it
+    setting: ProbeSetting | None = None  # of its probe
 
     @property
     def used(self) -> Pairs:
@@ -92,13 +149,13 @@ class KnownFindings:
             where = layer, scenario
             return tuple(k for k in known if (asked_layer(k.layer), k.script) == where)
 
-        return KnownFindings(
-            self.file,
-            units(self.passed),
-            units(self.worse),
-            units(self.expired),
-            records(self.unneeded),
-            records(self.other_weights),
+        return replace(
+            self,
+            passed=units(self.passed),
+            worse=units(self.worse),
+            expired=units(self.expired),
+            unneeded=records(self.unneeded),
+            other_weights=records(self.other_weights),
         )
 
 
@@ -111,9 +168,10 @@ class KnownUnits:
     updating: bool = False  # this run records what it finds: a unit is known as it is today
     today: datetime.date = field(default_factory=datetime.date.today)
 
-    def concerns(self, model: str) -> bool:
-        """Whether a gate of a model of this name needs the exact d of every unit."""
-        return self.updating or plain_text(model) in {known.model for known in self.units}
+    def concerns(self, model: str, all_weights: str) -> bool:
+        """Whether a gate of a model of this name, or these weights, needs every unit's exact d."""
+        named = plain_text(model)
+        return self.updating or any(_holds(named, all_weights, known) for known in self.units)
 
     def record(
         self, report: ProbeReport, unit: SensitiveUnit, threshold: float
@@ -122,16 +180,38 @@ class KnownUnits:
         model, layer, scenario, name = map(
             plain_text, (report.model, unit.layer, unit.scenario, unit.name)
         )
-        key = model, report.weights, layer, scenario, unit.index, name
+        place = layer, scenario, unit.index, name
+        key = model, report.weights, *place
         old = self._by_key.get(key)
+        if old is None and report.all_weights:
+            old = self._by_weights.get((report.all_weights, place))
         if not self.updating:
             return old
-        fresh = KnownUnit(*key, round(unit.differentiability, 4), threshold, self.today)
+        fresh = KnownUnit(
+            *key,
+            round(unit.differentiability, 4),
+            threshold,
+            self.today,
+            all_weights=report.all_weights,
+            setting=ProbeSetting.of(report),
+            error=round(_error(report[unit.layer, unit.scenario], unit.index), 4),
+        )
         if old is None:
             return fresh
-        if abs(old.d - fresh.d) <= MARGIN:
-            return replace(old, threshold=threshold)  # d is as it was recorded
-        return replace(fresh, reason=old.reason, expires=old.expires)
+        fresh = replace(fresh, reason=old.reason, expires=old.expires)
+        if old.setting == fresh.setting and abs(old.d - fresh.d) <= MARGIN:
+            return replace(fresh, d=old.d, error=old.error, date=old.date)  # as it was recorded
+        return fresh
+
+    def state(
+        self, report: ProbeReport, unit: SensitiveUnit, known: KnownUnit
+    ) -> Literal["passed", "worse", "expired"]:
+        """Say whether a recorded unit may stay today, as a report finds it."""
+        if known.expires is not None and known.expires < self.today:
+            return "expired"
+        error = _error(report[unit.layer, unit.scenario], unit.index)
+        margin = known.margin(ProbeSetting.of(report), error)
+        return "passed" if unit.differentiability <= known.d + margin else "worse"
 
     def findings(
         self, report: ProbeReport, threshold: float, used: Iterable[tuple[SensitiveUnit, KnownUnit]]
@@ -139,33 +219,36 @@ class KnownUnits:
         """Say what became of the record, given the sensitive units with their records."""
         pairs = tuple(used)
         needed = {known.key for _, known in pairs}
+        # By name alone: code may differ where weights do not, and with it what needs a record.
         model = [known for known in self.units if known.model == plain_text(report.model)]
         these = [known for known in model if known.weights == report.weights]
         unneeded = [k for k in these if k.key not in needed and decides(report, threshold, k)]
         others = [] if these else [k for k in model if decides(report, threshold, k)]
         states: dict[str, list[tuple[SensitiveUnit, KnownUnit]]] = {}
         for unit, known in pairs:
-            state = known.state(unit.differentiability, self.today)
+            state = self.state(report, unit, known)
             states.setdefault(state, []).append((unit, known))
         return KnownFindings(
             self.file,
             **{state: tuple(units) for state, units in states.items()},
             unneeded=tuple(unneeded),
             other_weights=tuple(others),
+            model=plain_text(report.model),
+            setting=ProbeSetting.of(report),
         )
 
     def elsewhere(self, reports: Iterable[ProbeReport]) -> Counter[str]:
         """Count the units that no gate of a run was asked about, by what was missing."""
-        places = {(plain_text(r.model), r.weights, *place) for r in reports for place in _asked(r)}
-        weights = {place[:2] for place in places}
-        models = {model for model, _ in weights}
+        asked = [(report, _asked(report)) for report in reports]
         counts: Counter[str] = Counter()
         for known in self.units:
-            if known.model not in models:
+            model = [(r, places) for r, places in asked if _is_of(r, known)]
+            these = [places for r, places in model if r.weights == known.weights]
+            if not model:
                 counts["of models that were not gated"] += 1
-            elif (known.model, known.weights) not in weights:
+            elif not these:
                 counts["for other weights"] += 1
-            elif (known.model, known.weights, known.layer, known.script) not in places:
+            elif not any((known.layer, known.script) in places for places in these):
                 counts["of layers or scenarios that were not probed"] += 1
         return counts
 
@@ -173,17 +256,45 @@ class KnownUnits:
     def _by_key(self) -> dict[Key, KnownUnit]:
         return {known.key: known for known in self.units}
 
+    @cached_property
+    def _by_weights(self) -> dict[tuple[str, Place], KnownUnit]:
+        return {(k.all_weights, k.place): k for k in self.units if k.all_weights}
+
 
 def decides(report: ProbeReport, threshold: float, known: KnownUnit) -> bool:
     """Whether a gate can tell that a record of its model's name is not needed any more."""
     # A gate with a higher threshold does not look for the unit, and one that ended early may not
     # have seen enough images to say that it is no longer sensitive.
-    asked = (known.layer, known.script) in _asked(report)
-    return asked and threshold <= known.threshold and not report.stopped_early
+    if threshold > known.threshold or report.stopped_early:
+        return False
+    found = [s for place, s in _asked(report).items() if place == (known.layer, known.script)]
+    now = ProbeSetting.of(report)
+    if not found or known.setting is None or known.setting.is_same(now):
+        return bool(found)
+    # Under another setting it may be below the threshold by chance.
+    (scores,) = found
+    if known.index >= len(scores.auroc):
+        return True
+    d = float(scores.differentiability[known.index])
+    return d + known.margin(now, _error(scores, known.index)) < threshold
 
 
-def _asked(report: ProbeReport) -> set[tuple[str, str]]:
-    return {(plain_text(layer), plain_text(scenario)) for layer, scenario in report.scores}
+def _asked(report: ProbeReport) -> dict[tuple[str, str], Scores]:
+    return {(plain_text(s.layer), plain_text(s.scenario)): s for s in report}
+
+
+def _error(scores: Scores, index: int) -> float:
+    error = float(scores.standard_error[index])
+    return math.inf if math.isnan(error) else error
+
+
+def _is_of(report: ProbeReport, known: KnownUnit) -> bool:
+    return _holds(plain_text(report.model), report.all_weights, known)
+
+
+def _holds(model: str, all_weights: str, known: KnownUnit) -> bool:
+    """Whether a record may be of a model: of its name, or of the same weights by another name."""
+    return known.model == model or (known.all_weights == all_weights != "")
 
 
 def plain_text(text: str) -> str:

@@ -64,6 +64,10 @@ class ProbeReport:
         any are left out.
     assumptions : tuple of str
         Those of the notes that say what the numbers stand on without anybody having said it.
+    images_digest : str
+        Short digest of the images, whatever their folder; empty if it is unknown.
+    all_weights : str
+        Identity of all the model's weights, those of its head too; empty if nothing needed it.
     """
 
     model: str
@@ -85,12 +89,19 @@ class ProbeReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     dead_units: Mapping[str, int] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
+    images_digest: str = ""
+    all_weights: str = ""
 
     @property
     def clean(self) -> bool:
         """Whether every d is below 0.7 beyond chance, as far as that can be told."""
         ends = [scores.largest and scores.largest[1] for scores in self]
         return bool(ends) and all(end is not None and end < TIERS[0] for end in ends)
+
+    @property
+    def number_format(self) -> str:
+        """What the model computed in: `precision` without how it was made fast."""
+        return ", ".join(part for part in self.precision.split(", ") if "float" in part)
 
     @property
     def dead_layers(self) -> tuple[str, ...]:
@@ -153,6 +164,8 @@ class ProbeReport:
             "impact": {name: impact.to_dict() for name, impact in self.impact.items()},
             "early_stop": self.early_stop and self.early_stop.to_dict(),
             "weights": self.weights,
+            "images_digest": self.images_digest,
+            "all_weights": self.all_weights,
             "versions": dict(self.versions),
             "dead_units": dict(self.dead_units),
             "examples": self.examples and asdict(self.examples),
@@ -185,6 +198,8 @@ class ProbeReport:
             controls_alone={(one.layer, one.scenario, kind): one for kind, one in alone},
             early_stop=early_stop and EarlyStop.from_dict(early_stop),
             weights=str(data.get("weights", "")),
+            images_digest=str(data.get("images_digest", "")),
+            all_weights=str(data.get("all_weights", "")),
             examples=examples and Examples.from_dict(examples),
             versions={str(k): str(v) for k, v in data.get("versions", {}).items()},
             dead_units={str(k): int(v) for k, v in data.get("dead_units", {}).items()},

@@ -31,10 +31,13 @@ from pytest_watermark_guard.reports.text import (
     reaction,
     unit_table,
 )
+from pytest_watermark_guard.reports.unit_changes import UnitChange
 from pytest_watermark_guard.settings import WARN
 from pytest_watermark_guard.statistics.decisions import Answer, ThresholdDecision
 
 WORST = 10
+Uncompared = tuple[str, str, str]
+"""Layer, scenario, and why they cannot be compared with an earlier release."""
 Outcome = Literal["passed", "warned", "failed", "inconclusive", "not checked"]
 
 
@@ -69,6 +72,12 @@ class Verdict:
         Layer, scenario and index of the units that count for nothing: allowed, or known.
     limits : PredictionLimits
         What the marks may do to predictions; where there are limits, they are what is gated.
+    no_worse : bool
+        Whether the gate fails by units that rose since an earlier release.
+    risen : tuple of UnitChange
+        Those of them that are strong, if it does.
+    uncompared : tuple of (str, str, str)
+        What cannot be compared with that release, if it has to be.
     """
 
     report: ProbeReport
@@ -84,11 +93,14 @@ class Verdict:
     inconclusive: str = "error"
     exempt: frozenset[tuple[str, str, int]] = frozenset()
     limits: PredictionLimits = NO_LIMITS
+    no_worse: bool = False
+    risen: tuple[UnitChange, ...] = ()
+    uncompared: tuple[Uncompared, ...] = ()
 
     @property
     def terms(self) -> dict[str, Any]:
         """What the gate was asked for: arguments of `judge`."""
-        names = "threshold", "warn", "strict", "inconclusive"
+        names = "threshold", "warn", "strict", "inconclusive", "no_worse"
         terms = {name: getattr(self, name) for name in names}
         return {**terms, **self.limits._asdict(), "allow": dict(self.allow)}
 
@@ -104,11 +116,13 @@ class Verdict:
         ``"failed"``; ``"not checked"``: there is nothing to go by; ``"inconclusive"``: the images
         cannot tell; ``"warned"``: it passes, with strong reactions; or ``"passed"``.
         """
+        if self.risen:
+            return "failed"
         if self.answer == "unclear" and self.inconclusive != "pass":
             return "failed" if self.inconclusive == "fail" else "inconclusive"
         if self.answer == "reaches":
             return "failed"
-        if self.unchecked:
+        if self.unchecked or self.uncompared:
             return "not checked"
         if self.strong and not self.limits:
             return "failed" if self.strict else "warned"
@@ -141,7 +155,7 @@ class Verdict:
         """Return the part for one layer, with all outputs for "logits", and one scenario."""
         report = self.report
 
-        def inside(unit: SensitiveUnit) -> bool:
+        def inside(unit: SensitiveUnit | UnitChange) -> bool:
             return (asked_layer(unit.layer), unit.scenario) == (layer, scenario)
 
         scores = {
@@ -155,6 +169,12 @@ class Verdict:
             failing=tuple(filter(inside, self.failing)),
             strong=tuple(filter(inside, self.strong)),
             allowed=tuple(pair for pair in self.allowed if inside(pair[0])),
+            risen=tuple(filter(inside, self.risen)),
+            uncompared=tuple(
+                place
+                for place in self.uncompared
+                if (asked_layer(place[0]), place[1]) == (layer, scenario)
+            ),
             known=self.known.restrict_to(layer, scenario),
         )
 
@@ -192,13 +212,16 @@ class Verdict:
         return f"{printable(self.report.model)} {self._predicate()}: {self.grounds()}."
 
     def _predicate(self) -> str:
+        if self.answer == "reaches":
+            return "is watermark-sensitive"
+        if self.risen:
+            return "is worse than the release before"
         if self.outcome in ("not checked", "inconclusive") or self._fails_unclear:
             return "could not be checked"
-        if self.outcome != "failed":
-            clean = self.outcome == "passed" and self.report.clean and self.answer == "below"
-            return "is not watermark-sensitive" if clean else "passes"
-        strict = self.answer != "reaches"
-        return "reacts strongly to watermarks" if strict else "is watermark-sensitive"
+        if self.outcome == "failed":
+            return "reacts strongly to watermarks"
+        clean = self.outcome == "passed" and self.report.clean and self.answer == "below"
+        return "is not watermark-sensitive" if clean else "passes"
 
     @property
     def _fails_unclear(self) -> bool:
@@ -207,9 +230,12 @@ class Verdict:
     def grounds(self) -> str:
         """Say why the verdict is what it is: the part of the sentence after the colon."""
         report = self.report
-        if report.dead_layers and self.outcome == "not checked":
-            dead = listed(map(printable, report.dead_layers))
-            return f"no unit of its {dead} ever changes, whatever the image"
+        if self.risen and self.answer != "reaches":
+            rose = listed(_numbers(report, self.risen))
+            verb = "reacts" if len(self.risen) == 1 else "react"
+            return f"{rose} rose beyond chance, and {verb} strongly now (d >= {self.warn:g})"
+        if self.outcome == "not checked" and (self.report.dead_layers or self.uncompared):
+            return self._missing()
         if self.limits:
             return self._of_predictions()
         if self.answer == "unclear":
@@ -219,6 +245,18 @@ class Verdict:
         if self.outcome == "failed":
             return f"{_reacting(report, self.strong)} (d >= {self.warn:g}; strict)"
         return self._reach()
+
+    def _missing(self) -> str:
+        """Say what there is nothing to go by for."""
+        if self.report.dead_layers:
+            dead = listed(map(printable, self.report.dead_layers))
+            return f"no unit of its {dead} ever changes, whatever the image"
+        layer, scenario, why = self.uncompared[0]
+        place = printable(f"{layer} under {scenario}")
+        return (
+            f"whether {place}{and_more(self.uncompared, 1)} is no worse than in the release "
+            f"before cannot be told ({printable(why)})"
+        )
 
     def _of_predictions(self) -> str:
         """Say what the marks do to predictions, first what decides."""
@@ -268,7 +306,7 @@ class Verdict:
         return max(units, key=lambda unit: unit.differentiability, default=None)
 
     def accepted_lines(self) -> Iterator[str]:
-        """Tell which units were allowed or known, and which entries nothing needs any more."""
+        """Tell which units were allowed, known or risen, and which entries nothing needs now."""
         for unit, reason in self.allowed[:WORST]:
             yield f"allowed: {reaction(unit)}: {printable(reason, 60)}"
         if len(self.allowed) > WORST:
@@ -277,6 +315,13 @@ class Verdict:
             shown = ", ".join(printable(entry, 30) for entry in self.stale[:WORST])
             yield f"no longer needed in allow: {shown}{and_more(self.stale, WORST)}"
         yield from known_lines(self.known)
+        for change in self.risen[:WORST]:
+            yield printable(
+                f"rose: {change.layer} {change.label}, {change.scenario}, d {change.d_after:.3f} "
+                f"(was {change.d_before:.3f})"
+            )
+        if len(self.risen) > WORST:
+            yield f"rose: ... and {len(self.risen) - WORST:,} more"
 
 
 def _reacting(report: ProbeReport, units: Sequence[SensitiveUnit]) -> str:
@@ -285,7 +330,9 @@ def _reacting(report: ProbeReport, units: Sequence[SensitiveUnit]) -> str:
     return f"{listed(_numbers(report, units))} {verb} to {scenarios} marks"
 
 
-def _numbers(report: ProbeReport, units: Sequence[SensitiveUnit]) -> Iterator[str]:
+def _numbers(
+    report: ProbeReport, units: Sequence[SensitiveUnit] | Sequence[UnitChange]
+) -> Iterator[str]:
     """Give, for each layer of some units, how many of its units they are."""
     for layer in dict.fromkeys(unit.layer for unit in units):
         indices = {unit.index for unit in units if unit.layer == layer}

@@ -44,6 +44,7 @@ def write_html(
     origin: Origin | None = None,
     images: Any = None,
     by_name: bool = False,
+    changes: Sequence[str] = (),
 ) -> None:
     """Write probes and their verdicts into one HTML file that opens offline.
 
@@ -64,6 +65,8 @@ def write_html(
         The command and versions that make the numbers again.
     images, by_name
         Where example images are, see `galleries`.
+    changes : sequence of str, optional
+        What changed since an earlier release, in sentences.
     """
     failures = failures or {}
     judged = view.judged(entries, threshold)
@@ -82,6 +85,7 @@ def write_html(
         headline=view.headline(models, failures, len(owned)),
         models=models,
         failures=failures,
+        changes=changes,
         counts=list(view.counts(judged)),
         tiers=TIERS,
         impact=impact,

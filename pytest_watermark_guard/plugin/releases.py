@@ -1,0 +1,22 @@
+"""What changed since an earlier release, told at the end of a run (``pytest --wm-against``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_watermark_guard.plugin.summary import Summary
+
+
+class ReleaseSummary:
+    """Works where the run is summed up: not in an xdist worker."""
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print a line for each probe, report or no report."""
+        for line in self._summary.release_lines:
+            terminalreporter.write_line(f"watermark guard: {line}")
