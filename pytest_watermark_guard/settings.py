@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
-from pytest_watermark_guard.watermarks.streams import CONTROLS
+from pytest_watermark_guard.watermarks.streams import check_control
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("ray",)
@@ -187,12 +187,6 @@ def _check_switch(name: str, value: bool) -> bool:
     return value
 
 
-def _check_control(name: str, value: bool | str) -> bool | str:
-    if not isinstance(value, bool) and value not in CONTROLS:
-        raise SettingsError(f"{name} must be True, False, {' or '.join(CONTROLS)}, got {value!r}")
-    return value
-
-
 # --- the settings -------------------------------------------------------------------------------
 
 
@@ -351,9 +345,8 @@ class Settings:
     )
     control: bool | str = setting(
         False,
-        meaning="probe with scrambled marks and with blobs of the same ink too, to tell text from "
-        'anything printed (control="strokes" or "blobs": one of them)',
-        check=_check_control,
+        meaning="probe with scrambled marks and blobs of the same ink too, to tell text from ink",
+        check=check_control,
     )
     cache: bool = setting(
         True,

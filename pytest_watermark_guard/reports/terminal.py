@@ -19,13 +19,15 @@ from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import (
     TIER_HEADER,
+    UNIT_HEADER,
+    control_areas,
     count,
     decision,
     extent,
     gains,
     most_differentiable,
     printable,
-    unit_table,
+    unit_row,
 )
 from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -69,8 +71,9 @@ def _report(
     if report.impact:
         yield _impact(report, style)
     yield _worst(report, min((v.threshold for v in verdicts), default=threshold), style)
-    if legend := control_legend(control_columns([report])):
-        yield Text(legend)
+    if columns := control_columns([report]):
+        yield _controls(report, columns, style)
+        yield Text(control_legend(columns))
         yield from (Text(printable(sentence)) for sentence in control_sentences(report))
     if not verdicts:
         sensitive = report.sensitive(threshold)
@@ -160,12 +163,27 @@ def _share(share: float | None) -> str:
 
 def _worst(report: ProbeReport, threshold: float, style: Style) -> Table:
     units = most_differentiable(report, WORST)
-    header, *rows = unit_table(report, units)
     return table(
         style,
         "Most differentiable units",
-        header,
-        rows,
+        UNIT_HEADER,
+        [unit_row(unit) for unit in units],
         words=(0, 1, 2),
         red=[unit.differentiability >= threshold for unit in units],
     )
+
+
+def _controls(report: ProbeReport, columns: Mapping[str, str], style: Style) -> Table:
+    # A table of its own: beside the others its columns would not fit into 80.
+    rows = [
+        (
+            printable(unit.layer),
+            printable(unit.label),
+            printable(unit.scenario),
+            f"{unit.auroc:.3f}",
+            *control_areas(report, unit, columns),
+        )
+        for unit in most_differentiable(report, WORST)
+    ]
+    header = ("layer", "unit", "scenario", "A", *columns.values())
+    return table(style, "Their controls", header, rows, words=(0, 1, 2))

@@ -63,14 +63,18 @@ def most_differentiable(report: ProbeReport, number: int) -> list[SensitiveUnit]
 def unit_table(report: ProbeReport, units: Sequence[SensitiveUnit]) -> list[tuple[str, ...]]:
     """Return the rows of a table of units, the header first."""
     columns = control_columns([report])
-    rows: list[tuple[str, ...]] = [(*UNIT_HEADER, *columns.values())]
-    for unit in units:
-        controls = control_scores(report, unit.layer, unit.scenario)
-        areas = (
-            f"{controls[key].auroc[unit.index]:.3f}" if key in controls else "-" for key in columns
-        )
-        rows.append((*unit_row(unit), *areas))
-    return rows
+    rows = ((*unit_row(unit), *control_areas(report, unit, columns)) for unit in units)
+    return [(*UNIT_HEADER, *columns.values()), *rows]
+
+
+def control_areas(
+    report: ProbeReport, unit: SensitiveUnit, columns: Iterable[str]
+) -> tuple[str, ...]:
+    """Return a unit's A in the columns of controls; ``-`` where there is none."""
+    controls = control_scores(report, unit.layer, unit.scenario)
+    return tuple(
+        f"{controls[key].auroc[unit.index]:.3f}" if key in controls else "-" for key in columns
+    )
 
 
 def extent(report: ProbeReport) -> str:

@@ -365,7 +365,7 @@ def test_scrambled_marks_beside_the_text(project, distribution):
         "--wm-json=c.json",
         *distribution,
     )
-    result.stdout.fnmatch_lines(["*interval*d *A/control*"])
+    result.stdout.fnmatch_lines(["Their controls", "*scenario *A *A/control *A scrambled *A blobs"])
     (report,) = json.loads((project.path / "c.json").read_text("utf-8"))["reports"]
     assert len(report["controls"]) == len(report["scores"]) == 4
     assert len(report["controls_alone"]) == 2 * 4

@@ -127,6 +127,8 @@ def test_flips_beyond_the_control(report):
 def test_it_is_shown(report):
     table = render_reports([(report, ())], 0.95, width=120)
     assert "A/control" in table
+    narrow = render_reports([(report, ())], 0.95, width=80)
+    assert max(map(len, narrow.splitlines())) <= 80
     assert "control" in table.split("Predictions under the mark")[1].split("class")[0]
     story = wm.judge(report).story()
     header, worst = story.splitlines()[2:4]
