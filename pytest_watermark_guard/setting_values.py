@@ -11,7 +11,6 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.watermarks.streams import CONTROLS
 
 
 def parse_number(name: str, text: Any) -> float:
@@ -142,13 +141,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Refuse what is none of the `choices`."""
     if value not in choices:
         raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def check_control(name: str, value: bool | str) -> bool | str:
-    """Refuse what is neither a switch nor a kind of control."""
-    if not isinstance(value, bool) and value not in CONTROLS:
-        raise SettingsError(f"{name} must be True, False, {' or '.join(CONTROLS)}, got {value!r}")
     return value
 
 

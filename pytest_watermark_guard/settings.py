@@ -18,7 +18,6 @@ from pytest_watermark_guard.setting_values import (
     IniType,
     check_allow,
     check_choice,
-    check_control,
     check_early_stop,
     check_images,
     check_layers,
@@ -30,6 +29,7 @@ from pytest_watermark_guard.setting_values import (
     plain_integer,
 )
 from pytest_watermark_guard.watermarks.scenarios import SCENARIOS, AnyScenario
+from pytest_watermark_guard.watermarks.streams import check_control
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("ray",)

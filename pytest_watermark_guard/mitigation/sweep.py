@@ -19,7 +19,7 @@ from pytest_watermark_guard.models.linear_probe import HeadTrainer
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.recorded import RecordedActivations, recorded
-from pytest_watermark_guard.settings import is_number
+from pytest_watermark_guard.setting_values import is_number
 from pytest_watermark_guard.statistics.auroc import auroc
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 from pytest_watermark_guard.watermarks.streams import STROKES, UNMARKED

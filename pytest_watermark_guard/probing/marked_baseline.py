@@ -94,7 +94,7 @@ def _all_marked(
         context.batches,
         baseline=first_builtin(_BUILTIN),
         scenarios=tuple(s for s in context.batches.scenarios if s.name in scenarios),
-        controls=False,
+        controls=(),
         decoded=None,
     )
     execution = replace(context.execution, tuning=False, progress=False)
@@ -104,7 +104,7 @@ def _all_marked(
         with closing(running.compute(context.module, batches, execution, shard)) as chunks:
             for chunk in chunks:
                 builtin.append(chunk.activations, chunk.labels, chunk.identities, chunk.looks)
-        there, _ = score(builtin, scenarios)
+        there, _, _ = score(builtin, scenarios)
         for scenario in scenarios:
             units = best_detectors(there.values(), scenario, _DETECTOR)
             if len(units) < _DETECTORS:

@@ -96,7 +96,7 @@ class Comparison:
         if all(place.uncompared for place in self.places):
             what = "no unit could be compared"
         before, after = (
-            max(d for unit in units if (d := unit and unit.differentiability) is not None)
+            max(unit.differentiability for unit in units if unit is not None)
             for units in (
                 [place.before for place in self.places if place.after],
                 [place.after for place in self.places if place.before],

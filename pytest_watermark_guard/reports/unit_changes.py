@@ -92,7 +92,7 @@ def place_of(
     where: tuple[str, str], before: Scores | None, after: Scores | None, threshold: float
 ) -> Place:
     """Put a layer under a scenario side by side, before and after."""
-    ends = before and before.strongest(), after and after.strongest()
+    ends = tuple(None if scores is None else scores.strongest() for scores in (before, after))
     if before is None or after is None:
         return Place(*where, *ends, uncompared=f"not probed {'after' if before else 'before'}")
     if why := _unlike(before, after):

@@ -6,6 +6,8 @@ other two kinds never meet them.
 
 from __future__ import annotations
 
+from pytest_watermark_guard.errors import SettingsError
+
 UNMARKED = ""
 STROKES, BLOBS = CONTROLS = "strokes", "blobs"
 """Kinds of controls: the mark's strokes, scrambled; and as much ink without any strokes."""
@@ -16,6 +18,19 @@ _PREFIX = {STROKES: "\0", BLOBS: "\1"}
 def control_of(scenario: str, kind: str = STROKES) -> str:
     """Return the name of the stream with a scenario's controls of one kind."""
     return _PREFIX[kind] + scenario
+
+
+def check_control(name: str, value: bool | str) -> bool | str:
+    """Return a value of the setting ``control``: one kind of controls, all (True) or none.
+
+    Raises
+    ------
+    SettingsError
+        If it is something else.
+    """
+    if not isinstance(value, bool) and value not in CONTROLS:
+        raise SettingsError(f"{name} must be True, False, {' or '.join(CONTROLS)}, got {value!r}")
+    return value
 
 
 def kinds_of(control: bool | str) -> tuple[str, ...]:
