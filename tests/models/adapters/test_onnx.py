@@ -190,6 +190,27 @@ def test_every_output_has_its_name(tmp_path: Path) -> None:
     assert_close(found["logits[shape]"], shape)
 
 
+def test_functions_of_the_file_itself(tmp_path: Path) -> None:
+    """Older exporters make one of every module."""
+
+    def wrap(model: Any) -> None:
+        gemm = model.graph.node[-1]
+        opsets = [*model.opset_import, onnx.helper.make_opsetid("own", 1)]
+        model.functions.append(
+            onnx.helper.make_function(
+                "own", "Head", [*gemm.input], [*gemm.output], [copy.deepcopy(gemm)], opsets[:1]
+            )
+        )
+        call = onnx.helper.make_node("Head", [*gemm.input], [*gemm.output], domain="own")
+        del model.graph.node[-1]
+        model.graph.node.append(call)
+        model.opset_import.append(opsets[-1])
+
+    found = read(rewritten(export(Net(), tmp_path), wrap))
+    assert_close(found["logits"], Net()(X))
+    assert_close(found["features"], Net().features(X))
+
+
 def test_named_values(tmp_path: Path) -> None:
     model = Net()
     spec = export(model, tmp_path)
