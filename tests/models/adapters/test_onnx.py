@@ -407,6 +407,18 @@ def test_weights_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         wm.load_model(spec)
 
 
+def test_links_as_in_the_cache_of_a_hub(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    spec = Path(export(Net(), tmp_path))
+    data = with_external_data(str(spec))
+    for file in (spec, data):
+        file.rename(blobs / f"of_{file.suffix[1:]}")
+        file.symlink_to(blobs / f"of_{file.suffix[1:]}")
+    assert_close(read(str(spec))["logits"], Net()(X))
+    assert_close(read(str(spec))["features"], Net().features(X))
+
+
 def test_weights_elsewhere_are_refused(tmp_path: Path) -> None:
     spec = export(Net(), tmp_path)
     with_external_data(spec)
