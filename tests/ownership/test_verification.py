@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import ReportError, SettingsError, WatermarkGuardError
+from pytest_watermark_guard.errors import (
+    ModelError,
+    ReportError,
+    SettingsError,
+    WatermarkGuardError,
+)
 from pytest_watermark_guard.ownership import (
     OwnershipError,
     OwnershipMismatchError,
@@ -147,7 +152,7 @@ def test_embedding_goes_on_from_a_checkpoint(clean, key, images, tmp_path):
     with pytest.raises(OwnershipError, match="after 80 steps") as whole:
         embed(clean, key, images, checkpoint=tmp_path / "whole", **arguments)
 
-    class KilledError(Exception):
+    class KilledError(BaseException):  # as an interruption is: no error of the model
         pass
 
     taken = 0
@@ -403,3 +408,24 @@ def test_embeddings_that_are_not_finite(clean, key, images):
         verify(broken, key, images)
     with pytest.raises(OwnershipError, match="logits are NaN or infinite"):
         verify_classifier(broken, key, images)
+
+
+class Raises(nn.Module):
+    """Takes the example, and no image."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.left = runs
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("no such size")
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("runs", "doing"), [(0, "finding its features"), (3, "embedding images")])
+def test_what_a_model_raises_says_what_it_was_fed(key, images, runs, doing):
+    with pytest.raises(ModelError, match=rf"Raises raised ValueError: no such size\nwhile {doing}"):
+        verify(Raises(runs), key, images)

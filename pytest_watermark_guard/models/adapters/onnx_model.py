@@ -147,10 +147,11 @@ class OnnxModel(AdaptedModel):
     def graph(self) -> OnnxGraph:
         """Return the file's graph, with its local functions written out."""
         import onnx
+        from onnx.inliner import inline_local_functions
 
         model = onnx.load_model_from_string(self._content)
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = inline_local_functions(model)
         return OnnxGraph(model)
 
     def opened(self, content: bytes) -> Any:

@@ -8,23 +8,19 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.adapters.adapter import AdaptedModel, called
-from pytest_watermark_guard.models.adapters.function import FunctionModel
 from pytest_watermark_guard.models.adapters.onnx_model import OnnxModel
 from pytest_watermark_guard.models.identity import weights_identity
 from pytest_watermark_guard.models.near_misses import check_module
 from pytest_watermark_guard.models.reading.exported import ExportedReader, is_exported
 from pytest_watermark_guard.models.reading.foreign import explained
 from pytest_watermark_guard.models.reading.hooked import HookReader
-from pytest_watermark_guard.models.reading.layers import (
-    Tap,
-)
+from pytest_watermark_guard.models.reading.layers import Tap
 from pytest_watermark_guard.models.reading.onnx_file import OnnxReader
-from pytest_watermark_guard.models.reading.opaque import OpaqueReader
+from pytest_watermark_guard.models.reading.opaque import OpaqueReader, is_opaque
 from pytest_watermark_guard.models.reading.outputs import (
     main_tensor,
 )
@@ -274,8 +270,8 @@ def _reader_of(
 ) -> _Reader:
     if isinstance(module, OnnxModel):
         return OnnxReader(module, layers, example, outputs)
-    if isinstance(module, torch.jit.ScriptModule | FunctionModel):
-        return OpaqueReader(module, layers, example, outputs)
     if is_exported(module):
         return ExportedReader(module, layers, example, outputs)  # type: ignore[arg-type]
+    if is_opaque(module):
+        return OpaqueReader(module, layers, example, outputs)
     return HookReader(module, layers, example, outputs)

@@ -70,7 +70,9 @@ class OnnxReader:
         self.headless = is_backbone or (
             features is None and outputs != "logits" and not self._is_projected()
         )
-        self.left_out = ("features",) if features is None and not self.headless else ()
+        self.left_out: tuple[str, ...] = ()
+        if features is None and not self.headless:
+            self.left_out = ("features",)
         output = self._main_of(returned, len(example))
         self._output, note = _tap("", output, "its output")
         notes.append(note)
@@ -217,8 +219,8 @@ class _Head:
         if not self._tensor.is_floating_point():
             kind = torch.iinfo(self._tensor.dtype)
             changed = changed.round().clamp(kind.min, kind.max)
-        changed = changed.to(self._tensor.dtype).numpy(force=True)
-        feed = {**self._feed, self._name: np.ascontiguousarray(changed)}
+        array = changed.to(self._tensor.dtype).numpy(force=True)
+        feed = {**self._feed, self._name: np.ascontiguousarray(array)}
         (output,) = run_in_batches(self._session, feed, self._batch_size)
         return torch.from_numpy(output).reshape(len(changed), -1)
 

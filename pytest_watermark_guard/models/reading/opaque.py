@@ -1,4 +1,4 @@
-"""Logits of models that show what they return and no more: TorchScript modules and functions."""
+"""Logits of models that show what they return and no more: TorchScript, functions, Keras."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError
+from pytest_watermark_guard.models.adapters.function import FunctionModel
 from pytest_watermark_guard.models.reading.outputs import (
     as_units,
     further_outputs,
@@ -13,6 +14,16 @@ from pytest_watermark_guard.models.reading.outputs import (
     main_tensor,
     vector_outputs,
 )
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Tell whether a model shows what it returns and no more.
+
+    Keras' models on torch are modules, but do not register their layers as such.
+    """
+    return isinstance(module, torch.jit.ScriptModule | FunctionModel) or any(
+        kind.__module__.partition(".")[0] == "keras" for kind in type(module).__mro__
+    )
 
 
 class OpaqueReader:
@@ -33,9 +44,7 @@ class OpaqueReader:
         self._channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
         readable = ("features", "logits") if self.headless else ("logits",)
         hidden = [layer for layer in layers if layer not in readable]
-        what, instead = "a function", "pass the torch.nn.Module, or the .onnx file, that it runs"
-        if isinstance(module, torch.jit.ScriptModule):
-            what, instead = "a TorchScript module", "give the model from which it was made"
+        what, instead = _kind(module)
         if hidden and (len(hidden) == len(layers) or hidden != ["features"]):
             raise LayerError(
                 f"layer {hidden[0]!r} of {what} cannot be read: ask for "
@@ -54,3 +63,13 @@ class OpaqueReader:
         vectors = vector_outputs(output, len(x))
         more = {layer: vectors[name] for layer, name in self._more.items()}
         return {"logits": units, "features": units, **more}
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    """Say in words what a model is, and what to pass instead to have more than it returns read."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module", "give the model from which it was made"
+    if isinstance(module, FunctionModel):
+        return "a function", "pass the torch.nn.Module, or the .onnx file, that it runs"
+    name = type(module).__name__
+    return f"{name} of Keras", "let it return them beside its logits"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import LayerError, ModelError, ModelSpecError
+from pytest_watermark_guard.errors import LayerError, MaskError, ModelError, ModelSpecError
 
 IMAGES = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 HOW = wm.Preprocessing(size=(16, 16))
@@ -75,6 +75,26 @@ def test_whatever_array_it_returns(function: str) -> None:
     notes = " ".join(report.notes)
     assert "features are not probed: a function shows what it returns and no more; pass" in notes
     assert "not cached: nothing tells the function" in notes
+
+
+class Sequential(torch.nn.Module):
+    """As Keras' models on torch: a module that does not register its layers."""
+
+    __module__ = "keras.src.models.sequential"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits(x)
+
+
+def test_a_model_of_keras() -> None:
+    report = probe(Sequential())
+    np.testing.assert_array_equal(
+        report["logits", "latin"].auroc, probe(logits)["logits", "latin"].auroc
+    )
+    assert report.layers == ("logits",)
+    assert "Sequential of Keras shows what it returns and no more; let it" in str(report.notes)
+    with pytest.raises(MaskError, match=r"of Sequential are not found.*of Keras cannot"):
+        wm.apply_mask(Sequential(), wm.FeatureMask((1,), 5), example=IMAGES)
 
 
 def test_names() -> None:

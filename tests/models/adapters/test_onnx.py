@@ -190,6 +190,27 @@ def test_every_output_has_its_name(tmp_path: Path) -> None:
     assert_close(found["logits[shape]"], shape)
 
 
+def test_functions_of_the_file_itself(tmp_path: Path) -> None:
+    """Older exporters make one of every module."""
+
+    def wrap(model: Any) -> None:
+        gemm = model.graph.node[-1]
+        opsets = [*model.opset_import, onnx.helper.make_opsetid("own", 1)]
+        model.functions.append(
+            onnx.helper.make_function(
+                "own", "Head", [*gemm.input], [*gemm.output], [copy.deepcopy(gemm)], opsets[:1]
+            )
+        )
+        call = onnx.helper.make_node("Head", [*gemm.input], [*gemm.output], domain="own")
+        del model.graph.node[-1]
+        model.graph.node.append(call)
+        model.opset_import.append(opsets[-1])
+
+    found = read(rewritten(export(Net(), tmp_path), wrap))
+    assert_close(found["logits"], Net()(X))
+    assert_close(found["features"], Net().features(X))
+
+
 def test_named_values(tmp_path: Path) -> None:
     model = Net()
     spec = export(model, tmp_path)
@@ -384,6 +405,18 @@ def test_weights_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     data.unlink()
     with pytest.raises(ModelSpecError, match=r"its weights in 'net\.data', which is not there"):
         wm.load_model(spec)
+
+
+def test_links_as_in_the_cache_of_a_hub(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    spec = Path(export(Net(), tmp_path))
+    data = with_external_data(str(spec))
+    for file in (spec, data):
+        file.rename(blobs / f"of_{file.suffix[1:]}")
+        file.symlink_to(blobs / f"of_{file.suffix[1:]}")
+    assert_close(read(str(spec))["logits"], Net()(X))
+    assert_close(read(str(spec))["features"], Net().features(X))
 
 
 def test_weights_elsewhere_are_refused(tmp_path: Path) -> None:
