@@ -121,7 +121,8 @@ def _near(looks: Looks) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
 def _ones(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """Count the bits that are set."""
     parts: npt.NDArray[np.uint8] = _SET_BITS[words.view(np.uint16)]
-    return parts.reshape(*words.shape, 4).sum(axis=-1, dtype=np.uint8)
+    count: npt.NDArray[np.uint8] = parts.reshape(*words.shape, 4).sum(axis=-1, dtype=np.uint8)
+    return count
 
 
 def together(looks: Sequence[Looks]) -> Looks:

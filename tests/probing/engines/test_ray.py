@@ -167,7 +167,12 @@ def test_a_survey_whose_driver_is_killed_goes_on(cluster, tmp_path, monkeypatch)
         # What is known of a model's layers, together and of each by itself.
         kept, files = tmp_path / "cache" / "cache" / "layers", 2 * 3
         deadline = time.monotonic() + 600
-        while not ((tmp_path / "three").exists() and len([*kept.glob("*.guard")]) == files):
+        notes = tmp_path / "cache" / "cache" / "notes"  # which are the last that is kept
+        while not (
+            (tmp_path / "three").exists()
+            and len([*kept.glob("*.guard")]) == files
+            and len([*notes.glob("*.guard")]) == 2
+        ):
             assert driver.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
