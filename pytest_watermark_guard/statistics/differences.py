@@ -26,7 +26,11 @@ def guarded_error(area: Floats, error: Floats, n_images: int) -> Floats:
 
 def two_sided_p(difference: Floats, error: Floats) -> Floats:
     """Return the chance of a normal variable at least as far from 0; NaN where it is unknown."""
-    return np.array([math.erfc(abs(z) / math.sqrt(2)) for z in difference / error])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.abs(difference) / error
+    # Units that never change have an error of 0.
+    distance = np.where((difference == 0) & (error == 0), 0.0, distance)
+    return np.array([math.erfc(z / math.sqrt(2)) for z in distance])
 
 
 def holm(p_values: Floats) -> Floats:

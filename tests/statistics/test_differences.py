@@ -35,6 +35,11 @@ def test_p_values_are_those_of_a_table():
     np.testing.assert_allclose(two_sided_p(z * 0.3, np.full(5, 0.3)), expected, rtol=1e-3)
 
 
+def test_dead_units_have_not_changed():
+    found = two_sided_p(np.array([0.0, 0.1, 0.0]), np.array([0.0, 0.0, np.nan]))
+    np.testing.assert_array_equal(found, [1, 0, np.nan])
+
+
 def difference_p(one, other, images):
     errors = [guarded_error(np.array([a]), np.array([e]), images) for a, e in (one, other)]
     return two_sided_p(np.array([other[0] - one[0]]), np.hypot(*errors))
@@ -65,4 +70,4 @@ def test_units_that_react_alike_are_hardly_ever_named(images):
         one, two = measure(), measure()
         error = np.hypot(*(guarded_error(*measured, images) for measured in (one, two)))
         named += bool((holm(two_sided_p(two.auroc - one.auroc, error)) <= 0.05).any())
-    assert named / rounds <= 0.05
+    assert named / rounds <= 0.05 + 2 * (0.05 * 0.95 / rounds) ** 0.5
