@@ -95,13 +95,9 @@ class Comparison:
         what += "" if changes else " beyond chance"
         if all(place.uncompared for place in self.places):
             what = "no unit could be compared"
-        before, after = (
-            max(unit.differentiability for unit in units if unit is not None)
-            for units in (
-                [place.before for place in self.places if place.after],
-                [place.after for place in self.places if place.before],
-            )
-        )
+        both = [(place.before, place.after) for place in self.places]
+        largest = [(b.differentiability, a.differentiability) for b, a in both if b and a]
+        before, after = (max(side) for side in zip(*largest, strict=True))
         crossed = [
             f"{count(number, 'unit')} crossed {self.threshold:g} {way}wards"
             for way, number in (
@@ -214,8 +210,8 @@ class Comparison:
         if not self.changes:
             return
         shown = self.rose[:SHOWN] + self._turned[:SHOWN] + self.fell[:SHOWN]
-        columns = ("layer", "unit", "scenario", "change", "A", "was", "d", "was")
-        rows = [
+        header = ("layer", "unit", "scenario", "change", "A", "was", "d", "was")
+        units = [
             (
                 printable(unit.layer),
                 printable(unit.label),
@@ -226,7 +222,7 @@ class Comparison:
             for unit in shown
         ]
         red = [unit.change == "rose" for unit in shown]
-        yield table(style, "Units that changed beyond chance", columns, rows, (0, 1, 2, 3), red)
+        yield table(style, "Units that changed beyond chance", header, units, (0, 1, 2, 3), red)
         if len(shown) < len(self.changes):
             yield Text(f"... and {len(self.changes) - len(shown):,} more")
 
@@ -315,7 +311,7 @@ def _report(
         others = read_release(str(other))
         known = others[0] if len(others) == 1 else None
     try:
-        return fitting(reports, model or (known and known.model), known)
+        return fitting(reports, known.model if model is None and known else model, known)
     except ReportError as error:
         raise ReportError(f"{str(side)!r}: {error}") from None
 

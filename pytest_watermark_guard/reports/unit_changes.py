@@ -10,7 +10,7 @@ import numpy as np
 
 from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import count
-from pytest_watermark_guard.statistics.differences import difference_error, holm, two_sided_p
+from pytest_watermark_guard.statistics.differences import guarded_error, holm, two_sided_p
 
 LEVEL = 0.05
 """The chance that a comparison names any unit that reacts as before."""
@@ -92,17 +92,19 @@ def place_of(
     where: tuple[str, str], before: Scores | None, after: Scores | None, threshold: float
 ) -> Place:
     """Put a layer under a scenario side by side, before and after."""
-    ends = tuple(None if scores is None else scores.strongest() for scores in (before, after))
+    then = None if before is None else before.strongest()
+    now = None if after is None else after.strongest()
     if before is None or after is None:
-        return Place(*where, *ends, uncompared=f"not probed {'after' if before else 'before'}")
+        missing = "before" if before is None else "after"
+        return Place(*where, then, now, uncompared=f"not probed {missing}")
     if why := _unlike(before, after):
-        return Place(*where, *ends, uncompared=why)
+        return Place(*where, then, now, uncompared=why)
     reached, reaches = (scores.differentiability >= threshold for scores in (before, after))
     up, down = (
         tuple(after.unit(index) for index in after.ranking() if crossed[index])
         for crossed in (reaches & ~reached, reached & ~reaches)
     )
-    return Place(*where, *ends, up, down)
+    return Place(*where, then, now, up, down)
 
 
 def changes_beyond_chance(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[UnitChange, ...]:
@@ -110,8 +112,9 @@ def changes_beyond_chance(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[UnitC
     if not pairs:
         return ()
     errors = [
-        difference_error(b.standard_error, b.n_images, a.standard_error, a.n_images)
-        for b, a in pairs
+        # As if the images were independent: where they are the same, the true error is smaller.
+        np.hypot(*(guarded_error(s.auroc, s.standard_error, s.n_images) for s in pair))
+        for pair in pairs
     ]
     moved = np.concatenate([after.auroc - before.auroc for before, after in pairs])
     adjusted = holm(two_sided_p(moved, np.concatenate(errors)))

@@ -8,26 +8,29 @@ import numpy as np
 
 from pytest_watermark_guard.statistics.auroc import Floats
 
+_FEW = 6.0
 _LEAST_ERROR = 3.0
 
 
-def difference_error(error: Floats, n_images: int, other: Floats, other_n_images: int) -> Floats:
-    """Return the standard error of the difference of AUROCs whose images are independent.
+def guarded_error(area: Floats, error: Floats, n_images: int) -> Floats:
+    """Return standard errors that may be trusted where a unit is nearly perfect.
 
-    Where both are of the same images, the two go up and down together and the true error is
-    smaller. Neither counts as less than 3/n: where a unit separates n images perfectly, its
-    estimated error is 0, and one that misses a share of 13.8/n of them does so by chance one time
-    in a million, which 3/n makes 4.6 standard errors. NaN where an error is unknown.
+    What tells how sure an A near 0 or 1 is are the few images that do not fit in, and where there
+    is none the estimated error is 0. Within 6/n of 0 and 1 it counts as 3/n at least: a unit that
+    misses a share of 13.8/n of the images misses none of n by chance one time in a million, and
+    that is 4.6 times 3/n. NaN where the error is unknown.
     """
-    return np.hypot(
-        np.maximum(error, _LEAST_ERROR / n_images),
-        np.maximum(other, _LEAST_ERROR / other_n_images),
-    )
+    few = np.minimum(area, 1 - area) < _FEW / n_images
+    return np.where(few, np.maximum(error, _LEAST_ERROR / n_images), error)
 
 
 def two_sided_p(difference: Floats, error: Floats) -> Floats:
     """Return the chance of a normal variable at least as far from 0; NaN where it is unknown."""
-    return np.array([math.erfc(abs(z) / math.sqrt(2)) for z in difference / error])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.abs(difference) / error
+    # Units that never change have an error of 0.
+    distance = np.where((difference == 0) & (error == 0), 0.0, distance)
+    return np.array([math.erfc(z / math.sqrt(2)) for z in distance])
 
 
 def holm(p_values: Floats) -> Floats:

@@ -171,3 +171,14 @@ def test_an_empty_folder(tmp_path):
 def test_items_that_are_no_images(item, message):
     with pytest.raises(ImagesError, match=message):
         open_baseline([item]).load(0)
+
+
+def test_the_fingerprint_tells_images_and_not_folders(tmp_path):
+    one, other = (save(tmp_path / name, "a.png", "b.png", "c.png") for name in ("one", "other"))
+    prints = [open_baseline(folder).fingerprint() for folder in (one, other)]
+    assert prints[0] == prints[1] == open_baseline(one).shuffled(3).fingerprint()
+    assert open_baseline(one).subset(2, seed=1).fingerprint() != prints[0]
+    Image.fromarray(PIXELS[2]).save(other / "a.png")
+    assert open_baseline(other).fingerprint() != prints[0]
+    assert open_baseline(PIXELS).fingerprint() != open_baseline(PIXELS[::-1]).fingerprint()
+    assert open_baseline(list(PIXELS)).fingerprint() == ""  # a sequence may give others next time
