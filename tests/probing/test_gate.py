@@ -105,10 +105,10 @@ net is watermark-sensitive: 1 of 3 logits and 2 of 4 features react to chinese a
 (d >= 0.95).
 
 layer     unit        scenario  reaction  A      95 % interval  d
-logits    carton [1]  chinese   fires on  0.970  0.943-0.986    0.970
-features  unit 1      chinese   silenced  0.030  0.014-0.057    0.970
-features  unit 0      chinese   fires on  0.960  0.935-0.977    0.960
-logits    carton [1]  latin     fires on  0.950  0.926-0.968    0.950
+logits    carton [1]  chinese   fires on  0.970  0.966-0.974    0.970
+features  unit 1      chinese   silenced  0.030  0.026-0.034    0.970
+features  unit 0      chinese   fires on  0.960  0.956-0.964    0.960
+logits    carton [1]  latin     fires on  0.950  0.946-0.954    0.950
 
 Probed: 256 images of photos/, seed 17, cpu in float32.
 Preprocessing: ImageNet.

@@ -39,8 +39,9 @@ def report(*found, **fields):
         "weights": "ab",
         "images_digest": "f00",
     }
-    places = {(one.layer, one.scenario): one for one in found}
-    return ProbeReport(scores=places, **{**given, **fields})
+    given |= fields
+    places = {(one.layer, one.scenario): replace(one, n_images=given["n_images"]) for one in found}
+    return ProbeReport(scores=places, **given)
 
 
 AREAS = arrays(float, 6, elements=st.floats(0, 1))
