@@ -44,7 +44,9 @@ def said_by(module: nn.Module) -> Preprocessing | None:
     config = getattr(module, "config", None)
     if hasattr(config, "model_type"):
         return _of_hf_model(name, config)
-    return _of_torchvision_model(module) if name in _torchvision_families() else None
+    # Others give their classes the same names.
+    theirs = type(module).__module__.startswith("torchvision.models.")
+    return _of_torchvision_model(module) if theirs and name in _torchvision_families() else None
 
 
 def from_object(value: Any, name: str, *, keep_exact_size: bool = True) -> Preprocessing:
@@ -95,8 +97,10 @@ def sizes_inside(module: nn.Module) -> Iterator[Sides]:
 
 
 def _sizes_at(holder: Any) -> Iterator[Sides]:
-    for name in ("img_size", "image_size"):
+    for name in ("img_size", "image_size", "input_resolution"):
         value = getattr(holder, name, None)
+        if name == "input_resolution" and not isinstance(value, int):
+            continue  # CLIP's is the input's; Swin gives each of its stages one, as a pair
         sides = (value, value) if isinstance(value, int) else value
         if not isinstance(sides, tuple | list) or len(sides) != 2:
             continue

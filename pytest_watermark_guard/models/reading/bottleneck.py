@@ -22,7 +22,7 @@ from pytest_watermark_guard.models.reading.layers import Layout, Tap
 from pytest_watermark_guard.models.reading.outputs import as_units, is_units
 
 _RECORDED = 96  # tensors, from the output back: heads are short
-_TRIED = 40  # candidates; each costs a forward pass or two of the few images
+_TRIED = 60  # candidates; each costs a forward pass or two of the few images
 _CLOSE = 1e-4  # of the largest number: layers of half precision round on the way
 _UNMOVED = 1e-2  # of the largest logit, where a softmax follows: a steep one rounds much
 _DIAGONAL = 2.0  # times its effect on any other logit: then a unit is the logit of its number
@@ -119,13 +119,15 @@ def _candidates(module: nn.Module, example: Tensor, run: Run) -> Iterator[_Candi
                 stack.callback(first.remove)
                 stack.callback(submodule.register_forward_hook(after(name)).remove)
         run(example)
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, bool]] = []
     several: set[tuple[str, bool]] = set()
     for name, of_input, index, tensor in reversed(passed):
         if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4) or not len(tensor):
             continue
-        if not any(tensor.shape == t.shape and torch.equal(tensor, t) for t in seen):
-            seen.append(tensor)
+        # What goes into one layer may go elsewhere too: where it comes from is another place.
+        places = [of for t, of in seen if tensor.shape == t.shape and torch.equal(tensor, t)]
+        if not places or (all(places) and not of_input):
+            seen.append((tensor, of_input))
             yield _Candidate(_Place(name, of_input, (index,)), [tensor])
         if counts[name] and (name, of_input) not in several:
             several.add((name, of_input))
