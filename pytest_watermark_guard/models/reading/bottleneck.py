@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.models.reading.layers import Layout, Tap
+from pytest_watermark_guard.models.reading.layers import Layout, Tap, is_pointwise
 from pytest_watermark_guard.models.reading.outputs import as_units, is_units
 
 _RECORDED = 96  # tensors, from the output back: heads are short
@@ -119,16 +119,19 @@ def _candidates(module: nn.Module, example: Tensor, run: Run) -> Iterator[_Candi
                 stack.callback(first.remove)
                 stack.callback(submodule.register_forward_hook(after(name)).remove)
         run(example)
-    seen: list[tuple[Tensor, bool]] = []
+    seen: list[Tensor] = []
     several: set[tuple[str, bool]] = set()
     for name, of_input, index, tensor in reversed(passed):
         if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4) or not len(tensor):
             continue
-        # What goes into one layer may go elsewhere too: where it comes from is another place.
-        places = [of for t, of in seen if tensor.shape == t.shape and torch.equal(tensor, t)]
-        if not places or (all(places) and not of_input):
-            seen.append((tensor, of_input))
-            yield _Candidate(_Place(name, of_input, (index,)), [tensor])
+        if not any(_equal(tensor, t) for t in seen):
+            seen.append(tensor)
+            place = _Place(name, of_input, (index,))
+            yield _Candidate(place, [tensor])
+            # What goes into one layer may go elsewhere too, and is all replaced where it is made.
+            made = next(((n, c) for n, of, c, t in passed if not of and _equal(tensor, t)), None)
+            if made is not None and (source := _Place(made[0], False, (made[1],))) != place:
+                yield _Candidate(source, [tensor])
         if counts[name] and (name, of_input) not in several:
             several.add((name, of_input))
             group = [(c, value) for n, of, c, value in passed if (n, of) == (name, of_input)]
@@ -136,6 +139,10 @@ def _candidates(module: nn.Module, example: Tensor, run: Run) -> Iterator[_Candi
             if alike and len(group) == counts[name] + 1:  # none lies too far back
                 calls = tuple(call for call, _ in group)
                 yield _Candidate(_Place(name, of_input, calls), [value for _, value in group])
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -326,13 +333,6 @@ def of_images(rows: Tensor, images: int, layout: Layout) -> Tensor:
 def _are_permuted(one: Tensor, other: Tensor) -> bool:
     """Tell whether two calls of a layer see the same numbers in another order."""
     return _close(one.sort(dim=1).values, other.sort(dim=1).values)
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Tell whether a module works on each place of a map by itself: its input is pooled behind."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return all(side == 1 for side in module.kernel_size)
-    return isinstance(module, nn.Linear)
 
 
 def _holds(units: Tensor, logits: Tensor) -> bool:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_watermark_guard.models.reading.bottleneck import Run, find_bottleneck, is_pointwise
+from pytest_watermark_guard.models.reading.bottleneck import Run, find_bottleneck
 from pytest_watermark_guard.models.reading.layers import (
     NO_CLASSIFIER,
     Call,
     Tap,
     Trace,
     classifier_names,
+    is_pointwise,
 )
 
 _RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
