@@ -5,6 +5,7 @@ package are compared with the library's own transform, output and documented fea
 
 equal    the same numbers
 assumed  of pixels only: the model carries no transform, and a note says what was assumed
+refused  the model has no output for each image, or takes more than pictures, and an error says so
 said     other numbers or none, and an error or a note of the report says so
 WRONG    other numbers, and nothing says so
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from zoo.checking import ASSUMED, EQUAL, UNBUILT, VERDICTS, WRONG, Outcome, check
+from zoo.checking import SAID, UNBUILT, VERDICTS, WRONG, Outcome, check
 
 FOLDER = Path(__file__).parent / "zoo"
 HELPERS = {"__init__", "case", "checking"}
@@ -33,7 +34,7 @@ MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in H
 
 
 def found_in(library: str, cases: Any, wanted: str) -> list[Outcome]:
-    """Check the models of one library, and print a line for each that is not equal."""
+    """Check the models of one library, and print those of which something is other than known."""
     outcomes = []
     start = time.perf_counter()
     for case in cases:
@@ -41,7 +42,7 @@ def found_in(library: str, cases: Any, wanted: str) -> list[Outcome]:
             continue
         outcome = check(library, case)
         outcomes.append(outcome)
-        if outcome.verdict not in (EQUAL, ASSUMED):
+        if outcome.verdict in (SAID, WRONG, UNBUILT):
             details = "".join(f"\n      {detail}" for detail in outcome.details)
             print(f"  {outcome.verdict:<9} {case.name}{details}", flush=True)
     counts = Counter(outcome.verdict for outcome in outcomes)
@@ -97,7 +98,7 @@ def _total(outcomes: list[Outcome]) -> None:
     print(f"\n{len(built)} models of {libraries} libraries")
     for part in ("logits", "features", "pixels"):
         counts = Counter(outcome.parts[part] for outcome in built if part in outcome.parts)
-        print(f"  {part:<9}" + "".join(f" {counts[v]:>4} {v}" for v in VERDICTS))
+        print(f"  {part:<9}" + "".join(f" {counts[v]:>4} {v}" for v in VERDICTS if v in counts))
     counts = Counter(outcome.verdict for outcome in built)
     print("  together " + "".join(f" {counts[v]:>4} {v}" for v in VERDICTS))
 

@@ -21,8 +21,9 @@ from pytest_watermark_guard.models.near_misses import check_module
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from zoo.case import Case, awake, vector
 
-EQUAL, ASSUMED, SAID, WRONG, UNBUILT = "equal", "assumed", "said", "WRONG", "not built"
-VERDICTS = (EQUAL, ASSUMED, SAID, WRONG)
+EQUAL, ASSUMED, REFUSED, SAID, WRONG = "equal", "assumed", "refused", "said", "WRONG"
+VERDICTS = (EQUAL, ASSUMED, REFUSED, SAID, WRONG)  # from the best to the worst
+UNBUILT = "not built"
 # Of the largest number.
 _CLOSE = 1e-4
 # In steps of 8 bits, of one picture: Pillow and torch round differently where they resample.
@@ -84,7 +85,7 @@ def check(library: str, case: Case) -> Outcome:
         try:
             _compare(case, model, outcome)
         except WatermarkGuardError as error:
-            outcome.add("error", SAID, _short(error))
+            outcome.add("error", REFUSED if case.refused else SAID, _short(error))
         except Exception as error:
             outcome.add("crash", WRONG, _short(error))
     return outcome
@@ -105,7 +106,9 @@ def _compare(case: Case, model: Any, outcome: Outcome) -> None:
         progress=False,
     )
     if case.refused:
-        outcome.add("refusal", WRONG, f"{', '.join(_widths(report))} were probed")
+        told = "; ".join(note for note in report.notes if "no head found" in note)
+        probed = ", ".join(_widths(report))
+        outcome.add("refusal", SAID if told else WRONG, f"{probed} were probed; {told}")
         return
     _compare_pixels(case, model, preprocessing, outcome)
     inputs = torch.stack([_input(preprocessing, picture) for picture in pictures()])
@@ -189,7 +192,7 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _widths(report: Any) -> list[str]:
-    return [f"{layer} ({len(report.scores[layer, 'chinese'].auroc)})" for layer in report.layers]
+    return [f"{layer} ({len(report[layer, 'chinese'].auroc)})" for layer in report.layers]
 
 
 def _short(error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 import pytest_watermark_guard as wm
 from zoo.case import Case, input_of, itself, last_linear
 
-SMALL = wm.Preprocessing.imagenet((64, 64))
+LARGE = wm.Preprocessing.imagenet((256, 256))
 
 
 def _efficientnet_pytorch() -> Iterator[Case]:
@@ -102,7 +102,13 @@ def _pytorchcv() -> Iterator[Case]:
     ]:
         dense = name.startswith(("lwopenpose", "lednet"))
         features = None if dense else _pytorchcv_features
-        yield Case(name, partial(get_model, name, pretrained=False), features, refused=dense)
+        yield Case(
+            name,
+            partial(get_model, name, pretrained=False),
+            features,
+            preprocess=LARGE if dense else "auto",
+            refused=dense,
+        )
     for name in (
         "resnet20_cifar10",
         "nin_cifar10",

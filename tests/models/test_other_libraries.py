@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -219,4 +220,31 @@ class Stages(Tower):
 def test_sizes_that_models_state(kind: type[nn.Module], side: int) -> None:
     found = resolve_preprocessing("auto", kind())
     assert found.size == (side, side)
+    assert found.assumed
+
+
+def annotated(**more: Any) -> nn.Module:
+    """Return what pretrainedmodels gives: settings on a network that may be torchvision's."""
+    model = torchvision.models.resnet18(num_classes=3)
+    settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.5, 0.25], "input_size": [3, 96, 96], **more}
+    for name, value in settings.items():
+        setattr(model, name, value)
+    return model
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_settings_that_a_network_carries(white: int) -> None:
+    mean, std = [0.5 * white, 0.4 * white, 0.3 * white], [0.2 * white, 0.5 * white, 0.25 * white]
+    model = annotated(input_range=[0, white], mean=mean, std=std)
+    found = resolve_preprocessing("auto", model)
+    assert (found.size, found.resize) == ((96, 96), 109)
+    pixels = torch.rand(2, 3, 96, 96)
+    centre, scale = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+    torch.testing.assert_close(found.to_input(pixels), (pixels * white - centre) / scale)
+    assert found.assumed
+
+
+def test_settings_of_blue_first_are_not_half_read() -> None:
+    found = resolve_preprocessing("auto", annotated(input_space="BGR"))
+    assert found.size == (224, 224)
     assert found.assumed
