@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ AnyModel: TypeAlias = "nn.Module | str | os.PathLike[str] | Callable[[torch.Tens
 """A module, a model spec, the path of a .onnx or .pt2 file, or a function of a batch."""
 
 _EXPECTED = "model must be a torch.nn.Module, a model spec or a function from a batch to logits"
-_INSIDE = ("model", "module", "net", "network", "backbone")
+_INSIDE = ("model", "module", "module_", "net", "network", "backbone")
 _TOWERS = ("vision_model", "image_model", "vision_tower")
 _TEXT = ("text_model", "text_encoder", "language_model")
 
@@ -87,7 +88,10 @@ def _instead_of_module(model: nn.Module) -> str | None:
         return f"has no forward: {there}"
     tower = next((tower for tower in _TOWERS if tower in children), None)
     # A module of somebody's own may well take pictures alone.
-    if tower and any(text in children for text in _TEXT) and _is_of_transformers(model):
+    takes_text = any(text in children for text in _TEXT) and _is_of_transformers(model)
+    if hasattr(model, "encode_image") and "visual" in children and _required(model) > 1:
+        tower, takes_text = "visual", True
+    if tower and takes_text:
         return (
             f"takes text beside pictures: pass its picture tower, .{tower}, or wrap it in a module "
             "whose forward takes pictures alone"
@@ -107,6 +111,13 @@ def _has_forward(model: nn.Module) -> bool:
         return True
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
     return owner is not nn.Module and owner.__name__ != "LightningModule"
+
+
+def _required(model: nn.Module) -> int:
+    """Return how many arguments a forward pass cannot do without."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
 
 
 def _is_of_transformers(model: nn.Module) -> bool:

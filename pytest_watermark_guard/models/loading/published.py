@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,12 @@ def said_by(module: nn.Module) -> Preprocessing | None:
     config = getattr(module, "config", None)
     if hasattr(config, "model_type"):
         return _of_hf_model(name, config)
-    return _of_torchvision_model(module) if name in _torchvision_families() else None
+    said = _of_attributes(name, module)
+    if said is not None:
+        return said
+    # Others give their classes the same names.
+    theirs = type(module).__module__.startswith("torchvision.models.")
+    return _of_torchvision_model(module) if theirs and name in _torchvision_families() else None
 
 
 def from_object(value: Any, name: str, *, keep_exact_size: bool = True) -> Preprocessing:
@@ -95,8 +101,10 @@ def sizes_inside(module: nn.Module) -> Iterator[Sides]:
 
 
 def _sizes_at(holder: Any) -> Iterator[Sides]:
-    for name in ("img_size", "image_size"):
+    for name in ("img_size", "image_size", "input_resolution"):
         value = getattr(holder, name, None)
+        if name == "input_resolution" and not isinstance(value, int):
+            continue  # CLIP's is the input's; Swin gives each of its stages one, as a pair
         sides = (value, value) if isinstance(value, int) else value
         if not isinstance(sides, tuple | list) or len(sides) != 2:
             continue
@@ -124,6 +132,26 @@ def _of_open_clip_tower(visual: nn.Module) -> Preprocessing:
     settings = {**config, "size": size, "mean": mean, "std": std}
     transform = transforms.image_transform_v2(transforms.PreprocessCfg(**settings), is_train=False)
     return from_object(transform, f"open_clip's preprocessing of {name}")
+
+
+def _of_attributes(name: str, module: nn.Module) -> Preprocessing | None:
+    """Read what pretrainedmodels sets on a network of whatever class, where it is of RGB images."""
+    values = {key: getattr(module, key, None) for key in ("mean", "std", "input_size")}
+    if not all(isinstance(value, list | tuple) and len(value) == 3 for value in values.values()):
+        return None
+    if getattr(module, "input_space", "RGB") != "RGB":
+        return None
+    white = max(getattr(module, "input_range", (0, 1)))
+    _, height, width = values["input_size"]
+    mean, std = (tuple(v / white for v in channels(values[key])) for key in ("mean", "std"))
+    return Preprocessing(
+        (height, width),
+        math.floor(height / 0.875) if height == width else (height, width),
+        mean,
+        std,
+        source=f"assumed: bilinear, cropped from 8/7 of its size; {name}.mean, std and input_size",
+        assumed=True,
+    )
 
 
 def _of_hf_model(name: str, config: Any) -> Preprocessing | None:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.adapters.adapter import AdaptedModel, called
@@ -28,6 +29,8 @@ from pytest_watermark_guard.models.state import eager, preserved, unwrapped
 
 _NO_HEAD = "no head found: the model's output is probed as its features, and there are no logits"
 _EXAMPLES = 4
+_TOWER = ("input_resolution", "output_dim")  # what towers of OpenAI's CLIP say of themselves
+_ALIKE = 0.999
 
 
 class _Reader(Protocol):
@@ -99,10 +102,10 @@ class ActivationRecorder:
                 f"{type(self._module).__name__} has lazy parameters without a shape; run it on one "
                 "batch first: a probe leaves a model as it was"
             )
+        example = example[:_EXAMPLES]
         with preserved(self._module), eager(self._module):
-            self._reader = _reader_of(
-                self._module, wanted, example[:_EXAMPLES], _declared(self._module, outputs)
-            )
+            outputs = _declared(self._module, outputs, example)
+            self._reader = _reader_of(self._module, wanted, example, outputs)
         of = "features" if self._reader.headless else "logits"
         if of in wanted:
             at = wanted.index(of) + 1
@@ -259,10 +262,35 @@ def extract_features(model: nn.Module, x: Tensor) -> Tensor:
         return recorder(x)["features"]
 
 
-def _declared(module: nn.Module, outputs: str) -> str:
+def _declared(module: nn.Module, outputs: str, example: Tensor) -> str:
     """Return what the argument, else the model itself says that it returns."""
     own = getattr(module, "outputs", None)
-    return own if outputs == "auto" and own in ("logits", "features") else outputs
+    if outputs != "auto":
+        return outputs
+    if own in ("logits", "features"):
+        return str(own)
+    return "features" if _embeds(module, example) else "auto"
+
+
+def _embeds(module: nn.Module, example: Tensor) -> bool:
+    """Tell whether a model is a picture tower of CLIP's kind, or returns what such one returns."""
+    if type(module).__module__.startswith("open_clip."):
+        return True
+    if all(isinstance(getattr(module, name, None), int) for name in _TOWER):
+        return True
+    encode = getattr(module, "encode_image", None)
+    if not callable(encode):
+        return False
+    output = main_tensor(module(example), len(example))[0].float()
+    try:
+        embedded = encode(example)
+    except Exception:  # not every method of this name takes pictures alone
+        return False
+    if not isinstance(embedded, Tensor) or embedded.shape != output.shape or output.ndim != 2:
+        return False
+    # Some normalise what they return.
+    alike = functional.cosine_similarity(output, embedded.float())
+    return bool((alike > _ALIKE).all())
 
 
 def _reader_of(

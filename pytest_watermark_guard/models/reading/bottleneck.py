@@ -19,7 +19,7 @@ from torch import Tensor
 from pytest_watermark_guard.models.reading.layers import Layout, Tap
 from pytest_watermark_guard.models.reading.outputs import as_units, is_units
 
-_TRIED = 40  # candidates; each costs a forward pass or two of the few images
+_TRIED = 60  # candidates; each costs a forward pass or two of the few images
 _CLOSE = 1e-4  # of the largest number: layers of half precision round on the way
 _ENLARGED = 16.0  # times a candidate's numbers
 _UNMOVED = 1e-2  # of the largest logit, where a softmax follows: a steep one rounds much

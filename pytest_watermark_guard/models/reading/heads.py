@@ -26,8 +26,9 @@ from pytest_watermark_guard.models.reading.layers import (
     Tap,
     Trace,
     classifier_names,
+    is_pointwise,
 )
-from pytest_watermark_guard.models.reading.passed import is_pointwise, passed_tensors
+from pytest_watermark_guard.models.reading.passed import passed_tensors
 
 _RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.relu,

@@ -30,6 +30,11 @@ from pytest_watermark_guard.models.reading.outputs import (
 )
 from pytest_watermark_guard.models.reading.passed import first_tensor
 
+_UNSEEN = (
+    "features are not probed: the model calls its layers past torch's hooks, as Keras does; wrap "
+    "it in a module that returns the features, with outputs='features'"
+)
+
 
 class HookReader(contextlib.AbstractContextManager["HookReader"]):
     """Takes activations with forward hooks, which stay while it is entered."""
@@ -48,12 +53,16 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         notes: list[str | None] = []
         self._taps: dict[str, tuple[Tap, ...]] = {}
         trace = trace_calls(module, example)
+        unseen = _runs_unseen(module, trace)
+        if unseen and outputs == "auto":
+            outputs = "logits"  # that no head was seen says nothing
         # Of a detector, layers can be read that are named; its output is none of them.
         self._read_output = not {"logits", "features"}.isdisjoint(layers)
         head = None
         self.headless = True
-        if self._read_output or not is_dense(trace.output):
-            output, is_backbone = main_tensor(trace.output, len(example))
+        sides = example.shape[2:] if outputs == "auto" else ()
+        if self._read_output or not is_dense(trace.output, sides):
+            output, is_backbone = main_tensor(trace.output, len(example), sides)
             is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
             self._vectors = {} if is_backbone else vector_outputs(trace.output, len(example))
             head = None if is_backbone else self._find_head(example, trace, output)
@@ -71,7 +80,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         self._side_by_side = head is not None and head.side_by_side
         for layer in layers:
             if layer in self.left_out:
-                notes.append(NO_FEATURES)
+                notes.append(_UNSEEN if unseen else NO_FEATURES)
             elif layer == "features":
                 if head is not None:
                     self._taps[layer] = head.taps
@@ -224,3 +233,9 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         missing = self.batch_size - len(x)
         return nn.functional.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) if missing else x
+
+
+def _runs_unseen(module: nn.Module, trace: Trace) -> bool:
+    """Tell whether layers with parameters ran, and none of them by ``nn.Module.__call__``."""
+    inside = any(part is not module and part._parameters for part in module.modules())
+    return inside and not any(call.tap.module for call in trace.calls)

@@ -188,6 +188,13 @@ def _convention(module: nn.Module, shape: torch.Size) -> bool | None:
     return looks_channels_last(shape) if len(shape) == 4 else None
 
 
+def is_pointwise(module: nn.Module) -> bool:
+    """Tell whether a module works on each place of a map by itself: its input is pooled behind."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return all(side == 1 for side in module.kernel_size)
+    return isinstance(module, nn.Linear)
+
+
 def named_layer(module: nn.Module, name: str, trace: Trace) -> tuple[Tap, str | None]:
     """Return the tap of the output of the module called ``name``, and a note where it needs one.
 

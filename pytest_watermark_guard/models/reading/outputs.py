@@ -20,10 +20,13 @@ NO_FEATURES = (
 _DEEPEST = 3  # structures within structures
 
 
-def main_tensor(output: Any, images: int | None = None) -> tuple[Tensor, bool]:
+def main_tensor(
+    output: Any, images: int | None = None, sides: Sequence[int] = ()
+) -> tuple[Tensor, bool]:
     """Return the tensor that a model's output is about, and whether it marks a backbone.
 
     Of tensors with another number of rows than `images` none is, where that is given.
+    `sides` are the input's, see `is_dense`.
 
     Raises
     ------
@@ -31,7 +34,7 @@ def main_tensor(output: Any, images: int | None = None) -> tuple[Tensor, bool]:
         When no tensor can be read as logits, a feature map or tokens.
     """
     vectors = vector_outputs(output, images)
-    if is_dense(output):
+    if is_dense(output, sides):
         raise LayerError(
             f"the model returned {describe(output)}, a dense prediction: many per image, of which "
             "none is its logits. Name the layers to probe, such as its backbone's last one "
@@ -100,8 +103,13 @@ def _is_vector(tensor: Tensor) -> bool:
     return tensor.ndim == 1 or is_units(tensor)
 
 
-def is_dense(output: Any) -> bool:
-    """Tell detectors and segmenters by what they return."""
+def is_dense(output: Any, sides: Sequence[int] = ()) -> bool:
+    """Tell detectors and segmenters by what they return.
+
+    With the input's `sides` also by an answer for each of its pixels: backbones make maps smaller.
+    """
+    if isinstance(output, Tensor) and output.ndim in (3, 4) and sides:
+        return max(sides) > 1 and output.shape[-2:] == torch.Size(sides)
     fields = fields_of(output)
     if any(name in fields and fields[name] is not None for name in _DENSE_FIELDS):
         return True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.models.reading.bottleneck import Candidate, Change, Run
-from pytest_watermark_guard.models.reading.layers import Tap
+from pytest_watermark_guard.models.reading.layers import Tap, is_pointwise
 
 _RECORDED = 96  # tensors, from the output back: heads are short
 
@@ -86,9 +86,14 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
     for name, of_input, index, tensor in reversed(passed):
         if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4) or not len(tensor):
             continue
-        if not any(tensor.shape == t.shape and torch.equal(tensor, t) for t in seen):
+        if not any(_equal(tensor, t) for t in seen):
             seen.append(tensor)
-            yield candidate(_Place(name, of_input, (index,)), [tensor])
+            place = _Place(name, of_input, (index,))
+            yield candidate(place, [tensor])
+            # What goes into one layer may go elsewhere too, and is all replaced where it is made.
+            made = next(((n, c) for n, of, c, t in passed if not of and _equal(tensor, t)), None)
+            if made is not None and (source := _Place(made[0], False, (made[1],))) != place:
+                yield candidate(source, [tensor])
         if counts[name] and (name, of_input) not in several:
             several.add((name, of_input))
             group = [(c, value) for n, of, c, value in passed if (n, of) == (name, of_input)]
@@ -96,6 +101,10 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
             if alike and len(group) == counts[name] + 1:  # none lies too far back
                 calls = tuple(call for call, _ in group)
                 yield candidate(_Place(name, of_input, calls), [value for _, value in group])
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -149,10 +158,3 @@ def _last_weighted(module: nn.Module, example: Tensor, run: Run) -> str:
                 stack.callback(submodule.register_forward_hook(hook).remove)
         run(example)
     return names[-1] if names else ""
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Tell whether a module works on each place of a map by itself: its input is pooled behind."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return all(side == 1 for side in module.kernel_size)
-    return isinstance(module, nn.Linear)

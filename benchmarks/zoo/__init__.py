@@ -1,0 +1,1 @@
+"""Models of other libraries, each with what is known about it without this package."""
