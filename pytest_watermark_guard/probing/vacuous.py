@@ -96,6 +96,8 @@ def _untouched(module: nn.Module) -> bool:
         and not norm.num_batches_tracked.any()
         and not norm.running_mean.any()
         and bool((norm.running_var == 1).all())
+        # Where norms were folded into convolutions and taken apart again, their biases are left.
+        and (norm.bias is None or not norm.bias.any())
         for norm in norms
     )
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rich.cells import cell_len, set_cell_size
 
 from pytest_watermark_guard.reports.conclusion import conclude
+from pytest_watermark_guard.reports.controls import control_columns, control_legend
 from pytest_watermark_guard.reports.known_units import KnownFindings, asked_layer
 from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.prediction_limits import (
@@ -196,8 +197,8 @@ class Verdict:
             f"Preprocessing: {printable(report.preprocessing)}.",
             "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
         ]
-        if report.controls:
-            lines.append("A/control: how often it scores above one with the same ink, scrambled.")
+        if legend := control_legend(control_columns([report])):
+            lines.append(legend)
         if images_taken := decision(report):
             lines.append(images_taken)
         lines += [f"Note: {printable(note)}." for note in report.notes]

@@ -143,7 +143,7 @@ def _of_attributes(name: str, module: nn.Module) -> Preprocessing | None:
         return None
     white = max(getattr(module, "input_range", (0, 1)))
     _, height, width = values["input_size"]
-    mean, std = (tuple(v / white for v in channels(values[key])) for key in ("mean", "std"))
+    mean, std = (tuple(float(v) / white for v in values[key]) for key in ("mean", "std"))
     return Preprocessing(
         (height, width),
         math.floor(height / 0.875) if height == width else (height, width),
