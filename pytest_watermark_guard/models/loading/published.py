@@ -136,7 +136,9 @@ def _of_open_clip_tower(visual: nn.Module) -> Preprocessing:
 
 def _of_attributes(name: str, module: nn.Module) -> Preprocessing | None:
     """Read what pretrainedmodels sets on a network of whatever class, where it is of RGB images."""
-    values = {key: getattr(module, key, None) for key in ("mean", "std", "input_size")}
+    values: dict[str, Any] = {
+        key: getattr(module, key, None) for key in ("mean", "std", "input_size")
+    }
     if not all(isinstance(value, list | tuple) and len(value) == 3 for value in values.values()):
         return None
     if getattr(module, "input_space", "RGB") != "RGB":
