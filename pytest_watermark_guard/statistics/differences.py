@@ -26,7 +26,7 @@ def guarded_error(area: Floats, error: Floats, n_images: int) -> Floats:
 
 def two_sided_p(difference: Floats, error: Floats) -> Floats:
     """Return the chance of a normal variable at least as far from 0; NaN where it is unknown."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         distance = np.abs(difference) / error
     # Units that never change have an error of 0.
     distance = np.where((difference == 0) & (error == 0), 0.0, distance)

@@ -68,9 +68,23 @@ def written(project):
     lines = text.replace("d = 1.0000", "d = 0.9600", 1).replace(" },", ", expires = 2020-01-01 },")
     path.write_text(lines, encoding="utf-8")
     project.runpytest("--wm-json=run.json", "--wm-threshold=0.9")
+    _compare(project)
     return {
         name: json.loads((project.path / f"{name}.json").read_text("utf-8")) for name in SCHEMAS
     }
+
+
+def _compare(project):
+    """Write a second run, after a release that reacted less, and had other units."""
+    run = json.loads((project.path / "run.json").read_text("utf-8"))
+    earlier = next(r for r in run["reports"] if {"logits", "features"} == r["names"].keys())
+    earlier |= {"model": "Sensitive", "n_images": 500, "names": {"logits": ["0", "1"]}}
+    scores = [entry for entry in earlier["scores"] if entry["layer"] == "logits"]
+    earlier["scores"] = [entry | {"auroc": [0.0, 0.0]} for entry in scores]
+    (project.path / "v1.json").write_text(json.dumps({**run, "reports": [earlier]}))
+    project.makepyfile(TEST.partition("def test_probe")[0])
+    options = "--wm-no-worse", "--wm-threshold=0.9", "--wm-no-known", "-Wignore"
+    project.runpytest("--wm-json=second.json", "--wm-against=v1.json", *options)
 
 
 def problems(name, data):
@@ -103,12 +117,13 @@ def described(schema):
     return found | set(schema["properties"] if isinstance(schema.get("properties"), dict) else ())
 
 
-def test_what_is_written_is_what_is_published(written):
-    for name, data in written.items():
+def test_what_is_written_is_what_is_published(written, project):
+    second = json.loads((project.path / "second.json").read_text("utf-8"))
+    for name, data in [*written.items(), ("run", second)]:
         assert problems(name, data) == []
         assert field_names(data) - described(SCHEMAS[name]) == set()
     # The files have what the schemas describe: nothing is checked by being absent.
-    assert described(SCHEMAS["run"]) - field_names(written["run"]) == set()
+    assert described(SCHEMAS["run"]) - field_names([written["run"], second]) == set()
     report = written["report"]
     assert written["run"]["failures"]
     assert any((r["early_stop"] or {}).get("each") for r in written["run"]["reports"])
