@@ -550,11 +550,7 @@ def test_progress_is_for_terminals(net, photos, monkeypatch, terminal, ci, wante
         ({"precision": "int4"}, SettingsError, "precision"),
         ({"batch_size": 0}, SettingsError, "batch_size"),
         ({"max_images": 0}, SettingsError, "max_images"),
-        (
-            {"model": 3},
-            ModelSpecError,
-            "a model spec or a function from a batch to logits, got int",
-        ),
+        ({"model": 3}, ModelSpecError, "or a function from a batch to logits, got int"),
         ({"model": "resnet"}, ModelSpecError, "model spec 'resnet'"),
     ],
 )
