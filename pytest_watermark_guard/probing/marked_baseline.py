@@ -6,10 +6,10 @@ images, and asked whether they answer the baseline as they answer the built-in i
 
 Measured on MobileNet V2 and two EfficientNet-Lites: without marks, photos of ImageNet and
 Caltech-101 lie at −0.2 to 0.15 of the way between the built-in images without marks (0) and with
-marks (1); ImageNet's with the authors' own Chinese marks lie at 0.55 to 0.95. Of 200 samples of
-40 photos each, none without marks was taken for marked, and 87 to 100 % of those with marks were.
-Where only some of 200 photos had marks, 20 to 40 % of them were told on each network, 10 % and 60
-% on one of two, 5 % on none.
+marks (1); ImageNet's with the authors' own Chinese marks lie at 0.55 to 0.95. Of 200 samples of 40
+photos each, none without marks was taken for marked, and 87 to 100 % of those with marks were.
+Where only some of 200 photos had marks, 20 to 40 % of them were told on each network, 10 % and
+60 % on one of two, 5 % on none.
 """
 
 from __future__ import annotations
