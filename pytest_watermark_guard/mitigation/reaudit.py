@@ -167,7 +167,9 @@ def _story(result: Reaudit) -> Iterator[str]:
     else:
         yield "Nothing reacts more than without the mask, beyond chance."
     failing = len({(unit.layer, unit.index) for unit in verdict.failing})
-    if failing:
+    if verdict.answer == "unclear":
+        yield from _wrapped(verdict.sentence())
+    elif failing:
         worst = verdict.failing[0]
         yield from _wrapped(
             f"The gate fails: {count(failing, 'unit')} with d >= {verdict.threshold:g}, the worst "

@@ -62,6 +62,10 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "risen": [asdict(unit) for unit in verdict.risen],
         "uncompared": list(verdict.uncompared),
         "images_needed": verdict.conclusion.images_needed,
+        "predictions": [
+            {**finding._asdict(), "interval": list(finding.interval), "answer": finding.answer}
+            for finding in verdict.predictions
+        ],
         "allowed": [{**asdict(unit), "reason": reason} for unit, reason in verdict.allowed],
         "stale": list(verdict.stale),
         "known": {

@@ -112,7 +112,8 @@ def _distinct(units: Sequence[SensitiveUnit]) -> int:
 def _counts(report: ProbeReport, style: Style) -> Table:
     decisions = report.early_stop.each if report.early_stop else {}
     images = ["images"] * bool(decisions)
-    columns = ("layer", "scenario", "units", *TIER_HEADER, "max d", *images, "unit")
+    interval = ["95 %"] * any(scores.largest for scores in report)
+    columns = ("layer", "scenario", "units", *TIER_HEADER, "max d", *interval, *images, "unit")
     rows = []
     for scores in report:
         worst = scores.strongest()
@@ -123,11 +124,16 @@ def _counts(report: ProbeReport, style: Style) -> Table:
                 str(len(scores.names)),
                 *(str(scores.count(tier)) for tier in TIERS),
                 f"{worst.differentiability:.3f}",
+                *([_ends(scores.largest)] * len(interval)),
                 *_images_taken(decisions, scores),
                 printable(worst.label),
             )
         )
     return table(style, "Units by d, and the highest", columns, rows, (0, 1, len(columns) - 1))
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.2f}-{interval[1]:.2f}"
 
 
 def _images_taken(decisions: Mapping[tuple[str, str], Decision], scores: Scores) -> list[str]:

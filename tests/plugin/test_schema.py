@@ -29,10 +29,11 @@ TEST = """
         wm.assert_not_watermark_sensitive(blind(), early_stop=0.01)
         allow = {"logits:1": "known", "features:0": "old"}
         wm.assert_not_watermark_sensitive(sensitive(), allow=allow, layers="logits")
+        wm.assert_not_watermark_sensitive(blind(), max_flips=0.9, max_drop=90, labels=[0, 1] * 32)
         wm.assert_not_watermark_sensitive(sensitive(), name="new")
 
     def test_probe():
-        report = wm.probe(sensitive(), control=True, labels=[0, 1] * 6, examples=True)
+        report = wm.probe(sensitive(), control=True, labels=[0, 1] * 32, examples=True)
         report.save("report.json")
 
     def test_each():

@@ -122,12 +122,17 @@ def _alone(model: Model) -> str:
     return "Not watermark-sensitive" if clean else f"Nothing reaches {model.judged.threshold:g}"
 
 
-def counts(probes: Sequence[Judged]) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int]]]:
-    """Give each layer's and scenario's strongest unit, number of units, and counts at TIERS."""
+def counts(
+    probes: Sequence[Judged],
+) -> Iterator[tuple[Judged, SensitiveUnit, int, list[int], tuple[float, float] | None]]:
+    """Give each layer's and scenario's strongest unit, number of units, counts at TIERS, interval.
+
+    The interval is that of the largest d; None if unknown.
+    """
     for probe in probes:
         for scores in probe.report:
             tiers = [scores.count(tier) for tier in TIERS]
-            yield probe, scores.strongest(), len(scores.names), tiers
+            yield probe, scores.strongest(), len(scores.names), tiers, scores.largest
 
 
 def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
