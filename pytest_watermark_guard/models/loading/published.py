@@ -136,14 +136,14 @@ def _of_open_clip_tower(visual: nn.Module) -> Preprocessing:
 
 def _of_attributes(name: str, module: nn.Module) -> Preprocessing | None:
     """Read what pretrainedmodels sets on a network of whatever class, where it is of RGB images."""
-    values = {key: getattr(module, key, None) for key in ("mean", "std", "input_size")}
-    if not all(isinstance(value, list | tuple) and len(value) == 3 for value in values.values()):
+    values: list[Any] = [getattr(module, key, None) for key in ("mean", "std", "input_size")]
+    if not all(isinstance(value, list | tuple) and len(value) == 3 for value in values):
         return None
     if getattr(module, "input_space", "RGB") != "RGB":
         return None
     white = max(getattr(module, "input_range", (0, 1)))
-    _, height, width = values["input_size"]
-    mean, std = (tuple(v / white for v in channels(values[key])) for key in ("mean", "std"))
+    *scaling, (_, height, width) = values
+    mean, std = (tuple(v / white for v in channels(value)) for value in scaling)
     return Preprocessing(
         (height, width),
         math.floor(height / 0.875) if height == width else (height, width),
