@@ -9,7 +9,7 @@ refused  the model has no output for each image, or takes more than pictures, an
 said     other numbers or none, and an error or a note of the report says so
 WRONG    other numbers, and nothing says so
 
-``python benchmarks stacks [--library NAME ...] [--model TEXT] [--json FILE]``
+``python benchmarks stacks [--library NAME ...] [--model TEXT] [--json FILE] [--table FILE]``
 The exit status is 1 if anything is WRONG.
 """
 
@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from zoo.checking import SAID, UNBUILT, VERDICTS, WRONG, Outcome, check
+from zoo.checking import REFUSED, SAID, UNBUILT, VERDICTS, WRONG, Outcome, check
 
 FOLDER = Path(__file__).parent / "zoo"
 HELPERS = {"__init__", "case", "checking"}
+PARTS = ("logits", "features", "pixels")
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -57,18 +58,19 @@ def main() -> None:
     parser.add_argument("--library", action="append", help="only this one; repeatable")
     parser.add_argument("--model", default="", help="only models with this in their name")
     parser.add_argument("--json", type=Path, help="write all outcomes to this file")
+    parser.add_argument("--table", type=Path, help="write a table in Markdown to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     outcomes: list[Outcome] = []
     skipped: dict[str, str] = {}
-    known = set()
+    known: dict[str, Any] = {}
     for module in MODULES:
         try:
             libraries = importlib.import_module(f"zoo.{module}").LIBRARIES
         except ImportError as error:
             skipped[module.removesuffix("_models")] = str(error)
             continue
-        known |= {*libraries}
+        known |= libraries
         for library, cases in libraries.items():
             if options.library and library not in options.library:
                 continue
@@ -89,14 +91,34 @@ def main() -> None:
         rows = [dataclasses.asdict(o) | {"verdict": o.verdict} for o in outcomes]
         text = json.dumps({"models": rows, "skipped": skipped}, indent=1)
         options.json.write_text(text, encoding="utf-8")
+    if options.table:
+        options.table.write_text(table(outcomes, known), encoding="utf-8")
     sys.exit(any(outcome.verdict == WRONG for outcome in outcomes))
+
+
+def table(outcomes: list[Outcome], libraries: dict[str, Any]) -> str:
+    """Return a row for each library, with what each of its models was checked against."""
+    lines = ["| stack | models | logits | features | pixels | checked against |", "|---" * 6 + "|"]
+    for library, cases in libraries.items():
+        built = [o for o in outcomes if o.library == library and o.verdict != UNBUILT]
+        if not built:
+            continue
+        cells = []
+        for part in PARTS:
+            counts = Counter(outcome.parts[part] for outcome in built if part in outcome.parts)
+            cells.append(", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v]) or "-")
+        refused = sum(outcome.verdict == REFUSED for outcome in built)
+        models = f"{len(built)}" + (f", {refused} refused" if refused else "")
+        against = " ".join(cases.__doc__.split()).rstrip(".")
+        lines.append(f"| {library} | {models} | {' | '.join(cells)} | {against} |")
+    return "\n".join(lines) + "\n"
 
 
 def _total(outcomes: list[Outcome]) -> None:
     built = [outcome for outcome in outcomes if outcome.verdict != UNBUILT]
     libraries = len({outcome.library for outcome in built})
     print(f"\n{len(built)} models of {libraries} libraries")
-    for part in ("logits", "features", "pixels"):
+    for part in PARTS:
         counts = Counter(outcome.parts[part] for outcome in built if part in outcome.parts)
         print(f"  {part:<9}" + "".join(f" {counts[v]:>4} {v}" for v in VERDICTS if v in counts))
     counts = Counter(outcome.verdict for outcome in built)

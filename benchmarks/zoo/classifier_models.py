@@ -16,6 +16,7 @@ LARGE = wm.Preprocessing.imagenet((256, 256))
 
 
 def _efficientnet_pytorch() -> Iterator[Case]:
+    """Its `extract_features`, pooled."""
     from efficientnet_pytorch import EfficientNet
 
     for name in ("efficientnet-b0", "efficientnet-b1"):
@@ -38,6 +39,7 @@ def _efficientnet_pytorch() -> Iterator[Case]:
 
 
 def _pretrainedmodels() -> Iterator[Case]:
+    """The input of `last_linear`; its `TransformImage`."""
     import pretrainedmodels
     from pretrainedmodels.utils import TransformImage
 
@@ -67,6 +69,7 @@ def _pretrainedmodels() -> Iterator[Case]:
 
 
 def _pytorchcv() -> Iterator[Case]:
+    """The input of the last layer of `output`."""
     from pytorchcv.model_provider import get_model
 
     for name in [
@@ -135,6 +138,7 @@ def _pytorchcv_features(model: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _geffnet() -> Iterator[Case]:
+    """The input of `classifier`."""
     import geffnet
 
     for name in (
@@ -153,11 +157,12 @@ def _geffnet() -> Iterator[Case]:
 
 
 def _antialiased_cnns() -> Iterator[Case]:
+    """The input of the last layer."""
     import antialiased_cnns as library
 
     heads = {
         "resnet18": "fc",
-        "mobilenet_v2": "classifier.1",
+        "mobilenet_v2": "classifier.0",
         "densenet121": "classifier",
         "vgg11": "classifier.6",
         "alexnet": "classifier.6",
@@ -167,18 +172,21 @@ def _antialiased_cnns() -> Iterator[Case]:
 
 
 def _resnest() -> Iterator[Case]:
+    """The input of `fc`."""
     from resnest import torch as library
 
     yield Case("resnest50_fast_1s1x64d", library.resnest50_fast_1s1x64d, input_of("fc"))
 
 
 def _densenet_pytorch() -> Iterator[Case]:
+    """The input of the last layer."""
     from densenet_pytorch import DenseNet
 
     yield Case("densenet121", partial(DenseNet.from_name, "densenet121"), last_linear)
 
 
 def _facenet_pytorch() -> Iterator[Case]:
+    """The input of `logits`; its embeddings."""
     from facenet_pytorch import InceptionResnetV1
 
     yield Case(
@@ -196,6 +204,7 @@ def _facenet_pytorch() -> Iterator[Case]:
 
 
 def _ofa() -> Iterator[Case]:
+    """The input of the last layer."""
     from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
 
     build = partial(
@@ -205,6 +214,7 @@ def _ofa() -> Iterator[Case]:
 
 
 def _mmpretrain() -> Iterator[Case]:
+    """Its `extract_feat` and `head.pre_logits`."""
     import mmpretrain
 
     for name in ("resnet18_8xb32_in1k", "mobilenet-v2_8xb32_in1k", "deit-tiny_4xb256_in1k"):
@@ -216,12 +226,14 @@ def _mmpretrain() -> Iterator[Case]:
 
 
 def _classy_vision() -> Iterator[Case]:
+    """Its output: a trunk without a head."""
     from classy_vision.models import ResNeXt
 
     yield Case("ResNeXt", partial(ResNeXt, num_blocks=[1, 1, 1, 1]), itself, None)
 
 
 def _catalyst() -> Iterator[Case]:
+    """What goes into its ArcFace head."""
     from catalyst.contrib.layers import ArcFace
 
     class Faces(nn.Module):

@@ -32,6 +32,7 @@ _FOLDER = tempfile.TemporaryDirectory()
 
 
 def _open_clip() -> Iterator[Case]:
+    """Its `encode_image`, of towers, whole models and zero-shot heads; its `image_transform_v2`."""
     import open_clip
 
     plain = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2}
@@ -90,6 +91,7 @@ def _open_clip() -> Iterator[Case]:
 
 
 def _clip() -> Iterator[Case]:
+    """Its `encode_image`, of towers and zero-shot heads."""
     from clip.model import CLIP
 
     def build(layers: Any, width: int) -> Any:
@@ -107,6 +109,7 @@ def _clip() -> Iterator[Case]:
 
 
 def _sentence_transformers() -> Iterator[Case]:
+    """Refused: from dictionary to dictionary."""
     import transformers
     from sentence_transformers import SentenceTransformer
 

@@ -19,6 +19,7 @@ SMALL = wm.Preprocessing.imagenet((64, 64))
 
 
 def _monai() -> Iterator[Case]:
+    """The input of the last layer; volumes, bags and segmenters are refused."""
     from monai.networks import nets
 
     flat = {"spatial_dims": 2, "in_channels": 3}
@@ -107,6 +108,7 @@ def _monai() -> Iterator[Case]:
 
 
 def _torchxrayvision() -> Iterator[Case]:
+    """Its `features2`; its `normalize`, crop and resizer."""
     import torchxrayvision as library
 
     def readme(_model: Any) -> Any:
@@ -129,6 +131,7 @@ def _torchxrayvision() -> Iterator[Case]:
 
 
 def _torchgeo() -> Iterator[Case]:
+    """The input of the last layer; the trunk's transform; 13 bands, segmenters are refused."""
     from torchgeo import models, trainers
 
     yield Case("resnet18", models.resnet18, input_of("fc"), transform=trunk_transform)
@@ -166,6 +169,7 @@ def _torchgeo() -> Iterator[Case]:
 
 
 def _segmentation_models_pytorch() -> Iterator[Case]:
+    """Segmenters are refused; the deepest map of its encoders."""
     import segmentation_models_pytorch as library
 
     plain = {"encoder_weights": None, "classes": 3}
@@ -186,6 +190,7 @@ def _segmentation_models_pytorch() -> Iterator[Case]:
 
 
 def _ultralytics() -> Iterator[Case]:
+    """The input of the last layer; its `classify_transforms`; detectors are refused."""
     from ultralytics import YOLO
     from ultralytics.data.augment import classify_transforms
 
@@ -219,6 +224,7 @@ def _ultralytics() -> Iterator[Case]:
 
 
 def _yolov5() -> Iterator[Case]:
+    """The input of the last layer; detectors are refused."""
     from pathlib import Path
 
     import yolov5
@@ -234,12 +240,14 @@ def _yolov5() -> Iterator[Case]:
 
 
 def _rfdetr() -> Iterator[Case]:
+    """Refused: boxes."""
     from rfdetr import RFDETRNano
 
     yield Case("RFDETRNano", partial(RFDETRNano, pretrain_weights=None), refused=True)
 
 
 def _kornia() -> Iterator[Case]:
+    """The input of the last layer; its `Normalize` inside of a model."""
     import kornia
     from torchvision.models import resnet18
 
@@ -277,6 +285,7 @@ def _kornia() -> Iterator[Case]:
 
 
 def _lightly() -> Iterator[Case]:
+    """What goes into prototypes; the output of projection heads said to be encoders."""
     from lightly.models.modules import heads
     from torchvision.models import resnet18
 
@@ -313,6 +322,7 @@ def _lightly() -> Iterator[Case]:
 
 
 def _pytorch_metric_learning() -> Iterator[Case]:
+    """The embeddings whose `get_logits` are the output."""
     from pytorch_metric_learning import losses
 
     class Scored(nn.Module):

@@ -173,6 +173,7 @@ def trunk_transform(model: Any) -> Any:
 
 
 def cases() -> Iterator[Case]:
+    """Its `forward_head(pre_logits=True)`; its evaluation transform."""
     for name in CLASSIFIERS:
         yield Case(name, lambda n=name: timm.create_model(n), pre_logits, transform=transform)
     for name in ENCODERS:

@@ -53,6 +53,9 @@ def transform(name: str) -> Any:
 
 
 def cases() -> Iterator[Case]:
+    """The input of the last layer; the presets of its weights; detectors, segmenters, video are
+    refused.
+    """
     for name, head in HEADS.items():
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         build = lambda n=name, o=options: models.get_model(n, weights=None, **o)  # noqa: E731

@@ -235,6 +235,9 @@ def _kind(name: str) -> str:
 
 
 def cases() -> Iterator[Case]:
+    """Each architecture's documented parts called by hand; its image processors; detectors,
+    segmenters and models of text are refused.
+    """
     for name, (options, features) in CLASSIFIERS.items():
         labels = {} if "num_labels" in options else _LABELS
         build = lambda n=name, o=options, k=labels: _build(_kind(n), o, **k)  # noqa: E731

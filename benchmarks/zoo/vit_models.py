@@ -16,6 +16,7 @@ SMALL = wm.Preprocessing.imagenet((64, 64))
 
 
 def _pytorch_pretrained_vit() -> Iterator[Case]:
+    """The input of `fc`."""
     from pytorch_pretrained_vit import ViT
 
     sizes = {"patches": 16, "dim": 48, "ff_dim": 96, "num_heads": 4, "num_layers": 2}
@@ -30,6 +31,7 @@ def _pytorch_pretrained_vit() -> Iterator[Case]:
 
 
 def _vit_pytorch() -> Iterator[Case]:
+    """The input of the last layer."""
     import importlib
 
     base = {
@@ -203,6 +205,7 @@ def _cross_vit(model: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _x_transformers() -> Iterator[Case]:
+    """The input of the last layer."""
     from x_transformers import Encoder, ViTransformerWrapper
 
     def build(**options: Any) -> Any:
@@ -215,6 +218,7 @@ def _x_transformers() -> Iterator[Case]:
 
 
 def _mixers() -> Iterator[Case]:
+    """The input of the last layer."""
     from mlp_mixer_pytorch import MLPMixer
 
     build = partial(
@@ -224,6 +228,7 @@ def _mixers() -> Iterator[Case]:
 
 
 def _res_mlp() -> Iterator[Case]:
+    """The input of the last layer."""
     from res_mlp_pytorch import ResMLP
 
     build = partial(ResMLP, image_size=64, patch_size=16, dim=48, depth=2, num_classes=7)
@@ -231,6 +236,7 @@ def _res_mlp() -> Iterator[Case]:
 
 
 def _g_mlp() -> Iterator[Case]:
+    """The input of the last layer."""
     from g_mlp_pytorch import gMLPVision
 
     build = partial(gMLPVision, image_size=64, patch_size=16, num_classes=7, dim=48, depth=2)
@@ -238,6 +244,7 @@ def _g_mlp() -> Iterator[Case]:
 
 
 def _perceiver_pytorch() -> Iterator[Case]:
+    """The input of the last layer."""
     from perceiver_pytorch import Perceiver
 
     build = partial(
@@ -257,6 +264,7 @@ def _perceiver_pytorch() -> Iterator[Case]:
 
 
 def _dinov2() -> Iterator[Case]:
+    """Its output: an encoder."""
     from dinov2.models.vision_transformer import DinoVisionTransformer
 
     build = partial(

@@ -39,6 +39,7 @@ def _vit(**options: Any) -> Any:
 
 
 def _fastai() -> Iterator[Case]:
+    """The input of the last layer."""
     from fastai.vision import all as fastai
 
     yield Case(
@@ -68,6 +69,7 @@ def _fastai() -> Iterator[Case]:
 
 
 def _lightning() -> Iterator[Case]:
+    """The input of the head inside; torchvision's preset."""
     import lightning
 
     class Trained(lightning.LightningModule):
@@ -88,6 +90,7 @@ def _lightning() -> Iterator[Case]:
 
 
 def _peft() -> Iterator[Case]:
+    """The input of the head inside, adapted or not; timm's transform."""
     import peft
     import timm
 
@@ -129,6 +132,7 @@ def _peft() -> Iterator[Case]:
 
 
 def _torchao() -> Iterator[Case]:
+    """The input of the quantised head; timm's transform."""
     from torchao import quantization
 
     for name in (
@@ -146,6 +150,7 @@ def _torchao() -> Iterator[Case]:
 
 
 def _optimum_quanto() -> Iterator[Case]:
+    """The input of the quantised head; timm's transform."""
     from optimum import quanto
 
     for weights in ("qint8", "qfloat8"):
@@ -160,6 +165,7 @@ def _optimum_quanto() -> Iterator[Case]:
 
 
 def _brevitas() -> Iterator[Case]:
+    """The input of the quantised head."""
     from brevitas import nn as quantised
 
     def build() -> nn.Module:
@@ -172,6 +178,7 @@ def _brevitas() -> Iterator[Case]:
 
 
 def _loralib() -> Iterator[Case]:
+    """The input of the adapted head."""
     import loralib
 
     def build() -> nn.Module:
@@ -183,6 +190,7 @@ def _loralib() -> Iterator[Case]:
 
 
 def _bayesian_torch() -> Iterator[Case]:
+    """The input of the last layer, of one draw of the weights."""
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 
     def build() -> nn.Module:
@@ -206,6 +214,7 @@ def _bayesian_torch() -> Iterator[Case]:
 
 
 def _torch_uncertainty() -> Iterator[Case]:
+    """Refused: several rows for each image."""
     from torch_uncertainty import methods
     from torch_uncertainty.models.classification import packed_resnet
 
@@ -234,6 +243,7 @@ def _torch_uncertainty() -> Iterator[Case]:
 
 
 def _skorch() -> Iterator[Case]:
+    """An estimator is refused; its `module_`."""
     from skorch import NeuralNetClassifier
 
     def fitted() -> Any:
@@ -244,6 +254,7 @@ def _skorch() -> Iterator[Case]:
 
 
 def _huggingface_hub() -> Iterator[Case]:
+    """The input of the last layer."""
     from huggingface_hub import PyTorchModelHubMixin
 
     class Shared(nn.Module, PyTorchModelHubMixin):
@@ -258,6 +269,7 @@ def _huggingface_hub() -> Iterator[Case]:
 
 
 def _accelerate() -> Iterator[Case]:
+    """The input of the last layer; offloaded weights are refused."""
     from accelerate import Accelerator, cpu_offload
 
     yield Case("prepare", lambda: Accelerator(cpu=True).prepare(network()), input_of("6"))
@@ -266,6 +278,7 @@ def _accelerate() -> Iterator[Case]:
 
 
 def _escnn() -> Iterator[Case]:
+    """The input of the last layer."""
     from escnn import gspaces, nn as equivariant
 
     class Rotated(nn.Module):
@@ -286,6 +299,7 @@ def _escnn() -> Iterator[Case]:
 
 
 def _snntorch() -> Iterator[Case]:
+    """The mean over time of the input of the last layer."""
     import snntorch
 
     class Spiking(nn.Module):
@@ -314,6 +328,7 @@ def _over_time(model: Any, x: Tensor) -> Tensor:
 
 
 def _keras() -> Iterator[Case]:
+    """The output of the named pooling layer."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
 
