@@ -133,7 +133,9 @@ def _counts(report: ProbeReport, style: Style) -> Table:
 
 
 def _ends(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.2f}-{interval[1]:.2f}"
+    if interval is None:
+        return "-"
+    return "-".join(f"{end:.2f}".removeprefix("0") for end in interval)
 
 
 def _images_taken(decisions: Mapping[tuple[str, str], Decision], scores: Scores) -> list[str]:

@@ -205,7 +205,7 @@ class Verdict:
         if self.answer == "unclear" and not self.passed:
             lines += _MORE_IMAGES
         elif shown and not self.passed:
-            lines += _advice(shown)
+            lines += _advice(shown, recordable=bool(self.failing))
         return "\n".join(lines)
 
     def sentence(self) -> str:
@@ -359,13 +359,15 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _advice(failing: Sequence[SensitiveUnit]) -> list[str]:
-    entry = f"{failing[0].layer}:{printable(failing[0].name)}"
-    classes = any(unit.layer == "logits" for unit in failing)
+def _advice(units: Sequence[SensitiveUnit], recordable: bool) -> list[str]:
+    entry = f"{units[0].layer}:{printable(units[0].name)}"
+    classes = any(unit.layer == "logits" for unit in units)
     where = "of these classes" if classes else "that excite these units most"
-    return [
+    end = ";" if recordable else "."
+    lines = [
         f"What to do: look for such marks in the training images {where},",
         "and train again without them; or accept a known unit, with a reason:",
-        f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow;",
-        "or put all of them on record as they are: --wm-update-known",
+        f"  allow={{{entry!r}: 'why'}}, --wm-allow={entry + '=why'!r} or wm_allow{end}",
     ]
+    # The record is of units that reach the threshold.
+    return [*lines, "or put all of them on record as they are: --wm-update-known"][: 3 + recordable]
