@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pytest_watermark_guard.probing.names import allowed_units
 from pytest_watermark_guard.probing.recording import Activations, Names
-from pytest_watermark_guard.reports.early_stop import Decision, EarlyStop
+from pytest_watermark_guard.reports.early_stop import Decision, EarlyStop, verdict_on_all
 from pytest_watermark_guard.reports.scores import Scores
 from pytest_watermark_guard.statistics.sequential import ScorePair, SequentialGate
 from pytest_watermark_guard.watermarks.streams import UNMARKED
@@ -110,8 +110,6 @@ class EarlyGate:
             else Decision(None, self._images)
             for keys, gate in self._gates.items()
         }
-        verdicts = {decision.verdict for decision in decisions.values()}
-        # One sensitive layer makes the model sensitive, whatever the others are.
-        verdict = "sensitive" if "sensitive" in verdicts else None if None in verdicts else "clean"
+        verdict = verdict_on_all(decisions.values())
         each = {keys[0]: decision for keys, decision in decisions.items()} if self._each else {}
         return EarlyStop(self._threshold, self._error, verdict, self._images, each)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.reports.known_units import asked_layer
 
 
 class Decision(NamedTuple):
@@ -14,6 +15,13 @@ class Decision(NamedTuple):
 
     verdict: str | None
     n_images: int
+
+
+def verdict_on_all(decisions: Iterable[Decision]) -> str | None:
+    """Return the verdict on a whole from those on its parts."""
+    verdicts = {decision.verdict for decision in decisions}
+    # One sensitive layer makes the model sensitive, whatever the others are.
+    return "sensitive" if "sensitive" in verdicts else None if None in verdicts else "clean"
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,15 @@ class EarlyStop:
     each: Mapping[tuple[str, str], Decision] = field(default_factory=dict)
 
     def restrict_to(self, layer: str, scenario: str) -> EarlyStop:
-        """Return the part for one layer and scenario; all, if there was one verdict on all."""
-        own = self.each.get((layer, scenario))
-        if own is None:
+        """Return the part for one layer, "logits" with all outputs, and one scenario.
+
+        That is all, if there was one verdict on all.
+        """
+        asked = layer, scenario
+        own = {k: each for k, each in self.each.items() if (asked_layer(k[0]), k[1]) == asked}
+        if not own:
             return self
-        return replace(self, verdict=own.verdict, each={(layer, scenario): own})
+        return replace(self, verdict=verdict_on_all(own.values()), each=own)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""

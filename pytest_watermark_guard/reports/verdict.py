@@ -148,7 +148,9 @@ class Verdict:
     def answer(self) -> Answer:
         """Whether what is gated reaches its limit beyond chance: d, or the predictions."""
         if not self.limits:
-            return self.conclusion.answer
+            # A unit that fails is never overruled by what the others say.
+            said = self.conclusion.answer
+            return "unclear" if self.failing and said == "below" else said
         answers = {finding.answer for finding in self.predictions}
         return "reaches" if "reaches" in answers else "unclear" if "unclear" in answers else "below"
 

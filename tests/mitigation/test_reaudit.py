@@ -42,7 +42,7 @@ def photos():
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(low, low + 60, (96, 96, 3), dtype=np.uint8))
-        for low in rng.integers(40, 120, size=24)
+        for low in rng.integers(40, 120, size=64)
     ]
 
 

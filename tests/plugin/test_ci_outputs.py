@@ -22,7 +22,7 @@ TEST = """
         wm.assert_not_watermark_sensitive(sensitive(), class_names=["beach", "cart:on,|`<b>"])
 
     def test_fixture(report):
-        assert report.n_images == 12
+        assert report.n_images == 64
 
     def test_without_a_probe():
         pass

@@ -84,7 +84,7 @@ def test_a_marker_does_not_reach_wider_fixtures(project):
 
         @pytest.mark.wm_settings(max_images=4)
         def test_it(report):
-            assert report.n_images == 12
+            assert report.n_images == 64
             assert wm.probe(shop.blind()).n_images == 4
         """
     )
@@ -181,7 +181,7 @@ def test_settings_in_pyproject_toml(project, photos):
     )
     result = project.runpytest("--wm-model=shop:sensitive")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["7 of 12 images of *"])
+    result.stdout.fnmatch_lines(["7 of 64 images of *"])
 
 
 @pytest.mark.skipif(
@@ -264,7 +264,7 @@ def test_images_in_the_ini_file_are_relative_to_it(project, photos, monkeypatch)
             import pytest_watermark_guard as wm
 
             def test_it():
-                assert wm.probe(shop.blind(), scenarios="latin").n_images == 12
+                assert wm.probe(shop.blind(), scenarios="latin").n_images == 64
             """
         }
     )
@@ -347,7 +347,7 @@ def test_runs_nested_in_one_process_do_not_mix(project):
 
 def test_early_verdicts_are_reported_and_can_be_turned_off(project):
     early = project.runpytest("--wm-model=shop:blind", "--wm-report")
-    told = "Verdicts took * of 12 images, at error probability 0.001 for all of them."
+    told = "Verdicts took * of 64 images, at error probability 0.001 for all of them."
     early.stdout.fnmatch_lines(["*max d*images*unit*", told])
     full = project.runpytest("--wm-model=shop:blind", "--wm-report", "--wm-early-stop=0")
     full.stdout.no_fnmatch_line("Verdicts took*")

@@ -37,7 +37,9 @@ TEST = """
         report.save("report.json")
 
     def test_each():
-        wm.probe(blind(), stop_at=0.95, decide_each=True)
+        model = blind()
+        model.fc.weight.data.mul_(2)  # other weights than those with units on record
+        wm.probe(model, stop_at=0.95, decide_each=True)
 
     def test_owned():
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
