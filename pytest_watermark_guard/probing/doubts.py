@@ -73,7 +73,7 @@ def _on_repetition(groups: npt.NDArray[np.intp], identities: Sequence[str]) -> I
     among = "" if (sizes > 1).sum() <= len(largest) else ", the most frequent"
     yield (
         f"{images:,} baseline images are {count(len(sizes), 'picture')}: near duplicates{among} of "
-        f"{names} tell no more than one picture does; pass different ones"
+        f"{names} count as one picture in every interval and verdict; pass different ones"
     )
 
 
