@@ -111,7 +111,9 @@ def _compare(case: Case, model: Any, outcome: Outcome) -> None:
         outcome.add("refusal", SAID if told else WRONG, f"{probed} were probed; {told}")
         return
     _compare_pixels(case, model, preprocessing, outcome)
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
     inputs = torch.stack([_input(preprocessing, picture) for picture in pictures()])
+    inputs = inputs.to(next(iter(dtypes), torch.float32))
     # Layers are found on some of the pictures and read on others, in another order.
     recorder = ActivationRecorder(model, ("logits", "features"), inputs[:4], case.outputs)
     shown = inputs.flip(0)[:3]

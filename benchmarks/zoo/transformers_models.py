@@ -118,7 +118,7 @@ CLASSIFIERS: dict[str, tuple[dict[str, Any], Reading]] = {
         _pooled("bit"),
     ),
     "HGNetV2": ({}, input_of("fc")),
-    "PPLCNet": ({}, input_of("classifier")),
+    "PPLCNet": ({}, input_of("head")),
     "MobileNetV1": ({"depth_multiplier": 0.25}, _pooled("mobilenet_v1")),
     "MobileNetV2": ({"depth_multiplier": 0.35}, _pooled("mobilenet_v2")),
     "MobileViT": ({"image_size": 64}, _pooled("mobilevit")),
@@ -135,7 +135,7 @@ CLASSIFIERS: dict[str, tuple[dict[str, Any], Reading]] = {
         lambda m, x: m.pvt_v2(x).last_hidden_state.mean((2, 3)),
     ),
     "Levit": ({"depths": [1, 1, 1]}, _levit),
-    "Cvt": ({"depth": [1, 2, 2]}, _cvt),
+    "Cvt": ({}, _cvt),
     "SwiftFormer": ({"depths": [1, 1, 1, 1]}, _swiftformer),
     "Segformer": ({"depths": [1, 1, 1, 1]}, _segformer),
     "Hiera": (
@@ -220,7 +220,8 @@ def _around(name: str) -> Any:
 
 
 def _logits(model: Any, x: Tensor) -> Tensor:
-    return model(x).logits
+    output = model(x)
+    return output.logits if "logits" in output else output.last_hidden_state  # PP-LCNet's scores
 
 
 def _field(name: str) -> Reading:
