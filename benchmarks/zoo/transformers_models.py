@@ -12,6 +12,7 @@ import transformers as tf
 from torch import Tensor
 
 from zoo.case import Case, Reading, input_of
+from zoo.timm_models import trunk_transform
 
 # Small networks of the same parts; what is not named is the library's default.
 _VIT = {
@@ -250,7 +251,7 @@ def cases() -> Iterator[Case]:
         yield Case(name, build, _field(field), None)
     for name, options in REFUSED.items():
         yield Case(name, lambda n=name, o=options: _build(n, o), refused=True)
-    yield Case("TimmWrapperForImageClassification", _timm_wrapper, _timm, _logits)
+    yield Case("TimmWrapperForImageClassification", _timm_wrapper, _timm, _logits, trunk_transform)
     yield from _with_processors()
 
 
