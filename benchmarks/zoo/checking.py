@@ -111,15 +111,19 @@ def _compare(case: Case, model: Any, outcome: Outcome) -> None:
         outcome.add("refusal", SAID if told else WRONG, f"{probed} were probed; {told}")
         return
     _compare_pixels(case, model, preprocessing, outcome)
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
     inputs = torch.stack([_input(preprocessing, picture) for picture in pictures()])
+    inputs = inputs.to(next(iter(dtypes), torch.float32))
     # Layers are found on some of the pictures and read on others, in another order.
     recorder = ActivationRecorder(model, ("logits", "features"), inputs[:4], case.outputs)
     shown = inputs.flip(0)[:3]
+    torch.manual_seed(1)  # for networks that draw their weights
     with recorder:
         read = recorder(shown)
     said = [note for note in report.notes if note not in preprocessing.notes]
     wanted = {"logits": case.logits, "features": case.features}
     for layer, oracle in wanted.items():
+        torch.manual_seed(1)
         theirs = None if oracle is None else vector(oracle(model, shown)).float()
         _compare_layer(layer, read.get(layer), theirs, said, outcome)
         if layer in read and len(report[layer, "chinese"].auroc) != read[layer].shape[1]:

@@ -83,7 +83,6 @@ CLASSIFIERS = [
     "deit3_small_patch16_224",
     "beit_base_patch16_224",
     "beitv2_base_patch16_224",
-    "eva02_tiny_patch14_224",
     "cait_xxs24_224",
     "xcit_nano_12_p16_224",
     "crossvit_tiny_240",
@@ -154,15 +153,19 @@ CLASSIFIERS = [
 ]
 ENCODERS = ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"]
 ENCODERS += ["mobilenetv3_small_050", "deit_tiny_distilled_patch16_224", "pvt_v2_b0"]
+ENCODERS += ["eva02_tiny_patch14_224"]  # of which timm publishes no head
 
 
 def pre_logits(model: Any, x: Tensor) -> Tensor:
     read = model.forward_head(model.forward_features(x), pre_logits=True)
+    head = getattr(model, "head", None)
+    if getattr(head, "linear", None) is not None and model.get_classifier() is head.linear:
+        read = head.bn(read)  # a part of its head that is not what it calls its classifier
     return read.mean(1) if isinstance(read, tuple) else read
 
 
-def transform(model: Any) -> Any:
-    config = timm.data.resolve_model_data_config(model)
+def transform(model: Any, **changes: Any) -> Any:
+    config = timm.data.resolve_model_data_config(model) | changes
     return timm.data.create_transform(**config, is_training=False)
 
 
@@ -196,6 +199,7 @@ def cases() -> Iterator[Case]:
         "vit_tiny_patch16_224 at 96 px",
         lambda: timm.create_model("vit_tiny_patch16_224", img_size=96),
         pre_logits,
+        transform=lambda model: transform(model, input_size=(3, 96, 96)),
     )
     yield Case(
         "resnet18, features_only",
@@ -205,11 +209,10 @@ def cases() -> Iterator[Case]:
         transform,
     )
     yield Case(
-        "convnext_atto, 7 classes, embeddings in double",
+        "convnext_atto in double precision, 7 classes",
         lambda: timm.create_model("convnext_atto", num_classes=7).double(),
-        lambda model, x: pre_logits(model, x.double()),
-        lambda model, x: model(x.double()),
-        transform,
+        pre_logits,
+        transform=transform,
     )
 
 

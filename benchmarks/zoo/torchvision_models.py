@@ -84,7 +84,13 @@ def _headless() -> torch.nn.Module:
 
 def _quantised(name: str) -> torch.nn.Module:
     torch.backends.quantized.engine = "fbgemm"
-    return models.get_model(f"quantized_{name}", weights=None, quantize=True)
+    model = models.get_model(f"quantized_{name}", weights=None, quantize=False).eval()
+    ao = torch.ao.quantization
+    model.fuse_model()
+    model.qconfig = ao.get_default_qconfig("fbgemm")
+    ao.prepare(model, inplace=True)
+    model(torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    return ao.convert(model)
 
 
 def _quantised_features(name: str) -> Any:

@@ -12,6 +12,7 @@ import transformers as tf
 from torch import Tensor
 
 from zoo.case import Case, Reading, input_of
+from zoo.timm_models import trunk_transform
 
 # Small networks of the same parts; what is not named is the library's default.
 _VIT = {
@@ -118,7 +119,7 @@ CLASSIFIERS: dict[str, tuple[dict[str, Any], Reading]] = {
         _pooled("bit"),
     ),
     "HGNetV2": ({}, input_of("fc")),
-    "PPLCNet": ({}, input_of("classifier")),
+    "PPLCNet": ({}, input_of("head")),
     "MobileNetV1": ({"depth_multiplier": 0.25}, _pooled("mobilenet_v1")),
     "MobileNetV2": ({"depth_multiplier": 0.35}, _pooled("mobilenet_v2")),
     "MobileViT": ({"image_size": 64}, _pooled("mobilevit")),
@@ -135,7 +136,7 @@ CLASSIFIERS: dict[str, tuple[dict[str, Any], Reading]] = {
         lambda m, x: m.pvt_v2(x).last_hidden_state.mean((2, 3)),
     ),
     "Levit": ({"depths": [1, 1, 1]}, _levit),
-    "Cvt": ({"depth": [1, 2, 2]}, _cvt),
+    "Cvt": ({}, _cvt),
     "SwiftFormer": ({"depths": [1, 1, 1, 1]}, _swiftformer),
     "Segformer": ({"depths": [1, 1, 1, 1]}, _segformer),
     "Hiera": (
@@ -220,7 +221,8 @@ def _around(name: str) -> Any:
 
 
 def _logits(model: Any, x: Tensor) -> Tensor:
-    return model(x).logits
+    output = model(x)
+    return output.logits if "logits" in output else output.last_hidden_state  # PP-LCNet's scores
 
 
 def _field(name: str) -> Reading:
@@ -249,7 +251,7 @@ def cases() -> Iterator[Case]:
         yield Case(name, build, _field(field), None)
     for name, options in REFUSED.items():
         yield Case(name, lambda n=name, o=options: _build(n, o), refused=True)
-    yield Case("TimmWrapperForImageClassification", _timm_wrapper, _timm, _logits)
+    yield Case("TimmWrapperForImageClassification", _timm_wrapper, _timm, _logits, trunk_transform)
     yield from _with_processors()
 
 

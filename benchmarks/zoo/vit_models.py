@@ -19,15 +19,7 @@ def _pytorch_pretrained_vit() -> Iterator[Case]:
     """The input of `fc`."""
     from pytorch_pretrained_vit import ViT
 
-    sizes = {"patches": 16, "dim": 48, "ff_dim": 96, "num_heads": 4, "num_layers": 2}
-    for kind in ("token", None):
-        yield Case(
-            f"ViT, classifier={kind}",
-            partial(ViT, image_size=64, num_classes=7, classifier=kind, **sizes)
-            if kind
-            else partial(ViT, image_size=64, num_classes=7, include_pre_logits=True, **sizes),
-            input_of("fc"),
-        )
+    yield Case("B_32 at 64 px", partial(ViT, "B_32", image_size=64, num_classes=7), input_of("fc"))
 
 
 def _vit_pytorch() -> Iterator[Case]:
@@ -199,9 +191,9 @@ def _vit_at(size: int) -> nn.Module:
 
 
 def _cross_vit(model: Any, x: torch.Tensor) -> torch.Tensor:
-    """Return the inputs of two heads whose logits are added."""
+    """Return the inputs of two heads whose logits are added, the last first."""
     small, large = (input_of(f"{side}_mlp_head.1")(model, x) for side in ("sm", "lg"))
-    return torch.cat([small, large], dim=1)
+    return torch.cat([large, small], dim=1)
 
 
 def _x_transformers() -> Iterator[Case]:

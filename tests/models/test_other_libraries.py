@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,38 @@ def test_features_that_go_two_ways() -> None:
     model = Cosine()
     found, _ = read(model)
     torch.testing.assert_close(found["features"], model.trunk(X))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls this quantisation deprecated
+def test_quantised_layers_give_quantised_tensors() -> None:
+    ao = torch.ao.quantization
+    model = nn.Sequential(ao.QuantStub(), *trunk(), ao.DeQuantStub()).eval()
+    model.qconfig = ao.get_default_qconfig(torch.backends.quantized.engine)  # type: ignore[assignment]
+    prepared = ao.prepare(model)
+    prepared(X)
+    quantised = ao.convert(prepared)
+    found, notes = read(quantised)
+    assert notes == ""
+    torch.testing.assert_close(found["logits"], quantised(X))
+    torch.testing.assert_close(found["features"], quantised[:5](X).dequantize())
+
+
+class Scores(nn.Module):
+    """Calls its scores a last hidden state, as PP-LCNet of transformers does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trunk()
+
+    def forward(self, x: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=self.net(x))
+
+
+def test_scores_that_are_called_a_hidden_state() -> None:
+    model = Scores().eval()
+    found, _ = read(model)
+    torch.testing.assert_close(found["logits"], model.net(X))
+    torch.testing.assert_close(found["features"], model.net[:4](X))
 
 
 class VisionTransformer(nn.Module):

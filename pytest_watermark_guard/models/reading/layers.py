@@ -49,6 +49,7 @@ class Tap:
 
     def read(self, tensor: Tensor) -> Tensor:
         """Return [B, units] in memory of its own: later layers may work in place."""
+        tensor = floating(tensor)
         if self.token is not None and tensor.ndim == 3:
             return tensor[:, self.token].clone()
         return as_units(tensor, channels_last=self.channels_last).clone()
@@ -103,6 +104,7 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
     def observer(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def observe(submodule: nn.Module, args: Any, output: Any) -> None:
             index = counts[name] = counts.get(name, -1) + 1
+            output = floating(output) if isinstance(output, Tensor) else output
             shape = output.shape if isinstance(output, Tensor) else None
             taken = args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()
             channels_last = _convention(submodule, taken) or False
@@ -125,6 +127,11 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
         for handle in handles:
             handle.remove()
     return trace
+
+
+def floating(tensor: Tensor) -> Tensor:
+    """Return a quantised tensor's values; others as they are."""
+    return tensor.dequantize() if tensor.is_quantized else tensor
 
 
 NO_CLASSIFIER = ("",)

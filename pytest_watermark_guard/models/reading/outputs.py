@@ -144,8 +144,13 @@ def _field(output: Any, name: str) -> Any:
 
 
 def _backbone_field(output: Any) -> Any:
-    fields = (_field(output, name) for name in _BACKBONE_FIELDS)
-    return next((value for value in fields if isinstance(value, Tensor)), None)
+    for name in _BACKBONE_FIELDS:
+        value = _field(output, name)
+        # A last hidden state is tokens or maps; transformers' PP-LCNet calls its scores so.
+        scores = name == "last_hidden_state" and isinstance(value, Tensor) and value.ndim == 2
+        if isinstance(value, Tensor) and not scores:
+            return value
+    return None
 
 
 def describe(output: Any) -> str:
