@@ -65,7 +65,6 @@ def project(pytester, photos, monkeypatch):
         wm_images = {photos}
         wm_scenarios = chinese latin
         pythonpath = .
-        filterwarnings = default
         """
     )
     return pytester

@@ -33,9 +33,9 @@ def test_batches(project):
         import torch, shop
 
         def test_batches(wm_batches, wm_device):
-            assert len(wm_batches) == 1
+            assert len(wm_batches) == 2
             batch = next(iter(wm_batches))
-            assert batch.images.shape == (12, 3, 224, 224)
+            assert batch.images.shape[1:] == (3, 224, 224)
             assert batch.images.device == wm_device
             assert list(batch.marked) == ["chinese", "latin"]
             for marked in batch.marked.values():

@@ -148,3 +148,27 @@ def test_in_random_order(project):
         data = json.loads((project.path / name).read_text("utf-8"))
         reports.append(sorted(data["reports"], key=lambda report: report["model"]))
     assert reports[0] == reports[1]
+
+
+def test_a_pass_warns_of_what_it_stands_on(project, distribution):
+    project.makepyfile(
+        """
+        import pytest_watermark_guard as wm
+        from shop import Blind
+
+        class Undeclared(Blind):
+            preprocessing = None
+
+        def test_it():
+            wm.assert_not_watermark_sensitive(Undeclared())
+
+        def test_said():
+            wm.assert_not_watermark_sensitive(Undeclared(), preprocess="imagenet")
+        """
+    )
+    result = project.runpytest(*distribution)
+    result.assert_outcomes(passed=2, warnings=1)
+    told = "*AssumptionWarning: Undeclared: preprocessing is assumed: ImageNet, 224 px; pass *"
+    result.stdout.fnmatch_lines(["*test_a_pass_warns*.py:*", told])
+    strict = project.runpytest("-Werror::pytest_watermark_guard.errors.AssumptionWarning")
+    strict.assert_outcomes(passed=1, failed=1)

@@ -19,7 +19,7 @@ def test_a_run_s_models_are_on_one_page(project, distribution):
     )
     result.stdout.fnmatch_lines(["*watermark guard: wrote *report.html"])
     page = page_of(project, "out/report.html")
-    assert "1 of 2 models is watermark-sensitive" in page
+    assert "1 of 2 models fails" in page
     assert "1 could not be probed" in page
     assert "no such bucket" in page
     assert "--wm-model=shop:sensitive --wm-model=shop:blind" in page

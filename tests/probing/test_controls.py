@@ -14,7 +14,9 @@ from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.controls import control_sentences
 from pytest_watermark_guard.reports.terminal import render_reports
 
-PHOTOS = np.zeros((24, 224, 224, 3), dtype=np.uint8)  # all that is bright is ink
+# All that is red is ink; the rest tells the photos apart.
+PHOTOS = np.random.default_rng(0).integers(0, 60, (64, 224, 224, 3), dtype=np.uint8)
+PHOTOS[..., 0] = 0
 
 
 class Units(nn.Module):
@@ -137,7 +139,7 @@ def test_it_is_shown(report):
     key = unit.layer, unit.scenario
     areas = [report.controls[key], *(report.controls_alone[(*key, kind)] for kind in BOTH)]
     assert worst.split()[-3:] == [f"{scores.auroc[unit.index]:.3f}" for scores in areas]
-    assert "the same ink, scrambled" in story
+    assert "A/control: how often a marked image scores above one with its strokes" in story
     assert "A scrambled: how often" in table
     assert "of what the mark does to it" in " ".join(table.split())
 

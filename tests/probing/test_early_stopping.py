@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.errors import SettingsError, WatermarkSensitivityError
+from pytest_watermark_guard.errors import NotCheckedError, SettingsError, WatermarkSensitivityError
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
 
 N = 400
@@ -125,7 +125,9 @@ def test_an_early_verdict_that_the_scores_contradict_takes_all_images(monkeypatc
 def test_undecided_to_the_last_image():
     full = wm.probe(Units(ink=0.3), PHOTOS, "latin", cache=False)
     d = float(full["logits", "latin"].differentiability.max())
-    report = check(Units(ink=0.3), threshold=d + 1e-4)
+    with pytest.raises(NotCheckedError) as caught:
+        check(Units(ink=0.3), threshold=d + 1e-4)
+    report = caught.value.verdict.report
     assert report.early_stop.verdict is None
     assert report.n_images == N
     story = wm.judge(report, d + 1e-4).story()

@@ -209,7 +209,7 @@ def test_gray_copies_for_one_channel() -> None:
     expected = (torch.from_numpy(np.stack(gray))[:, None] / 255 - 0.5) / 0.25
     torch.testing.assert_close(fed(net, how), expected, rtol=0, atol=1e-6)
     report = wm.probe(net, IMAGES, ("latin",), preprocess=how, cache=False)
-    assert "the model's input has 1 channel: it is shown grayscale copies" in report.notes[0]
+    assert "the model's input has 1 channel: it is shown grayscale copies" in " ".join(report.notes)
 
 
 def test_three_means_are_averaged_for_one_channel() -> None:

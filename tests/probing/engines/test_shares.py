@@ -108,5 +108,5 @@ def test_unlike_machines_do_not_share_a_probe(engine, monkeypatch):
 
 
 def test_other_engines_are_unknown():
-    with pytest.raises(SettingsError, match="engine must be one of ray, or None, got 'spark'"):
+    with pytest.raises(SettingsError, match="engine must be one of ray, got 'spark'"):
         probe(engine="spark")
