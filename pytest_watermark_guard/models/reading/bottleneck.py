@@ -129,8 +129,8 @@ def _candidates(module: nn.Module, example: Tensor, run: Run) -> Iterator[_Candi
             place = _Place(name, of_input, (index,))
             yield _Candidate(place, [tensor])
             # What goes into one layer may go elsewhere too, and is all replaced where it is made.
-            made = next(((n, c) for n, of, c, t in passed if not of and _equal(tensor, t)), None)
-            if made is not None and (source := _Place(made[0], False, (made[1],))) != place:
+            made = (_Place(n, of, (c,)) for n, of, c, t in passed if not of and _equal(tensor, t))
+            if (source := next(made, place)) != place:
                 yield _Candidate(source, [tensor])
         if counts[name] and (name, of_input) not in several:
             several.add((name, of_input))
