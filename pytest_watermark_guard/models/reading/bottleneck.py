@@ -385,8 +385,7 @@ def _is_same(
 
 
 def _monotone(one: Tensor, other: Tensor) -> bool:
-    order = one.argsort()
-    steps = other[order].diff()
+    steps = other[one.argsort()].diff()
     return bool((steps >= 0).all() or (steps <= 0).all())
 
 
