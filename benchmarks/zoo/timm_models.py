@@ -159,8 +159,8 @@ ENCODERS += ["eva02_tiny_patch14_224"]  # of which timm publishes no head
 def pre_logits(model: Any, x: Tensor) -> Tensor:
     read = model.forward_head(model.forward_features(x), pre_logits=True)
     head = getattr(model, "head", None)
-    if getattr(head, "linear", None) is not None and model.get_classifier() is head.linear:
-        read = head.bn(read)  # a part of its head that is not what it calls its classifier
+    if hasattr(head, "bn") and any(part is model.get_classifier() for part in head.children()):
+        read = head.bn(read)  # a part of the head that is none of what it calls its classifier
     return read.mean(1) if isinstance(read, tuple) else read
 
 

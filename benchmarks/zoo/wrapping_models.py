@@ -277,27 +277,6 @@ def _accelerate() -> Iterator[Case]:
     yield Case("cpu_offload", lambda: cpu_offload(network(), torch.device("cpu")), refused=True)
 
 
-def _escnn() -> Iterator[Case]:
-    """The input of the last layer."""
-    from escnn import gspaces, nn as equivariant
-
-    class Rotated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            space = gspaces.rot2dOnR2(4)
-            self.into = equivariant.FieldType(space, 3 * [space.trivial_repr])
-            out = equivariant.FieldType(space, 6 * [space.regular_repr])
-            self.conv = equivariant.R2Conv(self.into, out, 5, stride=2)
-            self.pool = equivariant.GroupPooling(out)
-            self.head = nn.Linear(6, 7)
-
-        def forward(self, x: Tensor) -> Tensor:
-            maps = self.pool(self.conv(equivariant.GeometricTensor(x, self.into))).tensor
-            return self.head(maps.mean((2, 3)))
-
-    yield Case("rotations by 90 degrees", Rotated, input_of("head"), preprocess=SMALL)
-
-
 def _snntorch() -> Iterator[Case]:
     """The mean over time of the input of the last layer."""
     import snntorch
@@ -388,7 +367,6 @@ LIBRARIES = {
     "skorch": _skorch,
     "huggingface_hub": _huggingface_hub,
     "accelerate": _accelerate,
-    "escnn": _escnn,
     "snntorch": _snntorch,
     "keras": _keras,
 }

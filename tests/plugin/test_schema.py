@@ -84,6 +84,7 @@ def _compare(project):
     earlier |= {"model": "Sensitive", "n_images": 500, "names": {"logits": ["0", "1"]}}
     scores = [entry for entry in earlier["scores"] if entry["layer"] == "logits"]
     earlier["scores"] = [entry | {"auroc": [0.0, 0.0]} for entry in scores]
+    earlier |= {"controls": [], "controls_alone": []}
     (project.path / "v1.json").write_text(json.dumps({**run, "reports": [earlier]}))
     project.makepyfile(TEST.partition("def test_probe")[0])
     options = "--wm-no-worse", "--wm-threshold=0.9", "--wm-no-known", "-Wignore"
