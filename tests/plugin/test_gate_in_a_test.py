@@ -172,3 +172,24 @@ def test_a_pass_warns_of_what_it_stands_on(project, distribution):
     result.stdout.fnmatch_lines(["*test_a_pass_warns*.py:*", told])
     strict = project.runpytest("-Werror::pytest_watermark_guard.errors.AssumptionWarning")
     strict.assert_outcomes(passed=1, failed=1)
+
+
+def test_predictions_are_gated_instead_of_d(project):
+    project.makepyfile(
+        """
+        import pytest_watermark_guard as wm
+        from shop import blind, sensitive
+
+        def test_sensitive():
+            wm.assert_not_watermark_sensitive(sensitive(), max_flips=0.05)
+
+        def test_blind():
+            wm.assert_not_watermark_sensitive(blind(), max_flips=0.2)
+        """
+    )
+    project.runpytest().assert_outcomes(passed=1, failed=1)
+    result = project.runpytest("--wm-model=shop:sensitive", "--wm-max-flips=0.05")
+    result.assert_outcomes(failed=2)  # one for each scenario, of the logits alone
+    result.stdout.fnmatch_lines(["*chinese marks change * of the predictions beyond blobs of ink*"])
+    wrong = project.runpytest("--wm-model=shop:blind", "--wm-max-drop=1")
+    wrong.stdout.fnmatch_lines(["*max_drop: no label is known of the images*"])
