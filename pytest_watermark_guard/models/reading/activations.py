@@ -103,6 +103,7 @@ class ActivationRecorder:
                 "batch first: a probe leaves a model as it was"
             )
         example = example[:_EXAMPLES]
+        said = "features" in (outputs, getattr(self._module, "outputs", None))
         with preserved(self._module), eager(self._module):
             outputs = _declared(self._module, outputs, example)
             self._reader = _reader_of(self._module, wanted, example, outputs)
@@ -120,9 +121,9 @@ class ActivationRecorder:
         wanted = tuple(layer for layer in wanted if layer not in self._reader.left_out)
         if not wanted:
             raise LayerError(f"{called(self._module)}: {'; '.join(self._reader.notes)}")
-        assumed = (_NO_HEAD,) if self._reader.headless and "features" in wanted else ()
+        assumed = self._reader.headless and "features" in wanted and not said
         self.layers = wanted
-        self.notes = (*assumed, *self._reader.notes)
+        self.notes = (*([_NO_HEAD] * assumed), *self._reader.notes)
         self.batch_size = self._reader.batch_size
         self._active: contextlib.ExitStack | None = None
 
