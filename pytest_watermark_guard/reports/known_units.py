@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from pytest_watermark_guard.reports.layer_names import asked_layer
+
 if TYPE_CHECKING:
     from pytest_watermark_guard.reports.probe import ProbeReport
     from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
@@ -30,11 +32,6 @@ Place = tuple[str, str, int, str]
 """Layer, scenario, index and name."""
 Key = tuple[str, str, str, str, int, str]
 """Model, weights, layer, scenario, index and name."""
-
-
-def asked_layer(layer: str) -> str:
-    """Return the layer that was asked for: "logits" for a further output "logits[shape]"."""
-    return layer.partition("[")[0]
 
 
 @dataclass(frozen=True)

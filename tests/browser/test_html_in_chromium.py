@@ -46,7 +46,7 @@ def report(model, strength):
             ("features", features, tuple(map(str, range(150)))),
         ):
             key = layer, scenario
-            scores[key] = Scores(layer, scenario, areas, areas * 0 + 0.01, 256, names)
+            scores[key] = Scores(layer, scenario, areas, areas * 0 + 0.002, 256, names)
     shares = (0.8, 0.6) if strength == 1 else ()  # labels are known of one model
     return ProbeReport(
         model=model,

@@ -135,7 +135,7 @@ def test_models_come_back_as_they_were(clean, key, images):
 
 def modest():
     """Return what is reached after a few steps, and not after none."""
-    return wm.ownership.Objective(apart=0.01)
+    return wm.ownership.Objective(apart=0.02)
 
 
 def test_a_marked_copy_is_like_the_original(marked, clean, key):
@@ -226,7 +226,7 @@ def test_numbers_that_cannot_be_used(clean, key, images, arguments, message):
     with pytest.raises(SettingsError, match=message):
         embed(clean, key, images, **arguments)
     with pytest.raises(SettingsError, match="apart must be positive"):
-        wm.ownership.Objective(apart=0)
+        wm.ownership.Objective(apart=0.02)
     with pytest.raises(SettingsError, match="n_images must be an integer >= 1"):
         verify(clean, key, images, n_images=0)
 

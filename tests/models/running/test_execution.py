@@ -404,10 +404,10 @@ def test_a_compiled_model_gives_the_same_scores(probing_with, monkeypatch, tmp_p
     options = {"cache": True, "batch_size": 8}
     batches = probing_with(COMPILING)
     report = probe(model, **options)
-    rows, plan = batches[-1]
+    # Built-in images are looked at afterwards, which is not worth compiling for.
+    rows, plan = [(rows, plan) for rows, plan in batches if plan.compiled][-1]
     expected = plain(model)
     assert report.precision == "float32, compiled"
-    assert plan.compiled
     assert rows % plan.batch_size  # the last batch is smaller than what was compiled for
     for scores in expected:
         compiled = report[scores.layer, scores.scenario]
