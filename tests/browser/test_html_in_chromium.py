@@ -146,7 +146,9 @@ def choose(browser, field, value):
 
 
 def test_the_failing_class_is_shown(opened):
-    assert opened.find_element("tag name", "h1").text == "1 of 3 models fails, 2 with strong reactions"
+    assert (
+        opened.find_element("tag name", "h1").text == "1 of 3 models fails, 2 with strong reactions"
+    )
     assert rows(opened)[0] == "carton [1]"
     assert rows(opened, column=2)[0] == "0.990"
     bad = opened.find_elements("css selector", "#units tr.bad")
