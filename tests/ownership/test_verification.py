@@ -226,7 +226,7 @@ def test_numbers_that_cannot_be_used(clean, key, images, arguments, message):
     with pytest.raises(SettingsError, match=message):
         embed(clean, key, images, **arguments)
     with pytest.raises(SettingsError, match="apart must be positive"):
-        wm.ownership.Objective(apart=0.02)
+        wm.ownership.Objective(apart=0)
     with pytest.raises(SettingsError, match="n_images must be an integer >= 1"):
         verify(clean, key, images, n_images=0)
 
