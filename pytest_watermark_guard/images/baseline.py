@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def _open(images: Any) -> Baseline:
             lambda position: folder.read_image(paths[position]),
             root=root,
             concurrent=True,
-            content=lru_cache(lambda: digest_files(root, names)),
+            content=cache(lambda: digest_files(root, names)),
         )
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ImagesError(
@@ -156,7 +156,7 @@ def _open(images: Any) -> Baseline:
         tuple(map(str, range(count))),
         lambda position: _read_item(images, position),
         concurrent=in_memory,
-        content=(lambda: digest(images)) if in_memory else _unknown_content,
+        content=cache(lambda: digest(images)) if in_memory else _unknown_content,
     )
 
 
@@ -171,7 +171,7 @@ def _of_builtin(array: npt.NDArray[np.uint8]) -> Baseline:
         tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
         lambda position: Image.fromarray(array[position]),
         concurrent=True,
-        content=lambda: digest(array),
+        content=cache(lambda: digest(array)),
     )
 
 

@@ -94,16 +94,18 @@ class Summary:
     def comparisons(self) -> list[Comparison]:
         """Each probe so far that can be compared with an earlier release, so compared."""
         against = self._state.run.against
-        reports = [report for report, _ in self.entries] if against else []
-        compared = [against.compared(report, self.threshold) for report in reports if against]
+        if against is None:
+            return []
+        compared = [against.compared(report, self.threshold) for report, _ in self.entries]
         return [comparison for comparison in compared if not isinstance(comparison, str)]
 
     @property
     def release_lines(self) -> list[str]:
         """What changed since an earlier release: a line for each probe."""
         against = self._state.run.against
-        reports = [report for report, _ in self.entries] if against else []
-        return [against.told(report, self.threshold) for report in reports if against]
+        if against is None:
+            return []
+        return [against.told(report, self.threshold) for report, _ in self.entries]
 
     @property
     def masked(self) -> list[Masked]:

@@ -32,17 +32,6 @@ from pytest_watermark_guard.watermarks.streams import BLOBS, kinds_of
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_TERMS = (
-    "threshold",
-    "allow",
-    "warn",
-    "strict",
-    "inconclusive",
-    "max_flips",
-    "max_drop",
-    "no_worse",
-)
-
 
 def judge(
     report: ProbeReport,
@@ -95,12 +84,17 @@ def judge(
         max_drop=max_drop,
         no_worse=no_worse,
     )
+    return _judged(report, settings, current_run().known if known is None else known)
+
+
+def _judged(report: ProbeReport, settings: Settings, known: KnownUnits) -> Verdict:
     _check_release(settings)
-    known = current_run().known if known is None else known
+    names = {scores.layer: scores.names for scores in report}
+    entries = {layer: allowing(layer, names[layer], settings.allow) for layer in names}
     exempt = {
-        (scores.layer, scores.scenario, int(index)): entry
-        for scores in report
-        for index, entry in allowing(scores.layer, scores.names, settings.allow).items()
+        (layer, scenario, index): entry
+        for layer, scenario in report.scores
+        for index, entry in entries[layer].items()
     }
     failing, allowed, used, recorded, strong = [], [], set(), [], []
     for unit in report.sensitive(min(settings.threshold, settings.warn)):
@@ -237,7 +231,7 @@ def assert_not_watermark_sensitive(
     _check_release(settings)
     asked: dict[str, Any] = {**arguments, **gate_arguments(settings)}
     report = probe(model, images, scenarios, layers, preprocess, **asked)
-    verdict = judge(report, **{name: getattr(settings, name) for name in _TERMS})
+    verdict = _judged(report, settings, current_run().known)
     current_run().on_verdict(verdict)
     if verdict.outcome == "failed":
         raise WatermarkSensitivityError(verdict.story(), verdict)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pytest_watermark_guard.errors import NonFiniteActivationsError
 from pytest_watermark_guard.images.looks import Looks, near_duplicates, together
 from pytest_watermark_guard.probing.activation_buffer import ActivationBuffer, Array
+from pytest_watermark_guard.reports.conclusion import LEVEL
 from pytest_watermark_guard.statistics.auroc import Floats, PairedAuroc, paired_auroc
 from pytest_watermark_guard.statistics.largest import largest_d_bounds, largest_d_interval
 from pytest_watermark_guard.watermarks.streams import described
@@ -22,7 +23,6 @@ Naming = Callable[[Mapping[str, int]], tuple[Names, tuple[str, ...]]]
 Activations = Mapping[tuple[str, str], Array]
 """By stream and layer, float32 or float64, shape [n, units]."""
 
-LEVEL = 0.95  # of intervals of the largest d
 _UNITS_AT_ONCE = 256
 _SPILL = 2**30  # bytes of activations beyond which they go to a file
 
@@ -76,6 +76,7 @@ class Recording:
         self.labels: list[int | None] = []
         self.identities: list[str] = []
         self._looks: list[Looks] = []
+        self._groups: npt.NDArray[np.intp] | None = None  # of the images so far, once asked for
         self._images = images
         self._naming = naming
         self._classes: dict[str, list[npt.NDArray[np.intp]]] = {s: [] for s in self.streams}
@@ -130,6 +131,7 @@ class Recording:
         self.labels += labels
         self.identities += identities
         self._looks.append(looks)
+        self._groups = None
 
     @property
     def looks(self) -> Looks:
@@ -139,7 +141,9 @@ class Recording:
     @property
     def groups(self) -> npt.NDArray[np.intp]:
         """Which picture each image is, shape [n]: near duplicates are one."""
-        return near_duplicates(self.looks)
+        if self._groups is None:
+            self._groups = near_duplicates(self.looks)
+        return self._groups
 
     def _prepared(self, widths: Mapping[str, int]) -> dict[tuple[str, str], ActivationBuffer]:
         size = 4 * self._images * len(self.streams) * sum(widths.values())
@@ -196,6 +200,7 @@ class Recording:
     def truncate(self, images: int) -> None:
         """Forget all images from number `images` on."""
         del self.labels[images:], self.identities[images:]
+        self._groups = None
         for rows in self._rows.values():
             rows.truncate(images)
 

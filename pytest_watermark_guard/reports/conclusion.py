@@ -9,7 +9,7 @@ from pytest_watermark_guard.statistics.decisions import ThresholdDecision, decid
 
 Unit = tuple[str, str, int]
 """Layer, scenario and index."""
-LEVEL = 0.95
+LEVEL = 0.95  # of decisions, and of the intervals that are shown beside them
 _VARIED = 0.8  # share of different pictures among the images
 
 
