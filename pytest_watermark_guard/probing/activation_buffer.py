@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,9 +75,15 @@ class ActivationBuffer:
         together: Array = self._parts[0][: self._length, start:stop]
         return together
 
-    def _read(self, file: Any, like: Array, wanted: slice) -> Array:
+    def chosen(self, units: Sequence[int]) -> Array:
+        """Return some columns of all rows, shape [n, len(units)]; of a file no others are kept."""
+        if self._file is not None and self._like is not None:
+            return self._read(self._file, self._like, list(units))
+        return self.columns()[:, list(units)]
+
+    def _read(self, file: Any, like: Array, wanted: slice | list[int]) -> Array:
         # Plain reads, not a memory map: pages of a map count as the process's memory.
-        result = np.empty((self._length, len(range(*wanted.indices(self.units)))), like.dtype)
+        result = np.empty((self._length, len(np.arange(self.units)[wanted])), like.dtype)
         height = max(1, _BLOCK // (self.units * like.itemsize))
         block = np.empty((height, self.units), like.dtype)
         file.seek(0)

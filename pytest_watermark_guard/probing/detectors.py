@@ -28,8 +28,8 @@ def of_units(
     chosen = np.empty((len(recording), len(units)))
     for layer in {unit.layer for unit in units}:
         places = [place for place, unit in enumerate(units) if unit.layer == layer]
-        columns = recording[stream, layer].columns()
-        chosen[:, places] = columns[:, [units[place].index for place in places]]
+        indices = [units[place].index for place in places]
+        chosen[:, places] = recording[stream, layer].chosen(indices)
     return chosen
 
 

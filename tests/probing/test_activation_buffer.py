@@ -29,6 +29,8 @@ def test_what_goes_in_as_rows_comes_out_as_columns(
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, everything[:keep, start:stop])
     np.testing.assert_array_equal(rows.columns(), everything[:keep])
+    some = [everything.shape[1] - 1, 0]  # in any order
+    np.testing.assert_array_equal(rows.chosen(some), everything[:keep][:, some])
     assert (len(rows), rows.units, rows.spilled) == (min(keep, total), units, spilled)
     rows.close()
 
