@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +12,14 @@ from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.models.linear_probe import LinearHead
 from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.reports.conclusion import LEVEL
 from pytest_watermark_guard.reports.scores import Scores
 from pytest_watermark_guard.statistics.auroc import paired_auroc
-from pytest_watermark_guard.statistics.proportions import paired_difference_interval
+from pytest_watermark_guard.statistics.proportions import (
+    paired_difference_interval,
+    share_interval,
+)
 from pytest_watermark_guard.watermarks.streams import UNMARKED, control_of
-
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,12 @@ class HeldOut:
             alpha=alpha,
             masked=masked,
             accuracy=float(right.mean()),
-            accuracy_interval=_wilson(int(right.sum()), len(right)),
+            accuracy_interval=share_interval(right, LEVEL),
             change=float(differences.mean()),
             change_interval=(
-                (0.0, 0.0) if itself else paired_difference_interval(differences, _LEVEL)
+                (0.0, 0.0) if itself else paired_difference_interval(differences, LEVEL)
             ),
             scores=scores,
             flips={name: flips(name) for name in self.scenarios},
             control_flips={name: flips(control_of(name)) for name in self.scenarios},
         )
-
-
-def _wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return Wilson's interval of a share."""
-    z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
-    share, square = successes / n, z**2 / n
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    return centre - half, centre + half

@@ -18,7 +18,7 @@ from pytest_watermark_guard.errors import (
 )
 from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.probing.context import current_run
-from pytest_watermark_guard.reports.layer_names import asked_layer
+from pytest_watermark_guard.reports.names import asked_layer
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
 if TYPE_CHECKING:

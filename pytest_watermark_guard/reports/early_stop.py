@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pytest_watermark_guard.errors import ReportError
-from pytest_watermark_guard.reports.layer_names import asked_layer
+from pytest_watermark_guard.reports.names import asked_layer
 
 
 class Decision(NamedTuple):

@@ -18,8 +18,6 @@ from pytest_watermark_guard.reports.releases import Comparison
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.verdict import Verdict
 
-FORMAT = RUN
-
 
 def write_json(
     path: Path,
@@ -46,7 +44,7 @@ def write_json(
         "comparisons": [comparison.to_dict() for comparison in comparisons],
         "ownership": [{**report.to_dict(), "sentence": report.sentence()} for report in owned],
     }
-    FORMAT.write(path, data, indent=1)
+    RUN.write(path, data, indent=1)
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

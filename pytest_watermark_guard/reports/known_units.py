@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from pytest_watermark_guard.reports.layer_names import asked_layer
+from pytest_watermark_guard.reports.names import asked_layer, unit_label
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.reports.probe import ProbeReport
@@ -106,8 +106,7 @@ class KnownUnit:
     @property
     def label(self) -> str:
         """Name and index, as `SensitiveUnit.label`."""
-        named = self.name != str(self.index)
-        return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
+        return unit_label(self.name, self.index)
 
     def margin(self, setting: ProbeSetting, error: float) -> float:
         """Return by how much d may exceed the record, being measured with this standard error."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.reports.names import unit_label
 from pytest_watermark_guard.statistics.intervals import logit_interval
 
 TIERS = (0.7, 0.8, 0.9, 0.95)
@@ -54,8 +55,7 @@ class SensitiveUnit:
     @property
     def label(self) -> str:
         """Name and index: ``carton [478]``, or ``unit 937`` where there is no name."""
-        named = self.name != str(self.index)
-        return f"{self.name} [{self.index}]" if named else f"unit {self.index}"
+        return unit_label(self.name, self.index)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SensitiveUnit:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from pytest_watermark_guard.reports.names import unit_label
 from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import count
 from pytest_watermark_guard.statistics.differences import guarded_error, holm, two_sided_p
@@ -48,9 +49,7 @@ class UnitChange:
     @property
     def label(self) -> str:
         """As `SensitiveUnit.label`."""
-        return (
-            f"unit {self.index}" if self.name == str(self.index) else f"{self.name} [{self.index}]"
-        )
+        return unit_label(self.name, self.index)
 
     @property
     def d_before(self) -> float:

@@ -14,7 +14,7 @@ from pytest_watermark_guard.reports.conclusion import conclude
 from pytest_watermark_guard.reports.controls import control_columns, control_legend
 from pytest_watermark_guard.reports.known_units import KnownFindings
 from pytest_watermark_guard.reports.known_units_text import known_lines
-from pytest_watermark_guard.reports.layer_names import asked_layer
+from pytest_watermark_guard.reports.names import asked_layer
 from pytest_watermark_guard.reports.prediction_limits import (
     NO_LIMITS,
     LimitFinding,
