@@ -172,9 +172,9 @@ def test_the_schema_tells_what_is_wrong(written, path, value):
 
 
 def test_versions_of_both_formats_are_those_of_the_schemas():
-    from pytest_watermark_guard.reports import json_file, probe
+    from pytest_watermark_guard.reports import probe, release_file
 
-    for name, module in (("report", probe), ("run", json_file)):
+    for name, written_as in (("report", probe.FORMAT), ("run", release_file.RUN)):
         stated = SCHEMAS[name]["properties"]
-        assert stated["format"]["const"] == module.FORMAT.name
-        assert stated["format_version"]["const"] == module.FORMAT.version
+        assert stated["format"]["const"] == written_as.name
+        assert stated["format_version"]["const"] == written_as.version
