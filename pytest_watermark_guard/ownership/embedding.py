@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
 from pytest_watermark_guard.models.loading.loading import as_loaded
-from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.checkpoint import Checkpoint
 from pytest_watermark_guard.ownership.encoder import (
@@ -158,7 +157,6 @@ def embed(
     home = next((p.device for p in original.parameters()), torch.device("cpu"))
     model, clean = (_copied(original, target) for _ in range(2))
     with (
-        kept_memory(),
         opened(clean, key.preprocessing, target) as before,
         opened(model, key.preprocessing, target) as after,
     ):

@@ -16,7 +16,6 @@ from pytest_watermark_guard.images.folder import read_image
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
-from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
@@ -106,7 +105,7 @@ def generate_key(
     loaded = as_loaded(encoder)
     module = runnable_on(loaded.module, target)
     preprocessing = resolve_preprocessing(preprocess, module, loaded.preprocessing)
-    with kept_memory(), opened(module, preprocessing, target) as opened_encoder:
+    with opened(module, preprocessing, target) as opened_encoder:
         identity = opened_encoder.weights()
         pixels, _ = read_pixels(settings.images, preprocessing, _IMAGES, seed % 2**63)
         # The images are in random order.

@@ -79,10 +79,12 @@ def start_run(config: pytest.Config) -> GuardState:
         probed = next(probed for probed in pending if probed.report is verdict.report)
         probed.gates.append(verdict.terms)
 
+    worker = getattr(config, "workerinput", {})  # of xdist
     run = Run(
         settings,
         scenarios,
-        worker=int(getattr(config, "workerinput", {}).get("workerid", "gw0").removeprefix("gw")),
+        worker=int(worker.get("workerid", "gw0").removeprefix("gw")),
+        workers=int(worker.get("workercount", 1)),
         on_report=lambda report: pending.append(Probed(report)),
         on_verdict=on_verdict,
         on_ownership=pending_owned.append,

@@ -37,6 +37,8 @@ class Run:
         Those that can be asked for by name.
     worker : int
         Number of this worker process, which chooses its GPU among several.
+    workers : int
+        How many of them share this machine's cores.
     on_report : callable
         Receives every finished report.
     on_verdict : callable
@@ -54,6 +56,7 @@ class Run:
     settings: Settings = field(default_factory=Settings)
     scenarios: Mapping[str, AnyScenario] = field(default_factory=lambda: READY_SCENARIOS)
     worker: int = 0
+    workers: int = 1
     on_report: Callable[[ProbeReport], None] = _nobody
     on_verdict: Callable[[Verdict], None] = _nobody
     on_ownership: Callable[[OwnershipReport], None] = _nobody

@@ -13,6 +13,7 @@ from pytest_watermark_guard.probing.label_order import label_note
 from pytest_watermark_guard.probing.marked_baseline import marked_notes
 from pytest_watermark_guard.probing.prepare import ProbeContext
 from pytest_watermark_guard.probing.recording import Recording
+from pytest_watermark_guard.probing.running import Compute
 from pytest_watermark_guard.probing.scoring import AllScores, true_classes
 from pytest_watermark_guard.reports.text import count, listed
 from pytest_watermark_guard.watermarks.streams import UNMARKED
@@ -22,7 +23,9 @@ _REPEATED = 1.1  # images for each that counts: intervals too narrow by 5 % or m
 _NAMED = 3
 
 
-def doubts_of(recording: Recording, scores: AllScores, context: ProbeContext) -> tuple[str, ...]:
+def doubts_of(
+    recording: Recording, scores: AllScores, context: ProbeContext, compute: Compute
+) -> tuple[str, ...]:
     """Return what a report says first on its images: what is wrong, and what to do.
 
     Parameters
@@ -31,12 +34,14 @@ def doubts_of(recording: Recording, scores: AllScores, context: ProbeContext) ->
     scores : mapping of (layer, scenario) to Scores
         Of the recording.
     context : ProbeContext
+    compute : Compute
+        Runs the model on other images, in this process.
     """
     return (
         *_on_number(len(context.batches.baseline)),
         *_on_pictures(recording.looks, context.batches.preprocessing),
         *_on_repetition(recording.groups, recording.identities),
-        *marked_notes(recording, scores, context),
+        *marked_notes(recording, scores, context, compute),
         *_on_classes(recording),
     )
 

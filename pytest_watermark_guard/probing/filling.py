@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 
 from pytest_watermark_guard.images.looks import Looks
 from pytest_watermark_guard.probing import running
@@ -23,7 +22,7 @@ def fill(
     context: ProbeContext,
     recording: Recording,
     gate: EarlyGate | None = None,
-    compute: Compute | None = None,
+    compute: Compute = running.compute,
     answers: FirstAnswers | None = None,
 ) -> str:
     """Fill a recording, and return how the model was run, in words.
@@ -36,7 +35,7 @@ def fill(
         Empty.
     gate : EarlyGate, optional
         May end the run early.
-    compute : Compute, optional
+    compute : Compute
         Runs the model; default: in this process.
     answers : FirstAnswers, optional
         Of this context, if some are known already.
@@ -48,8 +47,7 @@ def fill(
     filling = _Filling(context, recording, gate, answers, cached, outdated)
     plan, decided = ("", False) if cached is None else (cached.plan, filling.replay(cached))
     if not decided and len(recording) < len(context.batches.baseline):
-        plans = None if context.cache is None else context.cache.plans
-        plan = filling.compute(compute or partial(running.compute, plans=plans))
+        plan = filling.compute(compute)
     if gate is not None and gate.used:  # 0 where the gate has nothing to test
         recording.truncate(gate.used)
     return plan
@@ -122,7 +120,7 @@ class _Filling:
             with closing(compute(context.module, batches, context.execution, shard)) as chunks:
                 for chunk in chunks:
                     recording.model_notes, recording.weights = chunk.notes, chunk.weights
-                    plan = str(chunk.plan)
+                    plan = chunk.how
                     if chunk.plan.precision != "float32":
                         lower |= tuning
                     elif lower:  # tried, and not taken

@@ -24,11 +24,10 @@ import numpy.typing as npt
 
 from pytest_watermark_guard.errors import ModelError, NonFiniteActivationsError
 from pytest_watermark_guard.images.baseline import first_builtin, is_builtin
-from pytest_watermark_guard.probing import running
 from pytest_watermark_guard.probing.detectors import best_detectors, of_units, reactions
 from pytest_watermark_guard.probing.prepare import ProbeContext
 from pytest_watermark_guard.probing.recording import Recording
-from pytest_watermark_guard.probing.running import ImageShard
+from pytest_watermark_guard.probing.running import Compute, ImageShard
 from pytest_watermark_guard.probing.scoring import AllScores, score
 from pytest_watermark_guard.reports.text import count, listed
 from pytest_watermark_guard.statistics.auroc import auroc
@@ -51,7 +50,9 @@ _EXCESS = 1.15  # times the share that two normal distributions, equally wide, w
 _NAMED = 3
 
 
-def marked_notes(recording: Recording, scores: AllScores, context: ProbeContext) -> tuple[str, ...]:
+def marked_notes(
+    recording: Recording, scores: AllScores, context: ProbeContext, compute: Compute
+) -> tuple[str, ...]:
     """Say that baseline images look marked, where the model has units to tell by; else nothing."""
     drawn = [s.name for s in context.batches.scenarios if not isinstance(s, PairedFolder)]
     if len(recording) < _FEWEST or not drawn or is_builtin(context.images):
@@ -59,20 +60,24 @@ def marked_notes(recording: Recording, scores: AllScores, context: ProbeContext)
     cache = None if context.cache is None else context.cache.notes
     notes = None if cache is None else cache.load(scores)
     if notes is None:
-        notes = _found(recording, scores, context, drawn)
+        notes = _found(recording, scores, context, compute, drawn)
         if cache is not None:
             cache.save(scores, notes)
     return notes
 
 
 def _found(
-    recording: Recording, scores: AllScores, context: ProbeContext, drawn: Sequence[str]
+    recording: Recording,
+    scores: AllScores,
+    context: ProbeContext,
+    compute: Compute,
+    drawn: Sequence[str],
 ) -> tuple[str, ...]:
     unseen = [name for name in drawn if _highest(scores, name) < _UNSEEN]
     # Built-in images at their own size may not be what the model takes.
     if unseen and context.batches.preprocessing.size is not None:
         try:
-            note = _all_marked(recording, scores, context, unseen)
+            note = _all_marked(recording, scores, context, compute, unseen)
         except (ModelError, NonFiniteActivationsError) as error:
             reason, *_ = str(error).splitlines()
             note = f"whether the baseline images look marked already could not be told: {reason}"
@@ -88,7 +93,11 @@ def _highest(scores: AllScores, scenario: str) -> float:
 
 
 def _all_marked(
-    recording: Recording, scores: AllScores, context: ProbeContext, scenarios: Sequence[str]
+    recording: Recording,
+    scores: AllScores,
+    context: ProbeContext,
+    compute: Compute,
+    scenarios: Sequence[str],
 ) -> str | None:
     streams = (UNMARKED, *scenarios)
     batches = replace(
@@ -98,11 +107,11 @@ def _all_marked(
         controls=(),
         decoded=None,
     )
-    execution = replace(context.execution, tuning=False, progress=False)
+    execution = replace(context.execution, progress=False)
     shard = ImageShard(0, _BUILTIN, streams)
     found: dict[str, tuple[int, float, float]] = {}
     with Recording(streams, _BUILTIN, context.naming) as builtin:
-        with closing(running.compute(context.module, batches, execution, shard)) as chunks:
+        with closing(compute(context.module, batches, execution, shard)) as chunks:
             for chunk in chunks:
                 builtin.append(chunk.activations, chunk.labels, chunk.identities, chunk.looks)
         there, _, _ = score(builtin, scenarios)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
 from pytest_watermark_guard.caching.keys import NoKeyError, digest
+from pytest_watermark_guard.models.running.agreement import LARGEST
 from pytest_watermark_guard.probing.caches.results import ProbeMeasurement
 from pytest_watermark_guard.probing.doubts import doubts_of
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
@@ -11,14 +18,20 @@ from pytest_watermark_guard.probing.filling import fill
 from pytest_watermark_guard.probing.first_answers import CHANGED, FirstAnswers
 from pytest_watermark_guard.probing.prepare import ProbeContext
 from pytest_watermark_guard.probing.recording import Recording
-from pytest_watermark_guard.probing.running import Compute
+from pytest_watermark_guard.probing.running import Compute, OpenModel
 from pytest_watermark_guard.probing.scoring import impacts, score
 from pytest_watermark_guard.probing.vacuous import dead_units, is_saturated
 from pytest_watermark_guard.reports.scores import dead_layers
 
+_AGAIN = f", again, as a unit was within {LARGEST:g} of a threshold"
+
 
 def measured(
-    context: ProbeContext, gate: EarlyGate | None, compute: Compute | None, examples: bool
+    context: ProbeContext,
+    gate: EarlyGate | None,
+    compute: Compute | None,
+    examples: bool,
+    thresholds: Sequence[float] = (),
 ) -> tuple[ProbeMeasurement, tuple[str, ...]]:
     """Return what was measured when the same was asked for, else measure it; with notes on that.
 
@@ -31,6 +44,9 @@ def measured(
         Runs the model; None: in this process.
     examples : bool
         Whether to find the images that move the worst units most and least.
+    thresholds : sequence of float
+        On d. Where a lower precision leaves a unit too close to one of them, all units are scored
+        again in float32.
     """
     cache = context.cache
     asked = None if cache is None else _asked(context, gate, examples)
@@ -43,18 +59,53 @@ def measured(
             if answers.are(before, {layer for _, layer in before}):
                 return measurement, ()
             notes = (CHANGED,)
-    measurement, small, more = _measure(context, gate, compute, examples, answers)
+    measure = partial(_measure, compute=compute, examples=examples, answers=answers)
+    measurement, small, more = measure(context, gate)
+    confirmed = gate is not None and _is_confirmed(gate, measurement)
+    if gate is not None and not confirmed:  # only all images can tell
+        measurement, small, more = measure(context, None)
+    if _is_close(measurement, thresholds):
+        exact = _in_float32(context)
+        measurement, _, _ = measure(_of_first_images(exact, measurement.n_images), None)
+        if gate is not None and confirmed and not _is_confirmed(gate, measurement):
+            confirmed = False
+            measurement, _, _ = measure(exact, None)
+        measurement = measurement._replace(plan=measurement.plan + _AGAIN)
     if gate is not None:
-        # A layer that never changes may do so on the images to come.
-        dead = dead_layers(measurement.dead_units, measurement.scores.values())
-        confirmed = gate.confirmed_by(measurement.scores) and not dead
-        if not confirmed:  # only all images can tell
-            measurement, small, more = _measure(context, None, compute, examples, answers)
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))
     # Of a small probe the activations are kept, which answer other questions too.
     if cache is not None and asked is not None and not small:
         cache.results.save(asked, measurement, answers.of(context.batches.streams))
     return measurement, tuple(dict.fromkeys((*notes, *more)))
+
+
+def _is_confirmed(gate: EarlyGate, measurement: ProbeMeasurement) -> bool:
+    """Tell whether a gate that ended a probe early is borne out by its scores."""
+    # A layer that never changes may do so on the images to come.
+    dead = dead_layers(measurement.dead_units, measurement.scores.values())
+    return gate.confirmed_by(measurement.scores) and not dead
+
+
+def _is_close(measurement: ProbeMeasurement, thresholds: Sequence[float]) -> bool:
+    """Tell whether units lie so near to a threshold that a lower precision may have decided."""
+    if "bfloat16" not in measurement.plan:
+        return False
+    by_layer = [scores.differentiability for scores in measurement.scores.values()]
+    return any(
+        (np.abs(d - threshold) <= LARGEST).any() for d in by_layer for threshold in thresholds
+    )
+
+
+def _in_float32(context: ProbeContext) -> ProbeContext:
+    """Return the same probe in float32; what is cached may be of a lower precision."""
+    execution = replace(context.execution, lower_precision=False)
+    return context._replace(execution=execution, cache=None)
+
+
+def _of_first_images(context: ProbeContext, images: int) -> ProbeContext:
+    """Return the probe of the images that an early end left."""
+    baseline = context.batches.baseline.take(range(images))
+    return context._replace(batches=replace(context.batches, baseline=baseline))
 
 
 def _measure(
@@ -78,8 +129,11 @@ def _measure(
     images = batches.baseline.identities
     redrawn = batches.preprocessing.geometry is None
     scenarios = [scenario.name for scenario in batches.scenarios]
-    with Recording(batches.streams, len(images), context.naming) as recording:
-        plan = fill(context, recording, gate, compute, answers)
+    with (
+        OpenModel(None if context.cache is None else context.cache.plans) as here,
+        Recording(batches.streams, len(images), context.naming) as recording,
+    ):
+        plan = fill(context, recording, gate, compute or here, answers)
         cache = None if context.cache is None else context.cache.scores
         scores, controls, alone = score(recording, scenarios, cache)
         measurement = ProbeMeasurement(
@@ -99,7 +153,7 @@ def _measure(
             early_stop=None,
             dead_units=dead_units(recording),
             saturated=is_saturated(recording),
-            doubts=doubts_of(recording, scores, context),
+            doubts=doubts_of(recording, scores, context, here),
         )
         return measurement, recording.keepable, recording.cache_notes
 

@@ -23,6 +23,7 @@ from pytest_watermark_guard.models.loading.introspection import (
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
 from pytest_watermark_guard.models.near_misses import AnyModel
 from pytest_watermark_guard.models.running.plan import Plan
+from pytest_watermark_guard.models.running.threads import share_of_cores
 from pytest_watermark_guard.models.state import input_dtype, runnable_on
 from pytest_watermark_guard.probing.caches.keys import cache_keys
 from pytest_watermark_guard.probing.caches.probe_cache import ProbeCache, open_cache
@@ -136,7 +137,8 @@ def prepare(request: ProbeRequest) -> ProbeContext:
         dtype=input_dtype(module),
         controls=controls,
     )
-    default_size = 64 if device.type != "cpu" else 2 * torch.get_num_threads()
+    threads = share_of_cores(current_run().workers)
+    default_size = 64 if device.type != "cpu" else 2 * threads
     adapted = isinstance(module, AdaptedModel)
     bfloat16 = settings.precision == "bfloat16" and not adapted
     execution = ExecutionConfig(
@@ -145,6 +147,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
         Plan(batch_size or default_size, "bfloat16" if bfloat16 else "float32"),
         tuning=settings.precision == "auto" and batches.dtype is torch.float32,
         sizes=batch_size is None,
+        threads=threads,
         progress=request.progress,
     )
     naming = partial(
@@ -154,7 +157,7 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     uncached: tuple[str, ...] = ()
     if settings.cache:
         with ONE_AT_A_TIME:
-            batches, cache, uncached = _with_caches(batches, module, settings, batch_size)
+            batches, cache, uncached = _with_caches(batches, module, settings, batch_size, threads)
     notes = (*preprocessing.notes, *loaded.notes, *placing, *uncached)
     assumptions = preprocessing.assumptions
     return ProbeContext(
@@ -182,7 +185,11 @@ def _placed(
 
 
 def _with_caches(
-    batches: ProbingBatches, module: nn.Module, settings: Settings, batch_size: int | None
+    batches: ProbingBatches,
+    module: nn.Module,
+    settings: Settings,
+    batch_size: int | None,
+    threads: int,
 ) -> tuple[ProbingBatches, ProbeCache | None, tuple[str, ...]]:
     """Open the caches of pixels and activations, or note why no keys for them can be given."""
     store = Store(cache_folder() / "cache", cache_bytes())
@@ -196,7 +203,8 @@ def _with_caches(
             geometry = size, how.fitting
             decoded = DecodedImages(store, batches.baseline, geometry)
             batches = replace(batches, decoded=decoded)
-        keys = cache_keys(module, batches, settings.precision, settings.outputs, batch_size)
+        asked = settings.precision, settings.outputs, batch_size, threads
+        keys = cache_keys(module, batches, *asked)
         return batches, open_cache(store, keys), ()
     except NoKeyError as reason:
         # What cannot be told apart from its like must not be mixed up with it.

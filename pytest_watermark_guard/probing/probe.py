@@ -121,7 +121,8 @@ def probe(
     gate, gate_notes = _gate(context, settings, name, all_weights, stop_at, decide_each)
     examples = arguments.get("examples")
     examples = run.examples if examples is None else examples
-    measurement, cache_notes = measured(context, gate, compute, examples)
+    thresholds = _thresholds(settings, stop_at)
+    measurement, cache_notes = measured(context, gate, compute, examples, thresholds)
     batches = context.batches
     precision = measurement.plan
     if isinstance(context.module, AdaptedModel):
@@ -173,6 +174,13 @@ def probe(
     )
     run.on_report(report)
     return report
+
+
+def _thresholds(settings: Settings, stop_at: float | None) -> tuple[float, ...]:
+    """Return where a unit fails a gate; without one, nothing is decided."""
+    if stop_at is None:
+        return ()
+    return (stop_at, settings.warn) if settings.strict else (stop_at,)
 
 
 def _all_weights(context: ProbeContext) -> str:

@@ -11,6 +11,7 @@ from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.filling import fill
 from pytest_watermark_guard.probing.prepare import ProbeRequest
 from pytest_watermark_guard.probing.recording import Recording
+from pytest_watermark_guard.probing.running import OpenModel
 from pytest_watermark_guard.probing.sharing import prepare_with_engine
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario
 
@@ -88,8 +89,11 @@ def recorded(
         )
     )
     baseline = context.batches.baseline
-    with Recording(context.batches.streams, len(baseline), context.naming) as recording:
-        fill(context, recording, compute=compute)
+    with (
+        OpenModel(None if context.cache is None else context.cache.plans) as here,
+        Recording(context.batches.streams, len(baseline), context.naming) as recording,
+    ):
+        fill(context, recording, compute=compute or here)
         yield RecordedActivations(
             recording,
             baseline.identities,

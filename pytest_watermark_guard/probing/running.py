@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,8 +19,8 @@ from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.foreign import explained, out_of_memory
 from pytest_watermark_guard.models.running.execution import Executor
-from pytest_watermark_guard.models.running.memory import kept_memory
 from pytest_watermark_guard.models.running.plan import Plan
+from pytest_watermark_guard.models.running.threads import free_threads, using_threads
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.plans import PlanCache
@@ -46,8 +46,12 @@ class ExecutionConfig:
         Whether to look for a faster plan that gives the same activations.
     sizes : bool
         Whether its batch size may differ.
+    threads : int
+        On a CPU, how many may be used; where others keep it busy, fewer are.
     progress : bool
         Whether to show a progress bar.
+    lower_precision : bool, default True
+        Whether a faster plan may compute in less than float32.
     """
 
     layers: tuple[str, ...]
@@ -55,7 +59,9 @@ class ExecutionConfig:
     plan: Plan
     tuning: bool
     sizes: bool
+    threads: int
     progress: bool
+    lower_precision: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,17 @@ class ImageShard:
 
 
 class ActivationChunk(NamedTuple):
-    """What a model answers to a few images, how it was run, and what it told about itself."""
+    """What a model answers to a few images, how it was run, and what it told about itself.
+
+    `how` it was run is the plan in words, with what it came to on this machine.
+    """
 
     activations: dict[tuple[str, str], Array]
     identities: tuple[str, ...]
     labels: tuple[int | None, ...]
     looks: Looks
     plan: Plan
+    how: str
     notes: tuple[str, ...]
     weights: str
 
@@ -111,62 +121,147 @@ def compute(
     plans: PlanCache | None = None,
 ) -> Generator[ActivationChunk, None, None]:
     """Run a model in this process; see `Compute`. The fastest plan is kept in `plans`."""
-    images = len(batches.baseline)
-    todo = shard.streams
-    with ExitStack() as stack:
-        stack.enter_context(ONE_AT_A_TIME)
-        stack.enter_context(preserved(module))
-        if batches.device.type == "cpu":
-            stack.enter_context(kept_memory())
-        # Layers are told apart by comparing numbers: in full precision.
-        example = batches.example()
-        with (
-            computing_in("float32", batches.device),
-            explained(module, example, "finding its layers"),
-        ):
-            recorder = _recorder(module, execution, example)
-        stack.enter_context(recorder)
-        weights = recorder.weights()
-        executor = stack.enter_context(
-            Executor(
-                recorder,
-                execution.plan,
-                int(shard.expected * (shard.last - shard.first) * len(todo)),
-                tuning=execution.tuning,
-                # What is cached was float32: see `filling.fill`.
-                only_float32=len(todo) < len(batches.streams),
-                sizes=execution.sizes,
-                remembered=None if plans is None else plans.load(),
+    with OpenModel(plans) as model:
+        yield from model(module, batches, execution, shard)
+
+
+class OpenModel(AbstractContextManager["OpenModel"]):
+    """Runs one model in this process, as a `Compute`: its layers and fastest plan are found once.
+
+    Parameters
+    ----------
+    plans : PlanCache, optional
+        Where the fastest plan is looked for, and kept.
+    """
+
+    def __init__(self, plans: PlanCache | None = None) -> None:
+        self._plans = plans
+        self._stack = ExitStack()
+        self._opened: _Opened | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self._opened = None
+        self._stack.close()
+
+    def __call__(
+        self,
+        module: nn.Module,
+        batches: ProbingBatches,
+        execution: ExecutionConfig,
+        shard: ImageShard,
+    ) -> Generator[ActivationChunk, None, None]:
+        """Give the activations piece by piece; after the first call, of the same model."""
+        rows = int(shard.expected * (shard.last - shard.first) * len(shard.streams))
+        if self._opened is None:
+            self._opened = self._open(module, batches, execution, shard, rows)
+        else:
+            self._opened.executor.expect(rows)
+        return self._chunks(self._opened, batches, execution, shard)
+
+    def _open(
+        self,
+        module: nn.Module,
+        batches: ProbingBatches,
+        execution: ExecutionConfig,
+        shard: ImageShard,
+        rows: int,
+    ) -> _Opened:
+        with ExitStack() as stack:
+            stack.enter_context(ONE_AT_A_TIME)
+            stack.enter_context(preserved(module))
+            threads = execution.threads
+            if execution.tuning and batches.device.type == "cpu":
+                threads = free_threads(threads)
+            stack.enter_context(using_threads(threads))
+            # Layers are told apart by comparing numbers: in full precision.
+            example = batches.example()
+            with (
+                computing_in("float32", batches.device),
+                explained(module, example, "finding its layers"),
+            ):
+                recorder = _recorder(module, execution, example)
+            stack.enter_context(recorder)
+            weights = recorder.weights()
+            executor = stack.enter_context(
+                Executor(
+                    recorder,
+                    execution.plan,
+                    rows,
+                    tuning=execution.tuning,
+                    # What is cached was float32: see `filling.fill`.
+                    only_float32=len(shard.streams) < len(batches.streams)
+                    or not execution.lower_precision,
+                    sizes=execution.sizes,
+                    streams=len(shard.streams),
+                    remembered=None if self._plans is None else self._plans.load(),
+                )
             )
-        )
-        if plans is not None:
-            # Also when the gate closes the generator early.
-            stack.callback(lambda: plans.save(executor.plan) if executor.tuned else None)
-        advance = stack.enter_context(progress_bar(images, execution.progress))
-        advance(shard.first)
-        if batches.decoded is not None and (shard.first, shard.last) == (0, images):
-            stack.enter_context(batches.decoded.collecting())
-        part = batches.part(shard.first, shard.last, todo)
-        inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)
-        for batch in stack.enter_context(closing(inputs)):
-            first, last = batch.identities[0], batch.identities[-1]
-            with explained(module, batch.values, f"probing images {first!r} to {last!r}"):
-                found = executor(batch.values)
-            activations = {
-                (stream, layer): rows
-                for layer, units in found.items()
-                for stream, rows in zip(todo, np.split(units, len(todo)), strict=True)
-            }
-            yield ActivationChunk(
-                activations,
-                batch.identities,
-                batch.labels,
-                batch.looks,
-                plan=executor.plan,
-                notes=recorder.notes,
-                weights=weights,
-            )
-            advance(len(batch.identities))
+            if self._plans is not None:
+                # Also when a gate ends the probe early.
+                stack.callback(self._keep, executor)
+            self._stack = stack.pop_all()
+        return _Opened(module, recorder, executor, weights, threads)
+
+    def _keep(self, executor: Executor) -> None:
+        if self._plans is not None and executor.tuned:
+            self._plans.save(executor.plan)
+
+    def _chunks(
+        self,
+        opened: _Opened,
+        batches: ProbingBatches,
+        execution: ExecutionConfig,
+        shard: ImageShard,
+    ) -> Generator[ActivationChunk, None, None]:
+        images, todo, executor = len(batches.baseline), shard.streams, opened.executor
+        with ExitStack() as stack:
+            advance = stack.enter_context(progress_bar(images, execution.progress))
+            advance(shard.first)
+            if batches.decoded is not None and (shard.first, shard.last) == (0, images):
+                stack.enter_context(batches.decoded.collecting())
+            part = batches.part(shard.first, shard.last, todo)
+            inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)
+            for batch in stack.enter_context(closing(inputs)):
+                first, last = batch.identities[0], batch.identities[-1]
+                with explained(
+                    opened.module, batch.values, f"probing images {first!r} to {last!r}"
+                ):
+                    found = executor(batch.values)
+                activations = {
+                    (stream, layer): rows
+                    for layer, units in found.items()
+                    for stream, rows in zip(todo, np.split(units, len(todo)), strict=True)
+                }
+                yield ActivationChunk(
+                    activations,
+                    batch.identities,
+                    batch.labels,
+                    batch.looks,
+                    plan=executor.plan,
+                    how=_in_words(executor, opened.threads, execution.threads),
+                    notes=opened.recorder.notes,
+                    weights=opened.weights,
+                )
+                advance(len(batch.identities))
+
+
+class _Opened(NamedTuple):
+    module: nn.Module
+    recorder: ActivationRecorder
+    executor: Executor
+    weights: str
+    threads: int
+
+
+def _in_words(executor: Executor, threads: int, most: int) -> str:
+    parts = [str(executor.plan)]
+    if threads < most:
+        parts.append(f"{threads} of {most} threads")
+    elif executor.plan.openvino:
+        parts.append(f"{threads} thread{'s' * (threads > 1)}")
+    if executor.shift is not None and executor.plan.precision != "float32":
+        parts.append(f"|ΔA| up to {max(executor.shift.largest, 0.001):.3f} by estimate")
+    return ", ".join(parts)
 
 
 def _recorder(

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.agreement import Activations, Shift
 from pytest_watermark_guard.models.running.plan import Plan
-from pytest_watermark_guard.models.running.runner import Activations, Runner
+from pytest_watermark_guard.models.running.runner import Runner
 from pytest_watermark_guard.models.running.tuning import Tuner, TuningPolicy
 
 _DEFAULT_POLICY = TuningPolicy()
@@ -34,6 +35,8 @@ class Executor:
         Whether to look for a faster way.
     sizes : bool
         Whether the batch size may change as well.
+    streams : int, default 1
+        How many times the images of a batch come in it, without and with marks.
     only_float32 : bool, default False
         Whether lower precision is out of the question.
     remembered : Plan, optional
@@ -59,6 +62,7 @@ class Executor:
         *,
         tuning: bool,
         sizes: bool,
+        streams: int = 1,
         only_float32: bool = False,
         remembered: Plan | None = None,
         policy: TuningPolicy = _DEFAULT_POLICY,
@@ -74,11 +78,13 @@ class Executor:
         self._tuner: Tuner | None = None
         if tuning:
             self._tuner = Tuner(
+                recorder,
                 self._current,
                 policy,
                 sizes=sizes,
                 only_float32=only_float32,
                 remembered=remembered,
+                streams=streams,
             )
         self.tuned = False
 
@@ -90,10 +96,19 @@ class Executor:
             self._tuner.close()
         self._current.close()
 
+    def expect(self, rows: int) -> None:
+        """Say that there will be more inputs than was said."""
+        self._rows_left = max(self._rows_left, 0) + rows
+
     @property
     def plan(self) -> Plan:
         """How the model is run now."""
         return self._current.plan
+
+    @property
+    def shift(self) -> Shift | None:
+        """How far that moves A, by estimate; None where it is run as it is."""
+        return self._current.shift
 
     def __call__(self, inputs: torch.Tensor) -> Activations:
         """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer."""

@@ -13,9 +13,9 @@ import torch
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.foreign import out_of_memory
+from pytest_watermark_guard.models.running.agreement import Activations, Shift
+from pytest_watermark_guard.models.running.openvino_model import OpenVinoModel
 from pytest_watermark_guard.models.running.plan import Plan
-
-Activations = dict[str, npt.NDArray[np.floating]]
 
 
 class Runner:
@@ -23,7 +23,7 @@ class Runner:
 
     Parameters
     ----------
-    recorder : ActivationRecorder
+    recorder : ActivationRecorder or OpenVinoModel
         The model and its layers.
     plan : Plan
         How to run it, beside what was done to a copy; its batch size is halved each time the
@@ -37,11 +37,13 @@ class Runner:
     ----------
     seconds : float
         Per input, in the last call.
+    shift : Shift or None
+        How far it moves A, by estimate. None: it is what others are compared with.
     """
 
     def __init__(
         self,
-        recorder: ActivationRecorder,
+        recorder: ActivationRecorder | OpenVinoModel,
         plan: Plan,
         clock: Callable[[], float],
         is_copy: bool = False,
@@ -51,6 +53,7 @@ class Runner:
         self.clock = clock
         self.is_copy = is_copy
         self.seconds = 0.0
+        self.shift: Shift | None = None
         self._stack = ExitStack()
         if is_copy:
             self._stack.enter_context(recorder)
@@ -93,6 +96,8 @@ class Runner:
     def _forward(self, chunk: torch.Tensor) -> Activations:
         if self.plan.precision == "bfloat16 weights":
             chunk = chunk.to(torch.bfloat16)
+        if self.plan.openvino:
+            return {layer: _as_array(units) for layer, units in self.recorder(chunk).items()}
         with computing_in(self.plan.precision, chunk.device):
             units = self.recorder(chunk)
         return {layer: _as_array(tensor) for layer, tensor in units.items()}

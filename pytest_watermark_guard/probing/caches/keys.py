@@ -22,7 +22,7 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolde
 from pytest_watermark_guard.watermarks.streams import BLOBS, UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import font_path
 
-_FORMAT = "activations/6"  # raise the number when the same key would mean other numbers
+_FORMAT = "activations/7"  # raise the number when the same key would mean other numbers
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def cache_keys(
     precision: str,
     outputs: str,
     batch_size: int | None,
+    threads: int,
 ) -> CacheKeys:
     """Make the keys of a probe.
 
@@ -65,7 +66,7 @@ def cache_keys(
     ----------
     module : torch.nn.Module
     batches : ProbingBatches
-    precision, outputs, batch_size
+    precision, outputs, batch_size, threads
         As asked for: what is found to be the fastest may differ from run to run.
 
     Raises
@@ -77,7 +78,7 @@ def cache_keys(
         raise NoKeyError(f"nothing tells the function {module.called} from another one")
     model = digest(module)
     seed, baseline = batches.seed, batches.baseline
-    device, threads = device_name(batches.device), torch.get_num_threads()
+    device = device_name(batches.device)
     versions = __version__, torch.__version__, PIL.__version__
     streams = {UNMARKED: digest("unmarked")}
     for scenario in batches.scenarios:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,25 +14,30 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
-from pytest_watermark_guard.models.running.tuning import AGREEMENT, TuningPolicy, disagreement
+from pytest_watermark_guard.models.running.tuning import TuningPolicy
 from pytest_watermark_guard.probing import running
 from pytest_watermark_guard.probing.caches.plans import PlanCache
-from pytest_watermark_guard.statistics.auroc import paired_auroc
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
 INPUTS = torch.rand(900, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 ROWS_AT_ONCE = 60
 SMALL = wm.Preprocessing(size=(32, 32))
 START = Plan(4)
-# The same plans on every machine, however little there is to do.
-EAGER = TuningPolicy(plans=partial(faster_plans, bfloat16=False), worth_tuning=0.0)
+
+
+def by_torch(start, device, *, bfloat16=False):
+    """Give the same plans on every machine; OpenVINO runs none of a model's Python code."""
+    return [p for p in faster_plans(start, device, bfloat16=bfloat16) if not p.openvino]
+
+
+# However little there is to do.
+EAGER = TuningPolicy(plans=by_torch, worth_tuning=0.0)
 
 
 class Layouts(nn.Module):
@@ -165,14 +171,15 @@ def test_ways_that_are_no_good_are_not_taken(model, execute):
     assert tried
     assert not executor.plan.channels_last
     expected, _ = execute(model, tuning=False)
-    assert disagreement(expected, activations) < 1e-3
+    for layer, units in expected.items():
+        np.testing.assert_allclose(activations[layer], units, atol=1e-5)
 
 
 def test_how_far_activations_may_be_apart_is_the_policys(execute):
     torch.manual_seed(0)
     model = Layouts(noise=0.1)
-    for agreement, taken in ((1e-6, False), (1e6, True)):
-        policy = TuningPolicy(EAGER.plans, agreement=agreement, worth_tuning=0.0)
+    for taken in (False, True):
+        policy = TuningPolicy(EAGER.plans, agrees=lambda _, taken=taken: taken, worth_tuning=0.0)
         assert execute(model, policy)[1].plan.channels_last == taken
 
 
@@ -203,17 +210,6 @@ def test_short_runs_are_not_worth_trying(execute):
         assert (execute(Layouts(), policy)[1].plan != START) == tried
 
 
-def test_what_counts_as_agreement_hardly_moves_a_score():
-    z = np.linspace(-6, 6, 10_001)
-    moved = stats.norm.cdf(z) - stats.norm.cdf(z / np.sqrt(1 + AGREEMENT**2))
-    assert 0.004 < np.abs(moved).max() < 0.005
-    rng = np.random.default_rng(0)
-    exact = rng.normal(size=(2, 1000, 500)) + np.array([0, 1.2])[:, None, None]
-    rough = exact + AGREEMENT * rng.normal(size=exact.shape)
-    off = np.abs(paired_auroc(*exact).auroc - paired_auroc(*rough).auroc)
-    assert 0.005 < np.quantile(off, 0.99) < 0.01
-
-
 def test_the_fastest_way_is_remembered(probing_with, monkeypatch, tmp_path):
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
     torch.manual_seed(0)
@@ -228,7 +224,7 @@ def test_the_fastest_way_is_remembered(probing_with, monkeypatch, tmp_path):
 
 
 def test_a_plan_is_plain_data_and_back():
-    plan = Plan(16, "bfloat16", folded=True, compiled=False)
+    plan = Plan(16, "bfloat16", openvino=True, compiled=False)
     assert Plan(**json.loads(json.dumps(plan.to_dict()))) == plan
 
 
@@ -280,23 +276,18 @@ class Casting(Layouts):
         return super().forward(x.float())
 
 
-WITH_BFLOAT16 = TuningPolicy(partial(faster_plans, bfloat16=True), worth_tuning=0.0)
+WITH_BFLOAT16 = TuningPolicy(partial(by_torch, bfloat16=True), worth_tuning=0.0)
 
 
-@pytest.mark.parametrize("folds", [True, False])
 @pytest.mark.parametrize("kind", [Layouts, Casting])
-def test_bfloat16_where_the_hardware_has_it(probing_with, kind, folds):
+def test_bfloat16_where_the_hardware_has_it(probing_with, kind):
     """On hardware without it the speed is beside the point: it must be tried, and agree."""
     probing_with(WITH_BFLOAT16)
     torch.manual_seed(0)
     model = kind()
-    if not folds:
-        model.norm = nn.Identity()
     report, expected = probe(model), plain(model)
-    ways = ["bfloat16 weights" if kind is Layouts else "bfloat16"]
-    ways += ["batch norm folded"] * folds + ["channels last"]
-    ways += ["activations fused"] * (kind is Layouts and torch.backends.mkldnn.is_available())
-    assert report.precision == ", ".join(ways)
+    way = "bfloat16 weights" if kind is Layouts else "bfloat16"
+    assert re.fullmatch(rf"{way}, channels last, \|ΔA\| up to 0\.\d+ by estimate", report.precision)
     np.testing.assert_allclose(
         report["logits", "latin"].auroc, expected["logits", "latin"].auroc, atol=0.01
     )
@@ -312,26 +303,26 @@ def test_a_report_says_when_some_images_were_run_in_bfloat16(probing_with):
     probing_with(WITH_BFLOAT16)
     torch.manual_seed(0)
     precision = probe(Slower()).precision
-    assert precision.startswith("float32, batch norm folded, channels last")
+    assert precision.startswith("float32, channels last")
     assert precision.endswith(", some images in bfloat16")
 
 
 @pytest.mark.parametrize(
     ("model", "tried"),
-    [(Layouts(), 1), (Slow(lambda rows: rows), 4)],
+    [(Layouts(), 1), (Slow(lambda rows: rows), 3)],
     ids=["the first is clearly faster", "none is"],
 )
 def test_what_is_clearly_the_fastest_ends_the_search(model, tried, execute):
     asked = []
+    plans = [Plan(4, channels_last=True), Plan(3, channels_last=True), Plan(2, channels_last=True)]
 
-    def plans(start, device):
-        for plan in EAGER.plans(start, device):
+    def noting(start, device):
+        for plan in plans:
             asked.append(plan)
             yield plan
 
-    execute(model, TuningPolicy(plans, worth_tuning=0.0))
-    assert asked == EAGER.plans(START, torch.device("cpu"))[:tried]
-    assert len(asked) == tried
+    execute(model, TuningPolicy(noting, worth_tuning=0.0))
+    assert asked == plans[:tried]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +352,7 @@ def test_leaving_in_the_middle_of_the_search_leaves_no_copy_behind(clock):
             return super().forward(x)
 
     def plans(start, device):
-        return Plan(4, channels_last=True), Plan(4, folded=True)
+        return Plan(4, channels_last=True), Plan(2)
 
     policy = TuningPolicy(plans, worth_tuning=0.0)
     options = {"tuning": True, "sizes": True, "policy": policy, "clock": clock}
@@ -369,7 +360,7 @@ def test_leaving_in_the_middle_of_the_search_leaves_no_copy_behind(clock):
     with recorder, Executor(recorder, START, len(INPUTS), **options) as executor:
         for batch in INPUTS.split(ROWS_AT_ONCE)[:3]:
             executor(batch)
-        assert executor.plan == Plan(4, folded=True)  # and the copy before is the fastest so far
+        assert executor.plan == Plan(2)  # and the copy before is the fastest so far
     torch.manual_seed(1)
     state = torch.get_rng_state()
     del executor
@@ -377,8 +368,10 @@ def test_leaving_in_the_middle_of_the_search_leaves_no_copy_behind(clock):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-COMPILING = TuningPolicy(lambda *_: (), worth_tuning=0.0, compiling=0.0)
-NOT_COMPILING = TuningPolicy(lambda *_: (), worth_tuning=0.0, compiling=1e9)
+# As on a GPU, on whatever is there.
+ON_CPU = {"worth_tuning": 0.0, "compiled_on": ("cpu",)}
+COMPILING = TuningPolicy(lambda *_: (), compiling=0.0, **ON_CPU)
+NOT_COMPILING = TuningPolicy(lambda *_: (), compiling=1e9, **ON_CPU)
 
 
 class SlowInPython(Layouts):
@@ -422,7 +415,7 @@ def test_a_compiled_model_gives_the_same_scores(probing_with, monkeypatch, tmp_p
     # Where it does not pay it runs as it is, and is not forgotten.
     probing_with(NOT_COMPILING)
     assert probe(model, **options, max_images=290).precision == "float32"
-    probing_with(TuningPolicy(never, worth_tuning=1e9, compiling=0.0))
+    probing_with(TuningPolicy(never, worth_tuning=1e9, compiling=0.0, compiled_on=("cpu",)))
     assert probe(model, **options, max_images=280).precision == report.precision
 
 
@@ -468,7 +461,7 @@ from pytest_watermark_guard.models.running.tuning import TuningPolicy
 inputs = torch.rand(640, 3, 32, 32)
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 before = {m for m in sys.modules if m.startswith("torch._inductor")}
-policy = TuningPolicy(worth_tuning=0.0)
+policy = TuningPolicy(lambda *_: (), worth_tuning=0.0, compiled_on=("cpu",))
 with ActivationRecorder(model, ("logits",), inputs[:2]) as recorder:
     options = {"tuning": True, "sizes": True, "policy": policy}
     with Executor(recorder, Plan(4), len(inputs), **options) as executor:
@@ -479,17 +472,3 @@ print(len({m for m in sys.modules if m.startswith("torch._inductor")} - before))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "None", "0"]
-
-
-def test_disagreement_is_in_standard_deviations_of_the_unit():
-    rng = np.random.default_rng(0)
-    units = rng.normal(5, [1, 100, 0], size=(2000, 3))
-    noise = rng.normal(0, [0.1, 1, 0], size=(2000, 3))
-    apart = disagreement({"a": units}, {"a": units + noise})
-    assert apart == pytest.approx(0.1, rel=0.1)
-    # Shared by all images, a shift moves no rank; but some may be known from an earlier run.
-    assert disagreement({"a": units}, {"a": units + np.array([0.5, 0, 0])}) > 0.4
-    assert disagreement({"a": units}, {"a": units}) == 0
-    assert disagreement({"a": units}, {"a": units * np.nan}) == np.inf
-    # A unit that never changes must not start to.
-    assert disagreement({"a": units}, {"a": units + [0, 0, 1] * noise[:, :1]}) > 100

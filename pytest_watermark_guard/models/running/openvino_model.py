@@ -1,0 +1,164 @@
+"""A model with the layers that are read, converted for OpenVINO.
+
+What OpenVINO runs is one trace of the model. So a model whose Python code looks at numbers, and may
+go another way for other images, is not converted; and whoever converts compares the activations.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_watermark_guard.errors import LayerError
+from pytest_watermark_guard.models.device import computing_in
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_TELEMETRY = "openvino_telemetry"
+_ROWS_WATCHED = 2
+
+
+class OpenVinoModel(AbstractContextManager["OpenVinoModel"]):
+    """Runs what OpenVINO made of a model; called as an `ActivationRecorder` is.
+
+    Parameters
+    ----------
+    compiled : openvino.CompiledModel
+    layers : tuple of str
+        Of its outputs, in order.
+    batch_size : int
+        That it was compiled for. Shorter batches are filled up.
+    """
+
+    def __init__(self, compiled: Any, layers: tuple[str, ...], batch_size: int) -> None:
+        self._request = compiled.create_infer_request()
+        self._layers = layers
+        self.batch_size = batch_size
+
+    def __exit__(self, *_: object) -> None:
+        self._request = None
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Run one forward pass: float32 [B, units] by layer."""
+        images = len(x)
+        if images < self.batch_size:
+            # By a real image: a model may look at the whole batch.
+            x = torch.cat([x, x[-1:].expand(self.batch_size - images, *x.shape[1:])])
+        results = self._request.infer([x.contiguous().numpy()], share_inputs=True)
+        arrays = (results[index] for index in range(len(self._layers)))
+        return {
+            layer: torch.from_numpy(array[:images])
+            for layer, array in zip(self._layers, arrays, strict=True)
+        }
+
+
+class Converter:
+    """Converts a model once, and compiles it for each precision that is asked for.
+
+    Parameters
+    ----------
+    recorder : ActivationRecorder
+        The model and its layers, entered. It stays as it is.
+    example : Tensor
+        A batch [B, C, H, W] of the size that will be run.
+    """
+
+    def __init__(self, recorder: ActivationRecorder, example: Tensor) -> None:
+        if not recorder.hookable:
+            raise LayerError("an exported program is run as it is")
+        with computing_in("float32", example.device):
+            if _looks_at_numbers(recorder, example[:_ROWS_WATCHED].clone()):
+                raise LayerError("the model's code looks at numbers: a trace may not hold for all")
+            self._graph = _converted(_traced(recorder, example.clone()))
+        self._layers, self._batch_size = recorder.layers, len(example)
+        self._graph.reshape([*example.shape])
+
+    def compiled(self, precision: str) -> OpenVinoModel:
+        """Return the model for a precision, "float32" or "bfloat16", on torch's threads."""
+        options = {
+            # What would be faster than asked for is not asked for.
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Two workers would be pinned to the same core.
+            "ENABLE_CPU_PINNING": False,
+        }
+        compiled = _openvino().Core().compile_model(self._graph, "CPU", options)
+        return OpenVinoModel(compiled, self._layers, self._batch_size)
+
+
+class _Traced(nn.Module):
+    """A model that returns the layers that are read."""
+
+    def __init__(self, recorder: ActivationRecorder) -> None:
+        super().__init__()
+        self.module = recorder.module
+        self._recorder = [recorder]  # in a list, or it would become part of this module
+        self.training = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        (recorder,) = self._recorder
+        return tuple(units.float() for units in recorder(x).values())
+
+
+def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
+    with warnings.catch_warnings():
+        # That the trace holds for one shape only, and that torch has another way to trace.
+        warnings.simplefilter("ignore")
+        trace: Any = torch.jit.trace
+        return trace(_Traced(recorder), example, check_trace=False, strict=False)
+
+
+def _converted(traced: Any) -> Any:
+    """Convert by the frontend: ``openvino.convert_model`` does so too, and sends that it did."""
+    openvino = _openvino()
+    decoding = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    frontends = openvino.frontend.FrontEndManager()
+    frontend = frontends.load_by_framework("pytorch")
+    decoder = decoding.TorchScriptPythonDecoder(traced)
+    return frontend.convert(frontend.load(decoder))
+
+
+def _openvino() -> Any:
+    """Import OpenVINO without its telemetry, which reports already that it is imported."""
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    before = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # it does without, then
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[_TELEMETRY]
+        if before is not None:
+            sys.modules[_TELEMETRY] = before
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether Python code gets to know numbers of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        aten = torch.ops.aten
+        self._telling = {aten._local_scalar_dense.default, aten.equal.default}
+        self.seen: bool = False
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen |= operator in self._telling
+        return operator(*args, **(kwargs or {}))
+
+
+def _looks_at_numbers(recorder: ActivationRecorder, few: Tensor) -> bool:
+    with _Watch() as watch:
+        recorder(few)
+    seen: bool = watch.seen
+    return seen

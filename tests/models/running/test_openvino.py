@@ -1,0 +1,176 @@
+"""OpenVINO runs a model with the layers that are read, and nothing of the model is touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import pytest_watermark_guard as wm
+from pytest_watermark_guard.errors import LayerError
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.execution import Executor
+from pytest_watermark_guard.models.running.openvino_model import Converter
+from pytest_watermark_guard.models.running.plan import Plan, faster_plans
+from pytest_watermark_guard.models.running.tuning import TuningPolicy
+from pytest_watermark_guard.probing import running
+
+INPUTS = torch.rand(90, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+LAYERS = ("logits", "features")
+
+
+def by_openvino(start, device, *, bfloat16=False):
+    return [p for p in faster_plans(start, device, bfloat16=bfloat16) if p.openvino]
+
+
+ALWAYS = TuningPolicy(by_openvino, worth_tuning=0.0, gain=1e9)
+
+
+def execute(model, layers=LAYERS, inputs=INPUTS):
+    """Return all activations by plain torch and by the executor, and the executor."""
+    with ActivationRecorder(model, layers, inputs[:2]) as recorder:
+        expected = {layer: units.numpy() for layer, units in recorder(inputs.clone()).items()}
+        options = {"tuning": True, "sizes": True, "policy": ALWAYS}
+        with Executor(recorder, Plan(4), len(inputs), **options) as executor:
+            parts = [executor(batch.clone()) for batch in inputs.split(30)]
+    found = {layer: np.concatenate([part[layer] for part in parts]) for layer in expected}
+    return expected, found, executor
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_32", "squeezenet1_1"])
+def test_it_gives_the_activations_of_torch(name):
+    torch.manual_seed(0)
+    options = {"image_size": 64} if name.startswith("vit") else {}
+    model = models.get_model(name, num_classes=7, **options)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    expected, found, executor = execute(model)
+    assert executor.plan.openvino
+    assert executor.shift.agrees
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert model.training
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_named_layers_are_read_too():
+    torch.manual_seed(0)
+    layers = ("layer2", "layer3.0.conv1", "logits")
+    expected, found, executor = execute(models.resnet18(num_classes=5), layers=layers)
+    assert executor.plan.openvino
+    for layer in layers:
+        np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-3, atol=1e-4)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.stem(x).relu().mean((2, 3)))
+
+
+class Branching(Net):
+    """Goes another way for bright pictures: a trace of dark ones says nothing of them."""
+
+    def forward(self, x):
+        if x.mean() > 0.7:
+            x = 1 - x
+        return super().forward(x)
+
+
+class Random(Net):
+    def forward(self, x):
+        return super().forward(x + torch.rand_like(x))
+
+
+class Changing(Net):
+    def forward(self, x):
+        x *= 2  # in place, of the caller's own batch
+        return super().forward(x)
+
+
+def test_a_model_that_looks_at_numbers_is_not_traced():
+    with (
+        ActivationRecorder(Branching(), ("logits",), INPUTS[:2]) as recorder,
+        pytest.raises(LayerError, match="looks at numbers"),
+    ):
+        Converter(recorder, INPUTS[:4])
+    assert not execute(Branching())[2].plan.openvino
+
+
+def test_a_model_that_draws_at_random_is_run_by_torch():
+    assert not execute(Random())[2].plan.openvino
+
+
+def test_a_model_that_works_in_place_gives_the_same():
+    expected, found, executor = execute(Changing())
+    assert executor.plan.openvino
+    np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_last_batch_may_be_shorter():
+    with ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
+        expected = recorder(INPUTS[:3])
+        found = Converter(recorder, INPUTS[:8]).compiled("float32")(INPUTS[:3])
+    for layer, units in expected.items():
+        assert len(found[layer]) == 3
+        np.testing.assert_allclose(found[layer], units, rtol=1e-3, atol=1e-5)
+
+
+def test_a_probe_says_by_what_it_ran(monkeypatch):
+    monkeypatch.setattr(running, "Executor", partial(Executor, policy=ALWAYS))
+    monkeypatch.setattr(running, "free_threads", lambda most: most)
+    torch.manual_seed(0)
+    photos = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    options = {"preprocess": wm.Preprocessing(size=(32, 32)), "cache": False}
+    model = Net()
+    report = wm.probe(model, photos, ("latin",), **options)
+    threads = torch.get_num_threads()
+    assert report.precision == f"float32, OpenVINO, {threads} thread{'s' * (threads > 1)}"
+    assert report.number_format == "float32"
+    for scores in wm.probe(model, photos, ("latin",), precision="float32", **options):
+        other = report[scores.layer, scores.scenario]
+        np.testing.assert_allclose(other.auroc, scores.auroc, atol=2e-3)
+
+
+WATCHED = """
+import os, socket, sys
+os.environ.pop("CI", None)
+
+def refuse(*args, **options):
+    raise SystemExit("it wants to send something")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import torch
+from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.openvino_model import Converter
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+inputs = torch.rand(4, 3, 8, 8)
+with ActivationRecorder(model, ("logits",), inputs) as recorder:
+    print(Converter(recorder, inputs).compiled("float32")(inputs)["logits"].shape)
+print([name for name in sys.modules if "openvino_telemetry" in name])
+"""
+
+
+def test_nothing_is_sent(tmp_path):
+    """OpenVINO's telemetry sends that it was imported, and keeps an identity in the home folder."""
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **home},
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["torch.Size([4, 3])", "[]"], done.stderr
+    assert [*tmp_path.iterdir()] == []
