@@ -17,6 +17,7 @@ from pytest_watermark_guard.images.baseline import Baseline
 from pytest_watermark_guard.version import __version__
 
 Pixels = npt.NDArray[np.uint8]
+_FORMAT = "images/2"  # raise the number when a file would give other pixels
 _LARGEST_SHARE = 0.25  # of the cache; more would drive everything else out
 
 
@@ -34,7 +35,7 @@ class DecodedImages:
         self._rows = {name: row for row, name in enumerate(names)}
         self._store = store
         versions = __version__, PIL.__version__
-        self._key = digest(baseline.content(), names, geometry, versions)
+        self._key = digest(_FORMAT, baseline.content(), names, geometry, versions)
         self._shape = (len(names), *geometry[0], 3)
         self._new: NewArray | None = None
         self._seen: set[int] = set()

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from pytest_watermark_guard.errors import ImagesError, ScenarioError, SettingsError
-from pytest_watermark_guard.images.folder import image_paths, read_image
+from pytest_watermark_guard.images.decoding import read_image
+from pytest_watermark_guard.images.folder import image_paths
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.draw import draw_watermark

@@ -22,7 +22,7 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolde
 from pytest_watermark_guard.watermarks.streams import BLOBS, UNMARKED, control_of
 from pytest_watermark_guard.watermarks.text import font_path
 
-_FORMAT = "activations/6"  # raise the number when the same key would mean other numbers
+_FORMAT = "activations/7"  # raise the number when the same key would mean other numbers
 
 
 @dataclass(frozen=True)
