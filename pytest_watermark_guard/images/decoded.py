@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,10 @@ class DecodedImages:
     @cached_property
     def _kept(self) -> Pixels | None:
         # Not before an image is asked for: all bytes are read, to see whether any is damaged.
-        return self._store.get_array("images", self._key)
+        return self._store.get_array("images", self._key, check=self._fits)
+
+    def _fits(self, pixels: npt.NDArray[Any]) -> bool:
+        return pixels.dtype == np.uint8 and pixels.shape == self._shape
 
     @property
     def complete(self) -> bool:

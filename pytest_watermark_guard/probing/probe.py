@@ -121,7 +121,8 @@ def probe(
     gate, gate_notes = _gate(context, settings, name, all_weights, stop_at, decide_each)
     examples = arguments.get("examples")
     examples = run.examples if examples is None else examples
-    measurement, cache_notes = measured(context, gate, compute, examples)
+    with context.warning_last():
+        measurement, cache_notes = measured(context, gate, compute, examples)
     batches = context.batches
     precision = measurement.plan
     if isinstance(context.module, AdaptedModel):

@@ -89,7 +89,8 @@ def recorded(
     )
     baseline = context.batches.baseline
     with Recording(context.batches.streams, len(baseline), context.naming) as recording:
-        fill(context, recording, compute=compute)
+        with context.warning_last():
+            fill(context, recording, compute=compute)
         yield RecordedActivations(
             recording,
             baseline.identities,
