@@ -93,8 +93,10 @@ def is_abandoned(temporary: str | Path, written: float) -> bool:
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed processes left when they were about to write a file."""
     with contextlib.suppress(OSError):  # another process was faster, or the folder is not ours
-        for file in os.scandir(target.parent):
-            ours = file.name.startswith(f"{target.name}.") and _TEMPORARY.fullmatch(file.name)
+        with os.scandir(target.parent) as files:
+            beside = [file for file in files if file.name.startswith(f"{target.name}.")]
+        for file in beside:
+            ours = _TEMPORARY.fullmatch(file.name)
             if ours and is_abandoned(file.path, file.stat(follow_symlinks=False).st_mtime):
                 Path(file.path).unlink()
 

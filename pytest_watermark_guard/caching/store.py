@@ -241,15 +241,20 @@ class Store:
 
     def _files(self) -> Iterator[tuple[float, str, int]]:
         """Yield when each of the store's own files was last used, its path and its size."""
-        for kind in os.scandir(self._folder):
-            if not _KIND.fullmatch(kind.name) or not kind.is_dir(follow_symlinks=False):
-                continue
-            for file in os.scandir(kind):
-                if _OWN.fullmatch(file.name):
-                    # Another process may remove it meanwhile.
-                    with contextlib.suppress(FileNotFoundError):
-                        state = file.stat(follow_symlinks=False)
-                        yield state.st_mtime, file.path, state.st_size
+        with os.scandir(self._folder) as kinds:
+            folders = [
+                kind.path
+                for kind in kinds
+                if _KIND.fullmatch(kind.name) and kind.is_dir(follow_symlinks=False)
+            ]
+        for folder in folders:
+            with os.scandir(folder) as files:
+                own = [file for file in files if _OWN.fullmatch(file.name)]
+            for file in own:
+                # Another process may remove it meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    state = file.stat(follow_symlinks=False)
+                    yield state.st_mtime, file.path, state.st_size
 
 
 class NewArray:
