@@ -13,18 +13,22 @@ import os
 import re
 import struct
 import tempfile
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from pytest_watermark_guard.caching.files import temporary_beside, write_atomically
+from pytest_watermark_guard.caching.files import (
+    is_abandoned,
+    remove_temporary,
+    temporary_beside,
+    write_atomically,
+)
 from pytest_watermark_guard.errors import SettingsError
 
 DEFAULT_BYTES = 2 * 2**30
@@ -35,11 +39,14 @@ _KIND = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{32,128}")
 # Told from other people's files by these names, for only its own are ever removed.
 _OWN = re.compile(rf"{_KEY.pattern}\.guard(\.npy)?(\.\w+\.tmp)?")
-_ABANDONED = 24 * 3600  # seconds
 
 # Behind the payload, where readers of .npy files do not look: mark, length, checksum.
 _TRAILER = struct.Struct("<8sQI")
 _MARK = b"wm-guard"
+_NAMED = 3  # damaged files in one warning
+_BLOCK = 2**20  # bytes
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -72,33 +79,78 @@ class Store:
     Several processes may use one folder at once; files of others in it are left alone. `max_bytes`
     bounds the sum of all files. A kind is a lower-case word, a key a hexadecimal digest. Whatever
     goes wrong with the disk costs time only: a damaged file and a folder that cannot be written
-    each give one `UserWarning`.
+    each give one `UserWarning`, after what it tells of is done.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._writable = True
+        self._damaged: list[Path] | None = None  # to be warned of later
+        self._unwritten = ""  # why nothing is kept, to be warned of later
 
-    def get(self, kind: str, key: str) -> bytes | None:
-        """Return the payload, or None where there is none or it was damaged."""
-        payload = _read(self._path(kind, key, ""))
-        return None if payload is None else bytes(payload)
+    def remove_abandoned(self) -> None:
+        """Remove what killed processes were writing."""
+        with contextlib.suppress(OSError):  # there is no such folder, or it is not ours
+            for used, path, _ in self._files():
+                if path.endswith(".tmp") and is_abandoned(path, used):
+                    _remove(Path(path))
+
+    @contextlib.contextmanager
+    def warning_last(self) -> Iterator[None]:
+        """Give this store's warnings after the block, where it ends without an error.
+
+        A warning may be an error: what it says to be computed again must be there by then.
+        """
+        self._damaged, self._unwritten = [], ""
+        try:
+            yield
+        finally:
+            damaged, self._damaged = self._damaged, None
+        if damaged:
+            named = ", ".join(map(str, damaged[:_NAMED]))
+            more = f" and {len(damaged) - _NAMED} more" * (len(damaged) > _NAMED)
+            said = "are damaged; they were" if len(damaged) > 1 else "is damaged; it was"
+            warnings.warn(f"{named}{more} {said} computed again", stacklevel=4)
+        if self._unwritten:
+            warnings.warn(self._unwritten, stacklevel=4)
+
+    def get(self, kind: str, key: str, parse: Callable[[bytes], T] = bytes) -> T | None:  # type: ignore[assignment]
+        """Return the payload, or None where there is none or it was damaged.
+
+        So is one that `parse` raises anything for, which makes it what is returned.
+        """
+        return self._read(self._path(kind, key, ""), lambda payload: parse(bytes(payload)))
 
     def put(self, kind: str, key: str, payload: bytes) -> None:
         """Keep a payload, which replaces any under the same key."""
         self._put(self._path(kind, key, ""), lambda file: file.write(payload))
 
-    def get_array(self, kind: str, key: str, mmap: bool = True) -> npt.NDArray[Any] | None:
+    def get_array(
+        self,
+        kind: str,
+        key: str,
+        mmap: bool = True,
+        check: Callable[[npt.NDArray[Any]], bool] = lambda array: True,
+    ) -> npt.NDArray[Any] | None:
         """Return the array, or None where there is none or it was damaged.
 
-        With `mmap` it lies read-only in the file, else it is a copy in memory.
+        So is one that `check` is false of. With `mmap` it lies read-only in the file, else it is a
+        copy in memory.
         """
-        payload = _read(self._path(kind, key, ".npy"))
-        if payload is None:
-            return None
-        array = _as_array(payload)
-        return array if mmap else array.copy(order="K")
+
+        def parse(payload: memoryview) -> npt.NDArray[Any]:
+            array = _as_array(payload)
+            if not check(array):
+                raise ValueError("an array of another kind")
+            return array
+
+        array = self._read(self._path(kind, key, ".npy"), parse)
+        return array if mmap or array is None else array.copy(order="K")
+
+    def reject_array(self, kind: str, key: str) -> None:
+        """Take an array for damaged: it does not fit the others."""
+        self._reject(self._path(kind, key, ".npy"))
 
     def put_array(self, kind: str, key: str, array: npt.NDArray[Any]) -> None:
         """Keep an array without Python objects, which replaces any under the same key."""
@@ -123,7 +175,31 @@ class Store:
         try:
             yield NewArray(temporary, path, shape, np.dtype(dtype), self._finished)
         finally:
-            _remove(temporary)
+            remove_temporary(temporary)
+
+    def _read(self, path: Path, parse: Callable[[memoryview], T]) -> T | None:
+        """Return what was written, in the file, if it is there and whole; note its use."""
+        payload = _payload(path)
+        if payload is None:
+            return None
+        try:
+            parsed = parse(payload[: -_TRAILER.size]) if _is_whole(path, payload) else None
+        except Exception:  # content of another kind: what looks into it may raise anything
+            parsed = None
+        if parsed is None:
+            del payload  # a file that is mapped cannot be removed on Windows
+            self._reject(path)
+            return None
+        with contextlib.suppress(OSError):  # a folder that can be read only
+            os.utime(path)
+        return parsed
+
+    def _reject(self, path: Path) -> None:
+        _remove(path)
+        if self._damaged is None:
+            warnings.warn(f"{path} is damaged; it is computed again", stacklevel=4)
+        elif path not in self._damaged:
+            self._damaged.append(path)
 
     def _path(self, kind: str, key: str, suffix: str) -> Path:
         if not _KIND.fullmatch(kind) or not _KEY.fullmatch(key):
@@ -144,7 +220,9 @@ class Store:
             self._make_room(path)
         except OSError as error:
             self._writable = False
-            warnings.warn(f"results are not kept in {self._folder}: {error}", stacklevel=4)
+            self._unwritten = f"results are not kept in {self._folder}: {error}"
+            if self._damaged is None:
+                warnings.warn(self._unwritten, stacklevel=4)
 
     def _make_room(self, written: Path) -> None:
         files = list(self._files())
@@ -152,27 +230,31 @@ class Store:
         if any(path == own and size > self._max_bytes for _, path, size in files):
             _remove(written)
             return
-        stale = time.time() - _ABANDONED
         total = sum(size for _, _, size in files)
         for used, path, size in sorted(files):
             unfinished = path.endswith(".tmp")
             # Another process may be about to give it its name.
-            removable = used < stale if unfinished else total > self._max_bytes and path != own
-            if removable:
+            full = total > self._max_bytes and path != own
+            if is_abandoned(path, used) if unfinished else full:
                 _remove(Path(path))
                 total -= size
 
     def _files(self) -> Iterator[tuple[float, str, int]]:
         """Yield when each of the store's own files was last used, its path and its size."""
-        for kind in os.scandir(self._folder):
-            if not _KIND.fullmatch(kind.name) or not kind.is_dir(follow_symlinks=False):
-                continue
-            for file in os.scandir(kind):
-                if _OWN.fullmatch(file.name):
-                    # Another process may remove it meanwhile.
-                    with contextlib.suppress(FileNotFoundError):
-                        state = file.stat(follow_symlinks=False)
-                        yield state.st_mtime, file.path, state.st_size
+        with os.scandir(self._folder) as kinds:
+            folders = [
+                kind.path
+                for kind in kinds
+                if _KIND.fullmatch(kind.name) and kind.is_dir(follow_symlinks=False)
+            ]
+        for folder in folders:
+            with os.scandir(folder) as files:
+                own = [file for file in files if _OWN.fullmatch(file.name)]
+            for file in own:
+                # Another process may remove it meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    state = file.stat(follow_symlinks=False)
+                    yield state.st_mtime, file.path, state.st_size
 
 
 class NewArray:
@@ -193,9 +275,7 @@ class NewArray:
             np.lib.format.write_array_header_1_0(file, header)
             self._begin = file.tell()
             size = math.prod(shape) * dtype.itemsize
-            # Writing into a hole on a full disk kills the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), self._begin, size)
+            _allocate(file, self._begin, size)
         self.values: npt.NDArray[Any] = np.memmap(temporary, dtype, "r+", self._begin, shape)
 
     def keep(self) -> None:
@@ -237,31 +317,42 @@ def _write_summed(path: Path, file: IO[bytes], write: Callable[[_Summed], Any]) 
     file.write(_TRAILER.pack(_MARK, summed.length, summed.checksum))
 
 
-def _read(path: Path) -> memoryview | None:
-    """Return what was written, in the file, if it is there and whole; note its use."""
+def _payload(path: Path) -> memoryview | None:
+    """Return a file's content, if it is there."""
     try:
         with path.open("rb") as file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            if os.name == "nt":  # where a file that is mapped cannot be replaced
+                return memoryview(file.read())
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError:
         return None
     except ValueError:  # an empty file cannot be mapped
-        content = memoryview(b"")
+        return memoryview(b"")
+
+
+def _is_whole(path: Path, content: memoryview) -> bool:
     payload = content[: -_TRAILER.size]
     trailer = _TRAILER.pack(_MARK, len(payload), zlib.crc32(payload, _seed(path)))
-    if content[-_TRAILER.size :] != trailer:
-        warnings.warn(f"{path} is damaged; it is computed again", stacklevel=3)
-        _remove(path)
-        return None
-    with contextlib.suppress(OSError):  # a folder that can be read only
-        os.utime(path)
-    return payload
+    return content[-_TRAILER.size :] == trailer
+
+
+def _allocate(file: IO[bytes], begin: int, size: int) -> None:
+    """Have the disk give room: writing into a hole on a full one would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), begin, size)
+        return
+    for start in range(0, size, _BLOCK):
+        file.write(bytes(min(_BLOCK, size - start)))
 
 
 def _as_array(payload: memoryview) -> npt.NDArray[Any]:
     header = io.BytesIO(payload[: 2**16])
     np.lib.format.read_magic(header)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-    values = np.frombuffer(payload, dtype, math.prod(shape), header.tell())
+    begin, size = header.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or begin + size != len(payload):
+        raise ValueError("a header of another array")
+    values = np.frombuffer(payload, dtype, math.prod(shape), begin)
     return values.reshape(shape, order="F" if fortran else "C")
 
 

@@ -18,6 +18,7 @@ from pytest_watermark_guard.caching.keys import NoKeyError, digest, digest_files
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images import builtin, folder
 from pytest_watermark_guard.images.arrays import image_from_array
+from pytest_watermark_guard.images.decoding import as_rgb, read_image
 from pytest_watermark_guard.watermarks.draw import uniform_words
 
 
@@ -128,7 +129,7 @@ def _open(images: Any) -> Baseline:
         return Baseline(
             f"{len(paths)} images of {images}",
             names,
-            lambda position: folder.read_image(paths[position]),
+            lambda position: read_image(paths[position]),
             root=root,
             concurrent=True,
             content=cache(lambda: digest_files(root, names)),
@@ -186,9 +187,9 @@ def _read_item(images: Sequence[Any], position: int) -> Image.Image | tuple[Imag
             label = item[1]
         item = item[0] if item else None
     if isinstance(item, str | Path):
-        image = folder.read_image(Path(item))
+        image = read_image(Path(item))
     elif isinstance(item, Image.Image):
-        image = folder.as_rgb(item, where)
+        image = as_rgb(item, where)
     elif isinstance(item, np.ndarray | torch.Tensor):
         image = image_from_array(item, where)
     else:

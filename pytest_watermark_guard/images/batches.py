@@ -14,12 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
 from pytest_watermark_guard.images.decoded import DecodedImages
-from pytest_watermark_guard.images.folder import paired_path, read_image
-from pytest_watermark_guard.images.looks import Looks, look_of, together
+from pytest_watermark_guard.images.decoding import read_image
+from pytest_watermark_guard.images.folder import paired_path
+from pytest_watermark_guard.images.looks import Looks, differ_everywhere, look_of, together
 from pytest_watermark_guard.images.prefetch import in_turn
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
@@ -38,6 +40,7 @@ from pytest_watermark_guard.watermarks.text import Mark, Renderer, parse_color
 
 Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
+_MOST_PIXELS = 2**26  # of an image when it is resized, before it is cropped: 256 MiB
 _DECODERS = 2  # threads; Pillow decodes without the interpreter lock
 
 
@@ -252,14 +255,14 @@ class _Reader:
             label, size = batches.baseline.labels.get(identity), pixels.shape[1::-1]
         else:
             image, label = batches.baseline.load(position)
-            pixels, size = batches.preprocessing.fit(image), image.size
+            pixels, size = self._fitted(image, repr(identity)), image.size
             if batches.decoded:
                 batches.decoded.put(identity, pixels)
         marks: list[Any] = []
         controls = {}
         for scenario in batches.scenarios:
             if isinstance(scenario, PairedFolder):
-                marks.append(self._paired(scenario, identity, size))
+                marks.append(self._paired(scenario, identity, size, pixels))
                 continue
             mark = self._rendered(scenario, identity, *pixels.shape[:2])
             marks.append(mark)
@@ -276,7 +279,9 @@ class _Reader:
                 self._renderers[key] = Renderer(scenario, height, width)
             return self._renderers[key].render(draw)
 
-    def _paired(self, scenario: PairedFolder, identity: str, size: tuple[int, ...]) -> Pixels:
+    def _paired(
+        self, scenario: PairedFolder, identity: str, size: tuple[int, ...], pixels: Pixels
+    ) -> Pixels:
         path = paired_path(Path(scenario.folder).expanduser(), identity)
         copy = read_image(path)
         if copy.size != size:
@@ -285,7 +290,24 @@ class _Reader:
                 f"baseline image {size[0]}x{size[1]}; a marked copy must differ by the "
                 "mark only"
             )
-        return self._batches.preprocessing.fit(copy)
+        marked = self._fitted(copy, repr(str(path)))
+        if differ_everywhere(pixels, marked):
+            raise ImagesError(
+                f"scenario {scenario.name!r}: {str(path)!r} differs from its baseline image nearly "
+                "everywhere; a marked copy must differ by the mark only: is it another picture, "
+                "turned, or of other colours?"
+            )
+        return marked
+
+    def _fitted(self, image: Image.Image, where: str) -> Pixels:
+        preprocessing = self._batches.preprocessing
+        width, height = preprocessing.scaled(*image.size)
+        if width * height > _MOST_PIXELS:
+            raise ImagesError(
+                f"images: {where} has {image.width}x{image.height} px and would be resized to "
+                f"{width}x{height}, which takes too much memory; crop it, or leave it out"
+            )
+        return preprocessing.fit(image)
 
 
 def open_for(

@@ -314,10 +314,10 @@ def builtin_images() -> NDArray[np.uint8]:
         If the cached file was damaged, if it cannot be written, or if this platform generates
         other bytes than the published ones.
     """
-    kept = _kept()
+    path = _path()
+    kept, damaged = _kept(path)
     if kept is not None:
         return kept
-    path = _path()
     images = generate()
     if _digest(images) != SHA256:
         warnings.warn(
@@ -326,17 +326,20 @@ def builtin_images() -> NDArray[np.uint8]:
             stacklevel=2,
         )
         return images
+    # First the file, then a warning, which may be an error.
     try:
         write_atomically(path, lambda file: np.save(file, images, allow_pickle=False))
     except OSError as error:
         warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=2)
+    if damaged:
+        warnings.warn(f"{path} is damaged; the built-in images were generated again", stacklevel=2)
     return images
 
 
 @lru_cache(maxsize=1)
 def first_images(count: int) -> NDArray[np.uint8]:
     """Return the first images of the built-in set; where it is not kept, only these are painted."""
-    kept = _kept()
+    kept, _ = _kept(_path())
     return generate(count) if kept is None else kept[:count]
 
 
@@ -344,18 +347,15 @@ def _path() -> Path:
     return cache_folder() / f"builtin-{BUILTIN_NAME}.npy"
 
 
-def _kept() -> NDArray[np.uint8] | None:
-    path = _path()
-    if not path.is_file():
-        return None
+def _kept(path: Path) -> tuple[NDArray[np.uint8] | None, bool]:
+    """Return the images in the file, if it is there and whole, and whether it is damaged."""
     try:
         images: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        images = np.empty(0, dtype=np.uint8)
-    if _digest(images) == SHA256:
-        return images
-    warnings.warn(f"{path} is damaged; the built-in images are generated again", stacklevel=3)
-    return None
+        return (images, False) if _digest(images) == SHA256 else (None, True)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None, False
+    except Exception:  # a damaged file may hold anything
+        return None, True
 
 
 def _digest(images: NDArray[np.uint8]) -> str:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from pytest_watermark_guard.images.baseline import Baseline
 from pytest_watermark_guard.version import __version__
 
 Pixels = npt.NDArray[np.uint8]
+_FORMAT = "images/2"  # raise the number when a file would give other pixels
 _LARGEST_SHARE = 0.25  # of the cache; more would drive everything else out
 
 
@@ -34,7 +36,7 @@ class DecodedImages:
         self._rows = {name: row for row, name in enumerate(names)}
         self._store = store
         versions = __version__, PIL.__version__
-        self._key = digest(baseline.content(), names, geometry, versions)
+        self._key = digest(_FORMAT, baseline.content(), names, geometry, versions)
         self._shape = (len(names), *geometry[0], 3)
         self._new: NewArray | None = None
         self._seen: set[int] = set()
@@ -43,7 +45,10 @@ class DecodedImages:
     @cached_property
     def _kept(self) -> Pixels | None:
         # Not before an image is asked for: all bytes are read, to see whether any is damaged.
-        return self._store.get_array("images", self._key)
+        return self._store.get_array("images", self._key, check=self._fits)
+
+    def _fits(self, pixels: npt.NDArray[Any]) -> bool:
+        return pixels.dtype == np.uint8 and pixels.shape == self._shape
 
     @property
     def complete(self) -> bool:

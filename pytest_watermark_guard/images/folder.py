@@ -1,14 +1,12 @@
-"""Image files: finding them, reading them, pairing them."""
+"""Image files: finding them, pairing them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from pytest_watermark_guard.errors import ImagesError
+from pytest_watermark_guard.images.decoding import check_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -34,40 +32,14 @@ def image_paths(root: Path) -> list[Path]:
             for name in files
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         ]
+    # A pipe or a device would be waited for, here and wherever its content is digested.
+    for path in paths:
+        check_regular(path)
     if not paths:
         raise ImagesError(
             f"images: no image in {str(root)!r} or below it; looked for {', '.join(SUFFIXES)}"
         )
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read a file as an RGB image."""
-    try:
-        with Image.open(path) as image:
-            return as_rgb(image, str(path))
-    except ImagesError:
-        raise
-    except Exception as error:  # decoders are an open set, and so is what they raise
-        raise ImagesError(
-            f"images: cannot read {str(path)!r}: {error}. Remove or replace the file; "
-            "a probe leaves no image out by itself"
-        ) from error
-
-
-def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """Convert an image to 8-bit RGB without transparency; `ImagesError` if its range is unknown."""
-    if image.mode.startswith("I"):
-        # Pillow's own conversion would clip 16 bits to white.
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImagesError(f"{where}: 32-bit values have no known range; convert it to 8 bits")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ImagesError(
-            f"{where}: floating-point values have no known range; convert it to 8 bits"
-        )
-    return image.convert("RGB")
 
 
 def _unreadable(error: OSError) -> None:
@@ -82,7 +54,7 @@ def paired_path(folder: Path, identity: str) -> Path:
     same_stem = [
         path
         for path in sorted(exact.parent.glob("*"))
-        if path.stem == exact.stem and path.suffix.lower() in SUFFIXES
+        if path.stem == exact.stem and path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if len(same_stem) == 1:
         return same_stem[0]

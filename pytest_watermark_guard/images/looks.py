@@ -36,6 +36,8 @@ NEAR = 8  # bits of the hash that near duplicates may differ in
 ALIKE = 0.95  # least correlation of their grey levels
 _FLAT = 8  # of 255: a picture whose levels differ by no more shows nothing
 _GREY = 2  # of 255: what a JPEG makes of a grey picture's channels
+_NOISE, _NOISE_OF_MEANS = 24, 8  # of 255: what a JPEG changes in a pixel, and in a mean of some
+_EVERYWHERE = 0.95  # of all places
 _BANDS = NEAR + 1  # of the hash's bits: near ones have at least one in common
 _AT_ONCE = 256
 _COSINES = np.cos(np.pi / _SIDE * np.outer(np.arange(_LOW), np.arange(_SIDE) + 0.5))
@@ -65,6 +67,26 @@ def look_of(pixels: npt.NDArray[np.uint8]) -> Looks:
     half = _SIDE // _SMALL
     coarse = grey_levels.reshape(_SMALL, half, _SMALL, half).mean((1, 3))
     return np.array([(value, np.rint(coarse).ravel(), flat, grey)], LOOK)
+
+
+def differ_everywhere(pixels: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether two images, uint8 [H, W, 3] of one shape, differ in nearly all places.
+
+    In single pixels by more than a JPEG's noise, or in their 32 x 32 colours, where noise is less.
+    Measured on the built-in images: a mark of ours touches 13 % of these places at most, with a
+    JPEG of quality 30 on top 54 %, and a JPEG of quality 10 alone 69 %; another picture is told
+    in 254 cases of 256.
+    """
+    pairs = [(pixels, others, _NOISE)]
+    size = min(_SIDE, pixels.shape[1]), min(_SIDE, pixels.shape[0])
+    small, others_small = (
+        np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in (pixels, others)
+    )
+    pairs.append((small, others_small, _NOISE_OF_MEANS))
+    return any(
+        (abs(one.astype(np.int16) - other).max(axis=2) > noise).mean() > _EVERYWHERE
+        for one, other, noise in pairs
+    )
 
 
 def _range(pixels: npt.NDArray[Any]) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import OwnershipError
-from pytest_watermark_guard.images.folder import read_image
+from pytest_watermark_guard.images.decoding import read_image
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing

@@ -57,7 +57,10 @@ def _cached(context: ProbeContext, answers: FirstAnswers) -> tuple[CachedActivat
     """Return what is cached and still is the model's answer, and whether something is not."""
     if context.cache is None:
         return None, False
-    cached = context.cache.activations.load(context.batches.streams, context.execution.layers)
+    batches = context.batches
+    cached = context.cache.activations.load(
+        batches.streams, context.execution.layers, len(batches.baseline)
+    )
     if cached is None or not cached.answers:
         return None, False
     if cached.partial and cached.run:

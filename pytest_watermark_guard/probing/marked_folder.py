@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import ImagesError, ScenarioError, SettingsError
-from pytest_watermark_guard.images.folder import image_paths, read_image
+from pytest_watermark_guard.images.decoding import read_image
+from pytest_watermark_guard.images.folder import image_paths
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.draw import draw_watermark
@@ -87,7 +89,6 @@ def write_marked_folder(
         draw = draw_watermark(resolved, seed, path.relative_to(root).as_posix())
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         marked = composite(pixels, [renderer.render(draw)], renderer.color)[0]
-        copy.parent.mkdir(parents=True, exist_ok=True)
         saved = Image.fromarray(marked.permute(1, 2, 0).contiguous().numpy())
-        saved.save(copy, **_SAVE_OPTIONS[format])
+        write_atomically(copy, partial(saved.save, format=format, **_SAVE_OPTIONS[format]))
     return len(copies)

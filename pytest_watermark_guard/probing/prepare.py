@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -89,6 +90,8 @@ class ProbeContext(NamedTuple):
         Those of the notes that are guesses.
     images : Any
         The baseline as it was asked for.
+    store : Store or None
+        Where all that is cached lies; it warns of damage when all is done, see `Store`.
     """
 
     loaded: LoadedModel
@@ -100,6 +103,11 @@ class ProbeContext(NamedTuple):
     notes: tuple[str, ...]
     assumptions: tuple[str, ...]
     images: Any
+    store: Store | None
+
+    def warning_last(self) -> AbstractContextManager[None]:
+        """Warn of what is wrong with cached files after the block."""
+        return nullcontext() if self.store is None else self.store.warning_last()
 
 
 def prepare(request: ProbeRequest) -> ProbeContext:
@@ -153,15 +161,28 @@ def prepare(request: ProbeRequest) -> ProbeContext:
     naming = partial(
         unit_names, given=request.class_names, loaded=loaded.class_names or class_names_of(module)
     )
-    cache = None
+    store = cache = None
     uncached: tuple[str, ...] = ()
     if settings.cache:
+        store = Store(cache_folder() / "cache", cache_bytes())
+        store.remove_abandoned()
         with ONE_AT_A_TIME:
-            batches, cache, uncached = _with_caches(batches, module, settings, batch_size, threads)
+            batches, cache, uncached = _with_caches(
+                store, batches, module, settings, batch_size, threads
+            )
     notes = (*preprocessing.notes, *loaded.notes, *placing, *uncached)
     assumptions = preprocessing.assumptions
     return ProbeContext(
-        loaded, module, batches, execution, naming, cache, notes, assumptions, settings.images
+        loaded,
+        module,
+        batches,
+        execution,
+        naming,
+        cache,
+        notes,
+        assumptions,
+        settings.images,
+        store,
     )
 
 
@@ -185,6 +206,7 @@ def _placed(
 
 
 def _with_caches(
+    store: Store,
     batches: ProbingBatches,
     module: nn.Module,
     settings: Settings,
@@ -192,7 +214,6 @@ def _with_caches(
     threads: int,
 ) -> tuple[ProbingBatches, ProbeCache | None, tuple[str, ...]]:
     """Open the caches of pixels and activations, or note why no keys for them can be given."""
-    store = Store(cache_folder() / "cache", cache_bytes())
     how = batches.preprocessing
     size = how.size
     paired = any(isinstance(scenario, PairedFolder) for scenario in batches.scenarios)

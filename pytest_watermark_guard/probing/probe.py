@@ -122,7 +122,8 @@ def probe(
     examples = arguments.get("examples")
     examples = run.examples if examples is None else examples
     thresholds = _thresholds(settings, stop_at)
-    measurement, cache_notes = measured(context, gate, compute, examples, thresholds)
+    with context.warning_last():
+        measurement, cache_notes = measured(context, gate, compute, examples, thresholds)
     batches = context.batches
     precision = measurement.plan
     if isinstance(context.module, AdaptedModel):

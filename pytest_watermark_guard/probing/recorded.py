@@ -93,7 +93,8 @@ def recorded(
         OpenModel(None if context.cache is None else context.cache.plans) as here,
         Recording(context.batches.streams, len(baseline), context.naming) as recording,
     ):
-        fill(context, recording, compute=compute or here)
+        with context.warning_last():
+            fill(context, recording, compute=compute or here)
         yield RecordedActivations(
             recording,
             baseline.identities,

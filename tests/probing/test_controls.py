@@ -160,9 +160,10 @@ def test_marked_copies_have_no_control(tmp_path):
     for name in ("plain", "marked"):
         (tmp_path / name).mkdir()
         for index, pixels in enumerate(PHOTOS[:4]):
-            Image.fromarray(pixels // 2 if name == "marked" else pixels).save(
-                tmp_path / name / f"{index}.png"
-            )
+            pixels = pixels.copy()
+            if name == "marked":
+                pixels[: len(pixels) // 2] //= 2
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
     scenarios = [wm.PairedFolder("dark", tmp_path / "marked"), SCENARIO]
     found = wm.probe(Units(), tmp_path / "plain", scenarios, control=True, cache=False)
     assert {scenario for _, scenario in found.controls} == {"bars"}

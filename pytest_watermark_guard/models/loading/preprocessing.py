@@ -187,18 +187,26 @@ class Preprocessing:
         return pixels
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        if self.resize is None:
+        size = self.scaled(*image.size)
+        if size == image.size:
             return image
-        if isinstance(self.resize, tuple):
-            height, width = self.resize
-        else:
-            short, long = sorted(image.size)
-            longer = int(self.resize * long / short)
-            portrait = image.width <= image.height
-            height, width = (longer, self.resize) if portrait else (self.resize, longer)
-        if (width, height) == image.size:
-            return image
-        return image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        return image.resize(size, INTERPOLATIONS[self.interpolation])
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Return to which width and height an image is resized before it is cropped.
+
+        Of a `geometry`, which may do anything, it is told as if the shorter side were fitted.
+        """
+        resize = self.resize
+        if self.geometry is not None and self.size is not None:
+            resize = min(self.size)
+        if resize is None:
+            return width, height
+        if isinstance(resize, tuple):
+            return resize[1], resize[0]
+        short, long = sorted((width, height))
+        longer = int(resize * long / short)
+        return (resize, longer) if width <= height else (longer, resize)
 
     def to_input(
         self, batch: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None

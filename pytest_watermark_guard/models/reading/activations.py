@@ -126,6 +126,7 @@ class ActivationRecorder:
         self.notes = (*([_NO_HEAD] * assumed), *self._reader.notes)
         self.batch_size = self._reader.batch_size
         self._active: contextlib.ExitStack | None = None
+        self._widths: dict[str, int] = {}  # number of units, once seen
 
     def __enter__(self) -> ActivationRecorder:
         with contextlib.ExitStack() as stack:
@@ -230,6 +231,14 @@ class ActivationRecorder:
         if self._active is None:
             raise RuntimeError("enter the ActivationRecorder with a with statement first")
         read = self._reader.read(x)
+        for layer in self.layers:
+            rows, width = len(read[layer]), self._widths.setdefault(layer, read[layer].shape[1])
+            if not width or (rows, width) != (len(x), read[layer].shape[1]):
+                raise LayerError(
+                    f"layer {layer!r} gave {[*read[layer].shape]} for {len(x)} images, where "
+                    f"[{len(x)}, {width or 'C'}] was expected: every call must give as many units, "
+                    "and a row for every image"
+                )
         return {layer: read[layer] for layer in self.layers}
 
 

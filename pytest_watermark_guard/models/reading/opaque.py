@@ -12,6 +12,7 @@ from pytest_watermark_guard.models.reading.outputs import (
     further_outputs,
     looks_channels_last,
     main_tensor,
+    unreadable,
     vector_outputs,
 )
 
@@ -61,6 +62,8 @@ class OpaqueReader:
         output = self._module(x)
         units = as_units(main_tensor(output, len(x))[0], channels_last=self._channels_last)
         vectors = vector_outputs(output, len(x))
+        if not {*self._more.values()} <= {*vectors}:
+            raise unreadable(output, len(x))
         more = {layer: vectors[name] for layer, name in self._more.items()}
         return {"logits": units, "features": units, **more}
 

@@ -48,11 +48,17 @@ def main_tensor(
     for tensor in vectors.values():
         return tensor, False
     # A dictionary of maps is a dense prediction, for instance a segmentation, not a backbone.
-    maps = [] if isinstance(output, Mapping) else _maps(output)
+    maps = [] if isinstance(output, Mapping) else _maps(output, images)
     if maps:
         return maps[0], True
-    raise LayerError(
-        f"the model returned {describe(output)}, where logits of shape [B, C] were expected: "
+    raise unreadable(output, images)
+
+
+def unreadable(output: Any, images: int | None) -> LayerError:
+    """Return the error for an output that cannot be read as logits of so many images."""
+    of = "" if images is None else f" for B = {images} images"
+    return LayerError(
+        f"the model returned {describe(output)}, where logits of shape [B, C] were expected{of}: "
         "wrap the model so that forward returns them"
     )
 
@@ -67,8 +73,7 @@ def vector_outputs(output: Any, images: int | None = None) -> dict[str, Tensor]:
 
     def collect(value: Any, name: str, depth: int = 0) -> None:
         if isinstance(value, Tensor):
-            rows = value.ndim and (images is None or len(value) == images)
-            if rows and value.is_floating_point() and _is_vector(value):
+            if _is_of(value, images) and _is_vector(value):
                 vectors[name] = value if value.ndim == 2 else value.reshape(len(value), -1)
             return
         for key, item in fields_of(value).items() if depth < _DEEPEST else ():
@@ -99,6 +104,12 @@ def fields_of(output: Any) -> dict[str, Any]:
     return dict(getattr(output, "__dict__", {}))
 
 
+def _is_of(tensor: Tensor, images: int | None) -> bool:
+    """Tell whether a tensor holds some number for each of so many images."""
+    rows = tensor.numel() > 0 and tensor.ndim and (images is None or len(tensor) == images)
+    return bool(rows and tensor.is_floating_point())
+
+
 def _is_vector(tensor: Tensor) -> bool:
     return tensor.ndim == 1 or is_units(tensor)
 
@@ -126,13 +137,13 @@ def is_dense(output: Any, sides: Sequence[int] = ()) -> bool:
     return False
 
 
-def _maps(output: Any) -> list[Tensor]:
+def _maps(output: Any, images: int | None) -> list[Tensor]:
     """Return maps and tokens, the deepest first: the smallest side, then the last."""
     if isinstance(output, Tensor):
         tensors = [output]
     else:
         tensors = [item for item in fields_of(output).values() if isinstance(item, Tensor)]
-    maps = [t for t in tensors if t.ndim in (3, 4) and t.is_floating_point()]
+    maps = [t for t in tensors if t.ndim in (3, 4) and _is_of(t, images)]
     maps.reverse()  # of equal ones the last
     return sorted(maps, key=lambda t: t.shape[2:].numel() if t.ndim == 4 else 0)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+PRECISIONS = ("float32", "bfloat16", "bfloat16 weights")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,8 +49,23 @@ class Plan:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, which ``Plan(**data)`` reads."""
+        """Return plain data, which `from_dict` reads."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Read what `to_dict` gave; anything else raises some error."""
+        plan = cls(**data)
+        flags = (plan.channels_last, plan.openvino)
+        if not (
+            type(plan.batch_size) is int
+            and plan.batch_size >= 1
+            and plan.precision in PRECISIONS
+            and all(isinstance(flag, bool) for flag in flags)
+            and (plan.compiled is None or isinstance(plan.compiled, bool))
+        ):
+            raise ValueError("no plan")
+        return plan
 
 
 def faster_plans(start: Plan, device: torch.device, *, bfloat16: bool | None = None) -> list[Plan]:

@@ -11,8 +11,9 @@ from uuid import uuid4
 import numpy as np
 
 from pytest_watermark_guard.caching.store import Store
-from pytest_watermark_guard.images.looks import Looks
+from pytest_watermark_guard.images.looks import LOOK, Looks
 from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.caches.contents import are_activations, text, texts
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
 from pytest_watermark_guard.probing.recording import Recording
 
@@ -85,43 +86,52 @@ class ActivationCache:
     store: Store
     keys: CacheKeys
 
-    def load(self, streams: Sequence[str], layers: Sequence[str]) -> CachedActivations | None:
-        """Return what is known of these layers, or None if nothing is."""
+    def load(
+        self, streams: Sequence[str], layers: Sequence[str], images: int
+    ) -> CachedActivations | None:
+        """Return what is known of these layers of `images`, or None if nothing is."""
         loaded = [
-            self._load(key, streams)
+            self._load(key, streams, images)
             for key in (self._facts_key(layers), self._facts_key(layers, streams))
         ]
         known = [cached for cached in loaded if cached is not None]
         return max(known, key=lambda cached: cached.complete, default=None)
 
-    def _load(self, key: str, streams: Sequence[str]) -> CachedActivations | None:
-        text = self.store.get("layers", key)
-        if text is None:
+    def _load(self, key: str, streams: Sequence[str], images: int) -> CachedActivations | None:
+        facts = self.store.get("layers", key, _facts)
+        if facts is None:
             return None
-        looks = self.store.get_array("looks", self._looks_key)
+        looks = self._looks()
         if looks is None:  # removed to make room
             return None
-        facts: dict[str, Any] = json.loads(text)
+        looks = looks[:images]
         arrays, answers = {}, {}
-        for stream in streams:
-            for layer in facts["layers"]:
-                place = stream, layer, facts["run"]
-                array, answer = self._array(*place), self._array(*place, "answers")
+        for layer in facts["layers"]:
+            places = [(stream, layer, facts["run"]) for stream in streams]
+            found = [(self._array(*place), self._array(*place, "answers")) for place in places]
+            if not self._of_one_width(places, found):
+                found = [(None, None)] * len(places)
+            for stream, (array, answer) in zip(streams, found, strict=True):
                 if array is None or answer is None:
                     arrays[stream, layer] = np.empty((0, 0), np.float32)
                 else:
                     arrays[stream, layer] = array[: len(looks)]
                     answers[stream, layer] = answer
-        return CachedActivations(
-            layers=tuple(facts["layers"]),
-            notes=tuple(facts["notes"]),
-            plan=facts["plan"],
-            weights=facts["weights"],
-            run=facts["run"],
-            arrays=arrays,
-            answers=answers,
-            looks=looks,
-        )
+        return CachedActivations(**facts, arrays=arrays, answers=answers, looks=looks)
+
+    def _of_one_width(
+        self,
+        places: Sequence[tuple[str, ...]],
+        found: Sequence[tuple[Array | None, Array | None]],
+    ) -> bool:
+        """Tell whether all arrays of a layer have as many units; else none of them is used."""
+        arrays = [array for pair in found for array in pair if array is not None]
+        if len({array.shape[1] for array in arrays}) <= 1:
+            return True
+        for place in places:
+            for key in (self._array_key(*place), self._array_key(*place, "answers")):
+                self.store.reject_array("activations", key)
+        return False
 
     def save(
         self,
@@ -164,7 +174,7 @@ class ActivationCache:
             "weights": recording.weights,
             "run": run,
         }
-        looks = self.store.get_array("looks", self._looks_key)
+        looks = self._looks()
         if looks is None or len(looks) < len(recording):
             self.store.put_array("looks", self._looks_key, recording.looks)
         for stream in recording.streams:
@@ -186,7 +196,13 @@ class ActivationCache:
         return run
 
     def _array(self, *place: str) -> Array | None:
-        return self.store.get_array("activations", self._array_key(*place))
+        key = self._array_key(*place)
+        return self.store.get_array("activations", key, check=are_activations)
+
+    def _looks(self) -> Looks | None:
+        return self.store.get_array(
+            "looks", self._looks_key, check=lambda looks: looks.dtype == LOOK and looks.ndim == 1
+        )
 
     @property
     def _looks_key(self) -> str:
@@ -198,6 +214,16 @@ class ActivationCache:
     def _facts_key(self, layers: Sequence[str], streams: Sequence[str] = ()) -> str:
         drawn = (self.keys.streams[stream] for stream in streams)
         return self.keys.key(self.keys.exact, json.dumps([*layers]), *drawn)
+
+
+def _facts(payload: bytes) -> dict[str, Any]:
+    """Return what `ActivationCache.save` keeps beside the arrays."""
+    data = json.loads(payload)
+    layers = texts(data["layers"])
+    if not layers:
+        raise ValueError("no layers")
+    facts: dict[str, Any] = {name: text(data[name]) for name in ("plan", "weights", "run")}
+    return {"layers": layers, "notes": texts(data["notes"]), **facts}
 
 
 def _parts(layers: Sequence[str], facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pytest_watermark_guard.caching.keys import digest
 from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.probing.caches.contents import texts
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
 from pytest_watermark_guard.reports.scores import Scores
 
@@ -21,8 +22,9 @@ class NoteCache:
 
     def load(self, scores: Mapping[tuple[str, str], Scores]) -> tuple[str, ...] | None:
         """Return the notes that were found for these scores, or None."""
-        text = self.store.get("notes", self._key(scores))
-        return None if text is None else tuple(map(str, json.loads(text)))
+        return self.store.get(
+            "notes", self._key(scores), lambda payload: texts(json.loads(payload))
+        )
 
     def save(self, scores: Mapping[tuple[str, str], Scores], notes: tuple[str, ...]) -> None:
         """Keep what `load` returns."""

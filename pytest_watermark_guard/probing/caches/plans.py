@@ -19,8 +19,7 @@ class PlanCache:
 
     def load(self) -> Plan | None:
         """Return the plan, where one is known."""
-        text = self.store.get("plans", self.keys.plan)
-        return None if text is None else Plan(**json.loads(text))
+        return self.store.get("plans", self.keys.plan, lambda p: Plan.from_dict(json.loads(p)))
 
     def save(self, plan: Plan) -> None:
         """Keep a plan."""

@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 from pytest_watermark_guard.caching.store import Store
 from pytest_watermark_guard.probing.activation_buffer import Array
+from pytest_watermark_guard.probing.caches.contents import are_activations, text, texts
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
 from pytest_watermark_guard.reports.impact import Impact
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import Scores
+from pytest_watermark_guard.watermarks.streams import UNMARKED
 
 
 class ProbeMeasurement(NamedTuple):
@@ -45,16 +47,25 @@ class ResultCache:
     def load(self, asked: str) -> tuple[ProbeMeasurement, Mapping[tuple[str, str], Array]] | None:
         """Return what was measured when the same was asked for, or None."""
         key = self._key(asked)
-        text = self.store.get("results", key)
-        if text is None:
+        stored = self.store.get("results", key, self._stored)
+        if stored is None:
             return None
-        data = json.loads(text)
+        measurement, widths = stored
         answers: dict[tuple[str, str], Array] = {}
-        for stream, layer in data["answers"]:
-            rows = self.store.get_array("answers", self.keys.key(key, stream, layer))
-            if rows is None:  # removed to make room
+        for (stream, layer), width in widths.items():
+            rows = self.store.get_array(
+                "answers",
+                self.keys.key(key, stream, layer),
+                check=lambda rows, width=width: are_activations(rows) and rows.shape[1] == width,  # type: ignore[misc]
+            )
+            if rows is None:  # removed to make room, or damaged
                 return None
             answers[stream, layer] = rows
+        return measurement, answers
+
+    def _stored(self, payload: bytes) -> tuple[ProbeMeasurement, dict[tuple[str, str], int]]:
+        """Return a measurement, and how many units the answers to each stream and layer have."""
+        data = json.loads(payload)
         report = ProbeReport.from_json(json.dumps(data["report"]))
         measurement = ProbeMeasurement(
             n_images=report.n_images,
@@ -69,9 +80,16 @@ class ResultCache:
             early_stop=report.early_stop,
             dead_units=report.dead_units,
             saturated=bool(data["saturated"]),
-            doubts=tuple(map(str, data["doubts"])),
+            doubts=texts(data["doubts"]),
         )
-        return measurement, answers
+        places = [(text(stream), text(layer)) for stream, layer in data["answers"]]
+        units = {layer: len(scores.auroc) for (layer, _), scores in report.scores.items()}
+        # Without the answer to every stream, nothing would show that the model has changed.
+        needed = {(stream, layer) for stream in (UNMARKED, *report.scenarios) for layer in units}
+        known = report.n_images >= 1 and bool(units) and {*report.scenarios} <= {*self.keys.streams}
+        if not known or not needed <= {*places} or {layer for _, layer in places} != {*units}:
+            raise ValueError("a report of something else")
+        return measurement, {(stream, layer): units[layer] for stream, layer in places}
 
     def save(
         self,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_watermark_guard.caching.keys import digest
 from pytest_watermark_guard.caching.store import Store
+from pytest_watermark_guard.probing.caches.contents import are_scores
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
 from pytest_watermark_guard.probing.recording import Recording, UnitScores
 
@@ -27,9 +31,10 @@ class ScoreCache:
     def load(self, recording: Recording, layer: str, pairs: Sequence[Pair]) -> PairScores:
         """Return the scores of those pairs that are kept."""
         scores = {}
+        units = recording[pairs[0][0], layer].units if pairs else 0
         for pair in pairs:
             key = self._key(recording, layer, pair)
-            array = self.store.get_array("scores", key, mmap=False)
+            array = self.store.get_array("scores", key, mmap=False, check=partial(_fits, units))
             if array is not None:
                 area, error = np.split(array[:-2], 2)
                 low, high = map(float, array[-2:])
@@ -49,3 +54,7 @@ class ScoreCache:
         sums = digest([(part[:1], part.sum(axis=0, dtype=np.float64)) for part in rows])
         drawn = (self.keys.streams[stream] for stream in pair)
         return self.keys.key(*drawn, layer, str(len(recording)), recording.run, sums)
+
+
+def _fits(units: int, array: npt.NDArray[Any]) -> bool:
+    return are_scores(array) and len(array) == 2 * units + 2
