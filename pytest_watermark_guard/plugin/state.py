@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
-from pytest_watermark_guard.plugin.items import check_spec
+from pytest_watermark_guard.plugin.choosing import Choice, choose
+from pytest_watermark_guard.plugin.items import check_spec, gate_names
 from pytest_watermark_guard.plugin.options import (
     KNOWN_FILE,
     flag_is_set,
@@ -50,7 +51,7 @@ class GuardState:
 
     run: Run
     models: tuple[str, ...]
-    only_models: bool
+    choice: Choice
     json_path: Path | None
     html_path: Path | None
     known_path: Path
@@ -97,10 +98,7 @@ def start_run(config: pytest.Config) -> GuardState:
     return GuardState(
         run,
         tuple(dict.fromkeys(models)),
-        # On the command line, models alone: "gate this checkpoint"; beside paths, or in an ini
-        # file: gate it along with the tests.
-        only_models=any(str(a).startswith("--wm-model") for a in config.invocation_params.args)
-        and config.args_source is not pytest.Config.ArgsSource.ARGS,
+        choice=choose(config, tuple(dict.fromkeys(models)), tuple(gate_names(run))),
         json_path=json_path,
         html_path=html_path,
         known_path=known_path,
