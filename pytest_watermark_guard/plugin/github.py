@@ -32,17 +32,18 @@ class GitHubActions:
             self._failures.setdefault(failure["key"], []).append(failure)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the summary of the step."""
         entries, unprobed = self._summary.entries, self._summary.failures
         if not (entries or unprobed) or not self._file:
             return
         from pytest_watermark_guard.reports.github_summary import step_summary
 
-        changes = self._summary.release_lines
+        changes, interrupted = self._summary.release_lines, self._summary.interrupted(session)
+        text = step_summary(entries, self._summary.threshold, unprobed, changes, interrupted)
         try:
             with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(step_summary(entries, self._summary.threshold, unprobed, changes))
+                file.write(text)
         except OSError as error:
             self._trouble = f"could not write the step summary: {error.strerror}"
 

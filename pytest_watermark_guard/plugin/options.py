@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pytest_watermark_guard.caching.files import check_writable
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.setting_values import IniType
 from pytest_watermark_guard.settings import Settings, described, parse_setting
@@ -158,8 +159,7 @@ def writable_path(config: pytest.Config, name: str) -> Path | None:
         return None
     try:
         # Now, not after an hour of probing.
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a").close()
+        check_writable(file)
     except OSError as error:
         raise SettingsError(f"{name}: cannot write {str(file)!r}: {error.strerror}") from None
     return file

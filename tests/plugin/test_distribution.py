@@ -41,7 +41,8 @@ def counted(project):
 
 
 def loads(project):
-    return sorted(line.split()[0] for line in (project.path / "loads.txt").open())
+    lines = (project.path / "loads.txt").read_text().splitlines()
+    return sorted(line.split()[0] for line in lines)
 
 
 @pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "loadgroup", "worksteal"])
