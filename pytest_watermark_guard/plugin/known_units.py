@@ -43,9 +43,7 @@ class KnownSummary:
         units = updated_units(self._known.units, verdicts)
         more = f": {len(units):,} known; review the change"
         self._lines.append(
-            write_output(
-                session, self._known.file, lambda: write_known(self._path, units), more
-            )
+            write_output(session, self._known.file, lambda: write_known(self._path, units), more)
         )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

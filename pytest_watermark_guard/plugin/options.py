@@ -10,7 +10,7 @@ import pytest
 
 from pytest_watermark_guard.caching.files import check_writable
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.setting_values import IniType
+from pytest_watermark_guard.setting_values import IniType, user_path
 from pytest_watermark_guard.settings import Settings, described, parse_setting
 
 KNOWN_FILE = "wm-known-units.toml"
@@ -136,7 +136,7 @@ def read_settings(config: pytest.Config) -> Settings:
             given[name] = not setting.default if value else None
         elif value is not None:
             if setting.is_path and value not in ("", "builtin"):
-                value = str(folder / Path(value).expanduser())
+                value = str(folder / user_path(name, value))
             given[name] = parse_setting(name, value)
     return Settings().override(**given)
 
@@ -149,7 +149,7 @@ def flag_is_set(config: pytest.Config, name: str) -> bool:
 def named_path(config: pytest.Config, name: str) -> Path | None:
     """Return the file that an option names, or None."""
     value, folder = _given(config, name)
-    return folder / Path(value).expanduser() if value else None
+    return folder / user_path(name, value) if value else None
 
 
 def writable_path(config: pytest.Config, name: str) -> Path | None:

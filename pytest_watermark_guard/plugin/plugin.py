@@ -98,9 +98,7 @@ def pytest_collection_modifyitems(
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_xdist_make_scheduler(
-    config: pytest.Config, log: Any
-) -> Generator[None, object, object]:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Generator[None, object, object]:
     from pytest_watermark_guard.plugin.distribution import keep_models_together
 
     scheduler = yield
@@ -146,7 +144,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     from pytest_watermark_guard.plugin.sending import send_findings
+    from pytest_watermark_guard.plugin.tracebacks import hide_our_frames
 
+    if call.excinfo is not None:
+        hide_our_frames(call.excinfo, item.config)
     test_report = yield
     send_findings(item, call, test_report, item.config.stash[STATE])
     return test_report
@@ -193,6 +194,7 @@ class Guard:
 
     def probe(self, model: AnyModel, **arguments: Any) -> ProbeReport:
         """Probe a model; arguments as for `pytest_watermark_guard.probe`."""
+        __tracebackhide__ = True
         from pytest_watermark_guard.probing.probe import probe
 
         return probe(model, **arguments)

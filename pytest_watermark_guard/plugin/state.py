@@ -13,6 +13,7 @@ import pytest
 
 from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
 from pytest_watermark_guard.plugin.choosing import Choice, choose
+from pytest_watermark_guard.plugin.early_checks import check_options
 from pytest_watermark_guard.plugin.items import check_spec, gate_names
 from pytest_watermark_guard.plugin.options import (
     KNOWN_FILE,
@@ -91,6 +92,8 @@ def start_run(config: pytest.Config) -> GuardState:
         known=known,
         against=against,
     )
+    choice = choose(config, tuple(dict.fromkeys(models)), tuple(gate_names(run)))
+    check_options(config, settings, choice.gates)
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
     during.enter_context(using_run(run))
@@ -98,7 +101,7 @@ def start_run(config: pytest.Config) -> GuardState:
     return GuardState(
         run,
         tuple(dict.fromkeys(models)),
-        choice=choose(config, tuple(dict.fromkeys(models)), tuple(gate_names(run))),
+        choice=choice,
         json_path=json_path,
         html_path=html_path,
         known_path=known_path,

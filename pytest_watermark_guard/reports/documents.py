@@ -95,7 +95,7 @@ class DocumentFormat:
     def reading_json(self, path: str | Path) -> Iterator[dict[str, Any]]:
         """Give what `write` wrote; data that do not fit may raise anything in the block."""
         with self.reading(path):
-            yield self.parse(Path(path).read_text(encoding="utf-8"))
+            yield self.parse(Path(path).read_text(encoding="utf-8-sig"))
 
     def parse(self, text: str) -> dict[str, Any]:
         """Return the data of `to_json`; for use in `reading`."""

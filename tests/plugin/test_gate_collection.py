@@ -82,7 +82,9 @@ def test_ids_with_whatever_is_in_them(project):
     options = ["--wm-scenarios=stock [v2],latin", "--wm-layers=layer4.1", f"--wm-model={folder}"]
     options[2] += "/net[1].pt2"
     collected = ids(project, *options)
-    assert collected == [f"{folder}/net[1].pt2::layer4.1-{name}" for name in ("stock [v2]", "latin")]
+    assert collected == [
+        f"{folder}/net[1].pt2::layer4.1-{name}" for name in ("stock [v2]", "latin")
+    ]
     for each in collected:
         assert ids(project, *options, each) == [each]
 
