@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.plugin.outputs import tell
 from pytest_watermark_guard.plugin.sending import received
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class GitHubActions:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the annotations: here nothing captures them."""
         if self._trouble is not None:
-            terminalreporter.write_line(f"watermark guard: {self._trouble}")
+            tell(terminalreporter, self._trouble)
         unprobed, entries = self._summary.failures, self._summary.entries
         warned = [v for _, verdicts in entries for v in verdicts if v.outcome == "warned"]
         if not self._failures and not unprobed and not warned:

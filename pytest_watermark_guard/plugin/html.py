@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_watermark_guard.plugin.outputs import write_output
+from pytest_watermark_guard.plugin.outputs import tell, write_output
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
@@ -54,4 +54,4 @@ class HtmlSummary:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where it is, or why it is not."""
         if self._written is not None:
-            terminalreporter.write_line(f"watermark guard: {self._written}")
+            tell(terminalreporter, self._written)

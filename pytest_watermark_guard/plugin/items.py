@@ -19,6 +19,7 @@ from pytest_watermark_guard.errors import (
 from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.plugin.choosing import gate_path
 from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.names import asked_layer
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
@@ -91,7 +92,7 @@ class ModelGate(pytest.Collector):
             pytest.fail(f"not probed ({name}), see {self._reporting_item.name}", pytrace=False)
         if isinstance(outcome, WatermarkGuardError) and not isinstance(outcome, ModelError):
             # The message says it all; a traceback through us helps nobody.
-            pytest.fail(str(outcome), pytrace=False)
+            pytest.fail(inert(str(outcome)), pytrace=False)
         raise outcome
 
     @cached_property

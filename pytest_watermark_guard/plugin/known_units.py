@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_watermark_guard.plugin.outputs import write_output
+from pytest_watermark_guard.plugin.outputs import tell, write_output
 
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
@@ -49,4 +49,4 @@ class KnownSummary:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print it, report or no report: nothing is let pass in silence."""
         for line in self._lines:
-            terminalreporter.write_line(f"watermark guard: {line}")
+            tell(terminalreporter, line)

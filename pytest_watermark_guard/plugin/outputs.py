@@ -1,4 +1,4 @@
-"""Files that a run leaves at its end: written as a whole, or one line says why not."""
+"""What a run says and leaves at its end: a file that cannot be written costs it one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pytest_watermark_guard.reports.log_lines import inert
+
+
+def tell(terminalreporter: pytest.TerminalReporter, line: str) -> None:
+    """Print a line in the name of the plugin."""
+    terminalreporter.write_line(inert(f"watermark guard: {line}"))
 
 
 def write_output(

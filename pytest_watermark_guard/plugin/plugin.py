@@ -15,6 +15,7 @@ import pytest
 from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.plugin import hookspec
 from pytest_watermark_guard.plugin.options import add_options, named_path
+from pytest_watermark_guard.reports.log_lines import inert
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[STATE] = start_run(config)
     except WatermarkGuardError as error:
-        raise pytest.UsageError(f"watermark guard: {error}") from None
+        raise pytest.UsageError(inert(f"watermark guard: {error}")) from None
 
 
 # --- collecting ---------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     said = config.stash[STATE].choice.said
-    return [f"watermark guard: {said}"] if said else []
+    return [inert(f"watermark guard: {said}")] if said else []
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

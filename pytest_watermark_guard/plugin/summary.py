@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.plugin.outputs import write_output
+from pytest_watermark_guard.plugin.outputs import tell, write_output
 from pytest_watermark_guard.plugin.sending import received
 from pytest_watermark_guard.reports.masked import Masked
 
@@ -167,7 +167,7 @@ class Summary:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._written is not None:
-            terminalreporter.write_line(f"watermark guard: {self._written}")
+            tell(terminalreporter, self._written)
         if not self._state.show_report:
             return
         terminalreporter.section("watermark sensitivity")

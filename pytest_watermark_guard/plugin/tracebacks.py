@@ -14,6 +14,7 @@ from pytest_watermark_guard.errors import (
     WatermarkGuardError,
     WatermarkSensitivityError,
 )
+from pytest_watermark_guard.reports.log_lines import inert
 
 _ON_PURPOSE = (WatermarkGuardError, WatermarkSensitivityError, OwnershipMismatchError)
 # Our errors often leave a context manager of ours, and so a frame of that module.
@@ -28,6 +29,7 @@ def hide_our_frames(excinfo: pytest.ExceptionInfo[BaseException], config: pytest
     """
     if config.getoption("fulltrace") or not isinstance(excinfo.value, _ON_PURPOSE):
         return
+    excinfo.value.args = tuple(inert(a) if isinstance(a, str) else a for a in excinfo.value.args)
     theirs = _without_ours(excinfo.tb)
     if theirs is not None:
         # pytest goes by the raw frames below the test, whatever was left out above them.
