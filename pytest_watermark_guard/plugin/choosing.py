@@ -72,6 +72,9 @@ def gate_path(config: pytest.Config, spec: str) -> Path:
     There is none, and none is read. Editors build their tree of such paths, and know no tests
     outside of the root folder or on it.
     """
+    if config.getoption("newfirst", False):
+        # To sort files by their age, pytest asks each for it.
+        return config.inipath or config.rootpath
     return config.rootpath / spec.replace("\\", "/").replace("/", "_")
 
 

@@ -152,14 +152,18 @@ def named_path(config: pytest.Config, name: str) -> Path | None:
     return folder / user_path(name, value) if value else None
 
 
-def writable_path(config: pytest.Config, name: str) -> Path | None:
-    """Return the file that an option names, or None; `SettingsError` if it cannot be written to."""
+def output_path(config: pytest.Config, name: str) -> Path | None:
+    """Return the file that a run leaves, or None; `SettingsError` if it cannot be written to.
+
+    A run that only collects leaves that of an earlier one as it is.
+    """
     file = named_path(config, name)
-    if file is None:
+    if file is None or config.option.collectonly:
         return None
     try:
-        # Now, not after an hour of probing.
-        check_writable(file)
+        # Now, not after an hour of probing. It is the controller that writes.
+        if not hasattr(config, "workerinput"):
+            check_writable(file)
     except OSError as error:
         raise SettingsError(f"{name}: cannot write {str(file)!r}: {error.strerror}") from None
     return file

@@ -19,8 +19,8 @@ from pytest_watermark_guard.plugin.options import (
     KNOWN_FILE,
     flag_is_set,
     named_path,
+    output_path,
     read_settings,
-    writable_path,
 )
 from pytest_watermark_guard.probing.context import Run, using_run
 from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
@@ -71,7 +71,7 @@ def start_run(config: pytest.Config) -> GuardState:
     models: Sequence[str] = config.getoption("wm_model") or config.getini("wm_model") or ()
     for spec in models:
         check_spec(spec, config)
-    json_path, html_path = writable_path(config, "json"), writable_path(config, "html")
+    json_path, html_path = output_path(config, "json"), output_path(config, "html")
     known, known_path = _known_units(config)
     against = _earlier_release(config, settings)
     pending: list[Probed] = []

@@ -106,8 +106,18 @@ def test_a_run_leaves_no_file_before_its_end(project):
             assert os.listdir("new") == []
         """
     )
-    result = project.runpytest("--wm-model=shop:blind", "--wm-json=new/run.json", "--co")
+    result = project.runpytest("--wm-model=shop:blind", "--wm-json=new/run.json", "-k", "latin")
+    result.assert_outcomes(passed=2, deselected=2)
+    assert (project.path / "new/run.json").exists()
+
+
+def test_a_run_that_only_collects_leaves_an_earlier_one_s_files(earlier):
+    options = "--wm-model=shop:blind", *OPTIONS, "--wm-update-known"
+    result = earlier.runpytest(*options, "--collect-only")
     assert result.ret == 0
+    result.stdout.no_fnmatch_line("*wrote*")
+    assert (earlier.path / "out/run.json").read_text("utf-8") == "an earlier run.json"
+    assert (earlier.path / "out/run.html").read_text("utf-8") == "an earlier run.html"
 
 
 INTERRUPTIONS = {

@@ -143,6 +143,12 @@ def test_last_failed(project, options):
     result.stdout.fnmatch_lines(["run-last-failure: rerun previous 2 failures*"])
 
 
+@pytest.mark.parametrize("option", ["--nf", "--ff"])
+def test_in_another_order(configured, option):
+    for _ in range(2):
+        assert sorted(ids(configured, option)) == sorted(TESTS + every())
+
+
 def test_stepwise(project):
     options = [MODEL, "--sw", "-pno:randomly"]
     project.runpytest(*options).assert_outcomes(failed=1)

@@ -47,9 +47,7 @@ def test_what_cannot_work_is_said_once_and_before_anything_is_loaded(noisy, opti
     result.stdout.no_fnmatch_line("*LOADED*")
 
 
-@pytest.mark.parametrize(
-    "line", ["wm_images = nowhere", "wm_device = cuda:99", "wm_key = no.key"], ids=str.split
-)
+@pytest.mark.parametrize("line", ["wm_images = nowhere", "wm_device = cuda:99", "wm_key = no.key"])
 def test_what_an_ini_file_names_may_be_missing_where_nothing_is_gated(project, line):
     write_ini(project, line)
     project.makepyfile("def test_it(): pass")
