@@ -6,11 +6,13 @@ A check takes a setting's name and a value; it returns the value as it is kept, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.errors import SettingsError, did_you_mean
 
 
 def parse_number(name: str, text: Any) -> float:
@@ -53,6 +55,17 @@ def parse_reasons(name: str, text: str | list[str]) -> dict[str, str]:
             )
         reasons[unit.strip()] = reason.strip()
     return reasons
+
+
+def user_path(what: str, text: str | os.PathLike[str]) -> Path:
+    """Read a path that a user wrote; `what` is for the message if its ``~`` means no folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise SettingsError(
+            f"{what}: {os.fspath(text)!r} begins with the home folder of a user, and none is known "
+            "here; write the path in full"
+        ) from None
 
 
 IniType = Literal["args", "float", "int", "linelist"]
@@ -140,7 +153,8 @@ def check_limit(name: str, value: float, most: float) -> float:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Refuse what is none of the `choices`."""
     if value not in choices:
-        raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        hint = did_you_mean(str(value), choices)
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
     return value
 
 

@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.errors import SettingsError, did_you_mean
 from pytest_watermark_guard.setting_values import (
     PARSERS,
     IniType,
@@ -277,7 +277,8 @@ class Settings:
         known = [each.name for each in fields(self)]
         for name in given:
             if name not in known:
-                raise SettingsError(f"unknown setting {name!r}; known are {', '.join(known)}")
+                hint = did_you_mean(name, known)
+                raise SettingsError(f"unknown setting {name!r}; known are {', '.join(known)}{hint}")
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 

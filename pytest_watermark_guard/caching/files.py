@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import re
@@ -45,6 +46,17 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
     finally:
         remove_temporary(temporary)
     _remove_abandoned(target)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise the `OSError` that `write_atomically` would meet now; the file stays as it is."""
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not target.exists() or target.is_file():
+        remove_temporary(temporary_beside(target))
+    elif not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:

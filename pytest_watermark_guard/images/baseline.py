@@ -19,6 +19,7 @@ from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images import builtin, folder
 from pytest_watermark_guard.images.arrays import image_from_array
 from pytest_watermark_guard.images.decoding import as_rgb, read_image
+from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.draw import uniform_words
 
 
@@ -123,7 +124,7 @@ def _open(images: Any) -> Baseline:
     if is_builtin(images):
         return _of_builtin(builtin.builtin_images())
     if isinstance(images, str | Path):
-        root = Path(images).expanduser()
+        root = user_path("images", images)
         paths = folder.image_paths(root)
         names = tuple(path.relative_to(root).as_posix() for path in paths)
         return Baseline(

@@ -27,6 +27,7 @@ from pytest_watermark_guard.models.loading.introspection import resolve_preproce
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.near_misses import AnyModel
+from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.control import draw_control
 from pytest_watermark_guard.watermarks.draw import draw_watermark
@@ -282,7 +283,7 @@ class _Reader:
     def _paired(
         self, scenario: PairedFolder, identity: str, size: tuple[int, ...], pixels: Pixels
     ) -> Pixels:
-        path = paired_path(Path(scenario.folder).expanduser(), identity)
+        path = paired_path(_folder(scenario), identity)
         copy = read_image(path)
         if copy.size != size:
             raise ImagesError(
@@ -326,11 +327,15 @@ def open_for(
                     f"scenario {scenario.name!r} pairs files by name, and the baseline is "
                     f"{baseline.description}; pass images= the folder of its unmarked originals"
                 )
-            if not Path(scenario.folder).expanduser().is_dir():
+            if not _folder(scenario).is_dir():
                 raise ImagesError(
                     f"scenario {scenario.name!r}: {scenario.folder!r} is not a folder"
                 )
     return baseline if max_images is None else baseline.subset(max_images, seed)
+
+
+def _folder(scenario: PairedFolder) -> Path:
+    return user_path(f"scenario {scenario.name!r}", scenario.folder)
 
 
 def check_batch_size(batch_size: int) -> None:

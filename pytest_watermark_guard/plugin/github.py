@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.plugin.outputs import tell
 from pytest_watermark_guard.plugin.sending import received
 
 if TYPE_CHECKING:
@@ -32,24 +33,25 @@ class GitHubActions:
             self._failures.setdefault(failure["key"], []).append(failure)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the summary of the step."""
         entries, unprobed = self._summary.entries, self._summary.failures
         if not (entries or unprobed) or not self._file:
             return
         from pytest_watermark_guard.reports.github_summary import step_summary
 
-        changes = self._summary.release_lines
+        changes, interrupted = self._summary.release_lines, self._summary.interrupted(session)
+        text = step_summary(entries, self._summary.threshold, unprobed, changes, interrupted)
         try:
             with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(step_summary(entries, self._summary.threshold, unprobed, changes))
+                file.write(text)
         except OSError as error:
             self._trouble = f"could not write the step summary: {error.strerror}"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the annotations: here nothing captures them."""
         if self._trouble is not None:
-            terminalreporter.write_line(f"watermark guard: {self._trouble}")
+            tell(terminalreporter, self._trouble)
         unprobed, entries = self._summary.failures, self._summary.entries
         warned = [v for _, verdicts in entries for v in verdicts if v.outcome == "warned"]
         if not self._failures and not unprobed and not warned:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_watermark_guard.plugin.outputs import tell, write_output
+
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
     from pytest_watermark_guard.settings import Settings
@@ -19,6 +21,7 @@ class HtmlSummary:
         self._summary = summary
         self._path = path
         self._settings = settings
+        self._written: str | None = None
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -29,20 +32,26 @@ class HtmlSummary:
 
         config = session.config
         paths = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else ()
-        write_html(
-            self._path,
-            self._summary.entries,
-            self._summary.threshold,
-            masked=self._summary.masked,
-            owned=self._summary.owned,
-            failures=self._summary.failures,
-            origin=origin_of(
-                self._settings, config.getoption("wm_model") or (), paths, command_words(config)
-            ),
-            by_name=True,
-            changes=self._summary.release_lines,
-        )
+
+        def write() -> None:
+            write_html(
+                self._path,
+                self._summary.entries,
+                self._summary.threshold,
+                masked=self._summary.masked,
+                owned=self._summary.owned,
+                failures=self._summary.failures,
+                origin=origin_of(
+                    self._settings, config.getoption("wm_model") or (), paths, command_words(config)
+                ),
+                by_name=True,
+                changes=self._summary.release_lines,
+                interrupted=self._summary.interrupted(session),
+            )
+
+        self._written = write_output(session, self._path, write)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say where it is."""
-        terminalreporter.write_line(f"watermark guard: wrote {self._path}")
+        """Say where it is, or why it is not."""
+        if self._written is not None:
+            tell(terminalreporter, self._written)

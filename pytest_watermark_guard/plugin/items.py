@@ -17,7 +17,9 @@ from pytest_watermark_guard.errors import (
     WatermarkGuardError,
 )
 from pytest_watermark_guard.models.loading.specs import parse_spec
+from pytest_watermark_guard.plugin.choosing import gate_path
 from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.names import asked_layer
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
@@ -38,26 +40,46 @@ def check_spec(spec: str, config: pytest.Config) -> None:
         parse_spec(spec)
 
 
-def collect_gates(session: pytest.Session, specs: Sequence[str]) -> list[pytest.Item]:
-    """Make one item for each model, layer and scenario."""
-    gates = (ModelGate.from_parent(session, name=spec, nodeid=spec) for spec in specs)
-    return [item for gate in gates for item in gate.collect()]
+def gate_names(run: Run) -> dict[str, tuple[str, str]]:
+    """Return layer and scenario of each gate that a model has under a run's settings, by name."""
+    # Predictions are made of logits alone, whatever else is probed.
+    layers = ("logits",) if run.settings.gates_predictions else run.settings.layers
+    scenarios = resolve_scenarios(run.settings.scenarios, run.scenarios)
+    places = [(layer, scenario.name) for layer in layers for scenario in scenarios]
+    return {f"{layer}-{scenario}": (layer, scenario) for layer, scenario in places}
+
+
+def collect_models(
+    session: pytest.Session, gates: Mapping[str, Sequence[str]]
+) -> Iterator[pytest.Collector]:
+    """Give a collector for each model whose gates are collected."""
+    for spec, names in gates.items():
+        path = gate_path(session.config, spec)
+        yield ModelGate.from_parent(session, name=spec, nodeid=spec, path=path, gates=names)
 
 
 class ModelGate(pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
-    _reporting_item: GateItem | None = None
+    def __init__(self, gates: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._gates = gates
+        self._reporting_item: GateItem | None = None
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Give one item for each layer and scenario of the run's settings."""
-        run = current_run()
-        # Predictions are made of logits alone, whatever else is probed.
-        for layer in ("logits",) if run.settings.gates_predictions else run.settings.layers:
-            for scenario in resolve_scenarios(run.settings.scenarios, run.scenarios):
-                yield GateItem.from_parent(
-                    self, name=f"{layer}-{scenario.name}", layer=layer, scenario=scenario.name
-                )
+        """Give one item for each layer and scenario of the run's settings that is asked for."""
+        places = gate_names(current_run())
+        for name in self._gates:
+            layer, scenario = places[name]
+            nodeid = f"{self.nodeid}::{name}"
+            yield GateItem.from_parent(
+                self, name=name, nodeid=nodeid, layer=layer, scenario=scenario
+            )
+
+    @property
+    def ihook(self) -> Any:
+        """The hooks of the root folder: its path is no file in any other."""
+        return self.session.ihook
 
     def verdict(self, item: GateItem) -> Verdict:
         """Probe the model, the first time, and judge it; one item alone says why it cannot be."""
@@ -70,7 +92,7 @@ class ModelGate(pytest.Collector):
             pytest.fail(f"not probed ({name}), see {self._reporting_item.name}", pytrace=False)
         if isinstance(outcome, WatermarkGuardError) and not isinstance(outcome, ModelError):
             # The message says it all; a traceback through us helps nobody.
-            pytest.fail(str(outcome), pytrace=False)
+            pytest.fail(inert(str(outcome)), pytrace=False)
         raise outcome
 
     @cached_property
@@ -150,9 +172,11 @@ class GateItem(pytest.Item):
         self._layer = layer
         self._scenario = scenario
         self.part: Verdict | None = None
-        # With `--dist loadgroup` xdist keeps a model's items, and so its probe, in one worker.
-        if self.config.pluginmanager.hasplugin("xdist"):
-            self.add_marker(pytest.mark.xdist_group(self.gate.name))
+
+    @property
+    def ihook(self) -> Any:
+        """The hooks of the root folder, as its model's."""
+        return self.session.ihook
 
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""
@@ -176,7 +200,7 @@ class GateItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Name the item in the terminal."""
-        return self.config.rootpath, None, f"{self.gate.name} {self.name}"
+        return self.config.rootpath / self.gate.name, None, f"{self.gate.name} {self.name}"
 
     @property
     def gate(self) -> ModelGate:

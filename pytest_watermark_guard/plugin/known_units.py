@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_watermark_guard.plugin.outputs import tell, write_output
+
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
     from pytest_watermark_guard.reports.known_units import KnownUnits
@@ -39,14 +41,12 @@ class KnownSummary:
         from pytest_watermark_guard.plugin.known_units_file import updated_units, write_known
 
         units = updated_units(self._known.units, verdicts)
-        try:
-            write_known(self._path, units)
-            self._lines.append(f"wrote {self._known.file}: {len(units):,} known; review the change")
-        except OSError as error:
-            self._lines.append(f"could not write {self._known.file}: {error.strerror}")
-            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        more = f": {len(units):,} known; review the change"
+        self._lines.append(
+            write_output(session, self._known.file, lambda: write_known(self._path, units), more)
+        )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print it, report or no report: nothing is let pass in silence."""
         for line in self._lines:
-            terminalreporter.write_line(f"watermark guard: {line}")
+            tell(terminalreporter, line)

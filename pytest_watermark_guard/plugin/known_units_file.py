@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_watermark_guard.caching.files import write_text_atomically
-from pytest_watermark_guard.errors import KnownUnitsError
+from pytest_watermark_guard.errors import KnownUnitsError, did_you_mean
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.known_units import (
     MARGIN,
@@ -128,7 +128,7 @@ def _character(character: str) -> str:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors begin files by a mark
     # ValueError: no UTF-8, no TOML, or a date or number in it that does not exist or is too long.
     except (ValueError, RecursionError) as error:
         raise KnownUnitsError(f"it is not TOML: {type(error).__name__}: {error}") from None
@@ -179,7 +179,8 @@ def _check_names(
         raise KnownUnitsError(f"{where} has no {name!r}")
     for name in table.keys() - needed - set(optional):
         allowed = ", ".join(sorted(needed | set(optional)))
-        raise KnownUnitsError(f"{where} has an unknown {name!r}; known are {allowed}")
+        hint = did_you_mean(str(name), needed | set(optional))
+        raise KnownUnitsError(f"{where} has an unknown {name!r}; known are {allowed}{hint}")
 
 
 def _field(where: str, table: Mapping[str, Any], name: str) -> Any:

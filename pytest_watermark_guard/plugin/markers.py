@@ -11,6 +11,7 @@ import pytest
 
 from pytest_watermark_guard.errors import SettingsError, WatermarkGuardError
 from pytest_watermark_guard.plugin.mask_marker import MASK_MARKER, SIGNATURE, prepare_item
+from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
@@ -63,7 +64,7 @@ def _marked_rightly(item: pytest.Item, marker: str) -> Iterator[None]:
     try:
         yield
     except WatermarkGuardError as error:
-        message = f"{item.nodeid}: @pytest.mark.{marker}: {error}"
+        message = inert(f"{item.nodeid}: @pytest.mark.{marker}: {error}")
         if not hasattr(item.config, "workerinput"):
             raise pytest.UsageError(message) from None
         # A worker cannot end the run: there, the test that is marked wrongly errs.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.setting_values import check_threshold, is_number
+from pytest_watermark_guard.errors import SettingsError, did_you_mean
+from pytest_watermark_guard.setting_values import check_choice, check_threshold, is_number
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, resolve_scenarios
 
 MASK_MARKER = "wm_mask"
@@ -39,8 +39,7 @@ class MaskRequest:
     method: str = "mask"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SettingsError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        check_choice("method", self.method, METHODS)
         if not isinstance(self.fixture, str) or not self.fixture:
             raise SettingsError(f"fixture must be a fixture's name, got {self.fixture!r}")
         names = ("fraction", "threshold", "units")
@@ -99,7 +98,8 @@ def prepare_item(item: pytest.Item, known: Mapping[str, AnyScenario]) -> None:
     allowed = [f.name for f in fields(MaskRequest)]
     for name in marker.kwargs:
         if name not in allowed:
-            raise SettingsError(f"unknown argument {name!r}; known are {', '.join(allowed)}")
+            hint = did_you_mean(name, allowed)
+            raise SettingsError(f"unknown argument {name!r}; known are {', '.join(allowed)}{hint}")
     request = MaskRequest(**marker.kwargs)
     resolve_scenarios(request.scenarios, known)
     if not isinstance(item, pytest.Function):
@@ -108,7 +108,8 @@ def prepare_item(item: pytest.Item, known: Mapping[str, AnyScenario]) -> None:
     if request.fixture not in others:
         raise SettingsError(
             f"the test uses no fixture {request.fixture!r}, so there is no model to mask; it uses "
-            f"{', '.join(others) or 'none'}. Name one by fixture=, or have the test take it"
+            f"{', '.join(others) or 'none'}{did_you_mean(request.fixture, others) or '.'} "
+            "Name one by fixture=, or have the test take it"
         )
     # pytest has no public way to ask; fixture plugins have used this for ten years.
     definitions = item._fixtureinfo.name2fixturedefs

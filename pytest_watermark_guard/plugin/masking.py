@@ -11,6 +11,7 @@ import pytest
 from pytest_watermark_guard.errors import MaskError, WatermarkGuardError
 from pytest_watermark_guard.plugin.mask_marker import MASK_MARKER, REQUEST, MaskRequest
 from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.masked import Fall, Masked
 from pytest_watermark_guard.watermarks.scenarios import resolve_scenarios
 
@@ -57,7 +58,7 @@ def masking(request: pytest.FixtureRequest) -> Iterator[FeatureMask | FeatureEra
             apply_mask(model, mask, inplace=True)
         except WatermarkGuardError as error:
             # The message says it all; a traceback through us helps nobody.
-            message = f"@pytest.mark.{MASK_MARKER}: {error}"
+            message = inert(f"@pytest.mark.{MASK_MARKER}: {error}")
             raise pytest.fail.Exception(message, pytrace=False) from None
         before = {scores.scenario: float(scores.differentiability.max()) for scores in report}
         request.node.stash[MASKED] = Masked(

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pytest_watermark_guard.caching.files import check_writable
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.setting_values import IniType
+from pytest_watermark_guard.setting_values import IniType, user_path
 from pytest_watermark_guard.settings import Settings, described, parse_setting
 
 KNOWN_FILE = "wm-known-units.toml"
@@ -135,7 +136,7 @@ def read_settings(config: pytest.Config) -> Settings:
             given[name] = not setting.default if value else None
         elif value is not None:
             if setting.is_path and value not in ("", "builtin"):
-                value = str(folder / Path(value).expanduser())
+                value = str(folder / user_path(name, value))
             given[name] = parse_setting(name, value)
     return Settings().override(**given)
 
@@ -148,18 +149,21 @@ def flag_is_set(config: pytest.Config, name: str) -> bool:
 def named_path(config: pytest.Config, name: str) -> Path | None:
     """Return the file that an option names, or None."""
     value, folder = _given(config, name)
-    return folder / Path(value).expanduser() if value else None
+    return folder / user_path(name, value) if value else None
 
 
-def writable_path(config: pytest.Config, name: str) -> Path | None:
-    """Return the file that an option names, or None; `SettingsError` if it cannot be written to."""
+def output_path(config: pytest.Config, name: str) -> Path | None:
+    """Return the file that a run leaves, or None; `SettingsError` if it cannot be written to.
+
+    A run that only collects leaves that of an earlier one as it is.
+    """
     file = named_path(config, name)
-    if file is None:
+    if file is None or config.option.collectonly:
         return None
     try:
-        # Now, not after an hour of probing.
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a").close()
+        # Now, not after an hour of probing. It is the controller that writes.
+        if not hasattr(config, "workerinput"):
+            check_writable(file)
     except OSError as error:
         raise SettingsError(f"{name}: cannot write {str(file)!r}: {error.strerror}") from None
     return file

@@ -15,6 +15,7 @@ import pytest
 from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.plugin import hookspec
 from pytest_watermark_guard.plugin.options import add_options, named_path
+from pytest_watermark_guard.reports.log_lines import inert
 
 if TYPE_CHECKING:
     import torch
@@ -49,38 +50,61 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[STATE] = start_run(config)
     except WatermarkGuardError as error:
-        raise pytest.UsageError(f"watermark guard: {error}") from None
+        raise pytest.UsageError(inert(f"watermark guard: {error}")) from None
 
 
 # --- collecting ---------------------------------------------------------------------------------
 
 
-def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    return True if config.stash[STATE].only_models else None
-
-
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    state = config.stash[STATE]
-    if not state.models:
-        return []
-    alone = "; tests are not collected (name their paths to run them too)"
-    names = ", ".join(state.models)
-    return [f"watermark guard: gating {names}{alone if state.only_models else ''}"]
+    said = config.stash[STATE].choice.said
+    return [inert(f"watermark guard: {said}")] if said else []
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    # pytest looks for files of the names that it is given: ids of gates are none.
+    config = session.config
+    given, config.args = config.args, list(config.stash[STATE].choice.arguments)
+    try:
+        return (yield)
+    finally:
+        config.args = given
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    from pytest_watermark_guard.plugin.items import collect_models
+
+    report = yield
+    if isinstance(collector, pytest.Session) and report.passed:
+        gates = collector.config.stash[STATE].choice.gates
+        report.result = [*report.result, *collect_models(collector, gates)]
+    return report
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(
-    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+    config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
-    from pytest_watermark_guard.plugin.items import collect_gates
     from pytest_watermark_guard.plugin.markers import check_settings_markers, prepare_masks
 
     state = config.stash[STATE]
     check_settings_markers(items, state.run)
-    items += collect_gates(session, state.models)
     result = yield
     prepare_masks(items, state.run)  # after other plugins, which may have marked some of them
     return result
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Generator[None, object, object]:
+    from pytest_watermark_guard.plugin.distribution import keep_models_together
+
+    scheduler = yield
+    gates = config.stash[STATE].choice.gates
+    return keep_models_together(scheduler, config, log, gates) if gates else scheduler
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -121,7 +145,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     from pytest_watermark_guard.plugin.sending import send_findings
+    from pytest_watermark_guard.plugin.tracebacks import hide_our_frames
 
+    if call.excinfo is not None:
+        hide_our_frames(call.excinfo, item.config)
     test_report = yield
     send_findings(item, call, test_report, item.config.stash[STATE])
     return test_report
@@ -168,6 +195,7 @@ class Guard:
 
     def probe(self, model: AnyModel, **arguments: Any) -> ProbeReport:
         """Probe a model; arguments as for `pytest_watermark_guard.probe`."""
+        __tracebackhide__ = True
         from pytest_watermark_guard.probing.probe import probe
 
         return probe(model, **arguments)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_watermark_guard.plugin.outputs import tell
+
 if TYPE_CHECKING:
     from pytest_watermark_guard.plugin.summary import Summary
 
@@ -19,4 +21,4 @@ class ReleaseSummary:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print a line for each probe, report or no report."""
         for line in self._summary.release_lines:
-            terminalreporter.write_line(f"watermark guard: {line}")
+            tell(terminalreporter, line)

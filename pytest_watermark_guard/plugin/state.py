@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
-from pytest_watermark_guard.plugin.items import check_spec
+from pytest_watermark_guard.plugin.choosing import Choice, choose
+from pytest_watermark_guard.plugin.early_checks import check_options
+from pytest_watermark_guard.plugin.items import check_spec, gate_names
 from pytest_watermark_guard.plugin.options import (
     KNOWN_FILE,
     flag_is_set,
     named_path,
+    output_path,
     read_settings,
-    writable_path,
 )
 from pytest_watermark_guard.probing.context import Run, using_run
 from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
@@ -50,7 +52,7 @@ class GuardState:
 
     run: Run
     models: tuple[str, ...]
-    only_models: bool
+    choice: Choice
     json_path: Path | None
     html_path: Path | None
     known_path: Path
@@ -69,7 +71,7 @@ def start_run(config: pytest.Config) -> GuardState:
     models: Sequence[str] = config.getoption("wm_model") or config.getini("wm_model") or ()
     for spec in models:
         check_spec(spec, config)
-    json_path, html_path = writable_path(config, "json"), writable_path(config, "html")
+    json_path, html_path = output_path(config, "json"), output_path(config, "html")
     known, known_path = _known_units(config)
     against = _earlier_release(config, settings)
     pending: list[Probed] = []
@@ -92,6 +94,8 @@ def start_run(config: pytest.Config) -> GuardState:
         known=known,
         against=against,
     )
+    choice = choose(config, tuple(dict.fromkeys(models)), tuple(gate_names(run)))
+    check_options(config, settings, choice.gates)
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
     during.enter_context(using_run(run))
@@ -99,10 +103,7 @@ def start_run(config: pytest.Config) -> GuardState:
     return GuardState(
         run,
         tuple(dict.fromkeys(models)),
-        # On the command line, models alone: "gate this checkpoint"; beside paths, or in an ini
-        # file: gate it along with the tests.
-        only_models=any(str(a).startswith("--wm-model") for a in config.invocation_params.args)
-        and config.args_source is not pytest.Config.ArgsSource.ARGS,
+        choice=choice,
         json_path=json_path,
         html_path=html_path,
         known_path=known_path,

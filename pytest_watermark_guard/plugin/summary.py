@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_watermark_guard.plugin.outputs import tell, write_output
 from pytest_watermark_guard.plugin.sending import received
 from pytest_watermark_guard.reports.masked import Masked
 
@@ -38,6 +39,18 @@ class Summary:
         # Why gated models, by their specs, and tests, by their ids, could not be probed.
         self.failures: dict[str, str] = {}
         self._failed_otherwise = False
+        self._stopped = False
+        self._written: str | None = None
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self._stopped = True
+
+    def pytest_internalerror(self) -> None:
+        self._stopped = True
+
+    def interrupted(self, session: pytest.Session) -> bool:
+        """Tell whether a run ended before all of its tests had: by Ctrl-C, ``-x`` or an error."""
+        return bool(self._stopped or session.shouldfail or session.shouldstop)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         findings = received(report)
@@ -133,15 +146,19 @@ class Summary:
             return
         from pytest_watermark_guard.reports.json_file import write_json
 
-        write_json(
-            path,
-            self.entries,
-            self.threshold,
-            self.masked,
-            self.owned,
-            self.failures,
-            self.comparisons,
-        )
+        def write() -> None:
+            write_json(
+                path,
+                self.entries,
+                self.threshold,
+                self.masked,
+                self.owned,
+                self.failures,
+                self.comparisons,
+                self.interrupted(session),
+            )
+
+        self._written = write_output(session, path, write)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, postfix: list[str]) -> None:
@@ -149,8 +166,8 @@ class Summary:
             postfix.append(f"<h2>Watermark sensitivity</h2><pre>{html.escape(text)}</pre>")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._state.json_path is not None:
-            terminalreporter.write_line(f"watermark guard: wrote {self._state.json_path}")
+        if self._written is not None:
+            tell(terminalreporter, self._written)
         if not self._state.show_report:
             return
         terminalreporter.section("watermark sensitivity")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from numbers import Real
 from typing import Any, TypedDict
 
 import torch
 
-from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.errors import SettingsError, did_you_mean
 from pytest_watermark_guard.settings import Settings
 
 
@@ -106,6 +105,10 @@ class ProbeArguments(TypedDict, total=False):
     early_stop: float | None
 
 
+_BEFORE = ("images", "scenarios", "layers", "preprocess", "threshold")
+"""What functions of a probe take besides."""
+
+
 def check_arguments(function: str, images: object, arguments: Mapping[str, Any]) -> None:
     """Refuse what no probe takes.
 
@@ -116,11 +119,11 @@ def check_arguments(function: str, images: object, arguments: Mapping[str, Any])
     SettingsError
         If a number stands where images belong.
     """
+    __tracebackhide__ = True
     known = ProbeArguments.__annotations__
     for name in arguments:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known)}"
+            hint = did_you_mean(name, (*known, *_BEFORE)) or f"; it takes {', '.join(known)}"
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
     if isinstance(images, Real):
         raise SettingsError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from pytest_watermark_guard.errors import AssumptionWarning, StrongReactionWarning
+from pytest_watermark_guard.reports.text import printable
 from pytest_watermark_guard.reports.verdict import Verdict
 
 
@@ -17,8 +18,10 @@ def warn_of(verdict: Verdict, stacklevel: int) -> None:
     stacklevel : int
         As for `warnings.warn`, counted from whoever calls this function.
     """
-    model = verdict.report.model
+    model = printable(verdict.report.model)
     if verdict.outcome == "warned":
         warnings.warn(StrongReactionWarning(verdict.sentence()), stacklevel=stacklevel + 1)
     for assumption in verdict.report.assumptions:
-        warnings.warn(AssumptionWarning(f"{model}: {assumption}"), stacklevel=stacklevel + 1)
+        warnings.warn(
+            AssumptionWarning(f"{model}: {printable(assumption)}"), stacklevel=stacklevel + 1
+        )

@@ -15,6 +15,7 @@ from pytest_watermark_guard.errors import ImagesError, ScenarioError, SettingsEr
 from pytest_watermark_guard.images.decoding import read_image
 from pytest_watermark_guard.images.folder import image_paths
 from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.composite import composite
 from pytest_watermark_guard.watermarks.draw import draw_watermark
 from pytest_watermark_guard.watermarks.scenarios import Scenario, resolve_scenarios
@@ -72,7 +73,7 @@ def write_marked_folder(
         raise ScenarioError(
             f"scenario {resolved.name!r} is a folder of marked copies: there is nothing to draw"
         )
-    root, target = Path(images).expanduser(), Path(output).expanduser()
+    root, target = user_path("images", images), user_path("output", output)
     copies: dict[Path, Path] = {}
     for path in image_paths(root):
         copy = target / path.relative_to(root).with_suffix("." + format)

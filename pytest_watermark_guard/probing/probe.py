@@ -98,6 +98,7 @@ def probe(
     ImageNet*, section 3. The result depends on weights, images, scenarios and seed; batch size and
     device change it by rounding of the forward pass only.
     """
+    __tracebackhide__ = True
     check_arguments("probe", images, arguments)
     run = current_run()
     settings = run.settings.override(

@@ -43,7 +43,9 @@ class DocumentFormat:
 
     def to_json(self, data: Mapping[str, Any], indent: int | None = None) -> str:
         """Return JSON text of plain data; every number survives the round trip exactly."""
-        return json.dumps({**self.head, **data}, allow_nan=False, indent=indent)
+        text = json.dumps({**self.head, **data}, allow_nan=False, indent=indent)
+        # The same text to whoever reads JSON, and to a runner, where it is printed, no command.
+        return text.replace("##[", r"#\u0023[")
 
     def write(self, path: str | Path, data: Mapping[str, Any], indent: int | None = None) -> None:
         """Write plain data to a JSON file."""
@@ -95,7 +97,7 @@ class DocumentFormat:
     def reading_json(self, path: str | Path) -> Iterator[dict[str, Any]]:
         """Give what `write` wrote; data that do not fit may raise anything in the block."""
         with self.reading(path):
-            yield self.parse(Path(path).read_text(encoding="utf-8"))
+            yield self.parse(Path(path).read_text(encoding="utf-8-sig"))
 
     def parse(self, text: str) -> dict[str, Any]:
         """Return the data of `to_json`; for use in `reading`."""

@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pytest_watermark_guard.reports.log_lines import inert
+
 _GAP = 2  # columns between cells
 _SHORTEST_WORD = 8
 
@@ -38,7 +40,8 @@ def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False)
     )
     for part in parts:
         console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    # Where a line is broken, the next one may begin with anything.
+    text = inert("\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n")
     # One character for another, so that columns stay in line.
     return text.replace("…", ".").encode("ascii", "replace").decode() if style.ascii_only else text
 

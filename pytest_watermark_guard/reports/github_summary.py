@@ -19,6 +19,7 @@ def step_summary(
     threshold: float,
     failures: Mapping[str, str],
     changes: Sequence[str] = (),
+    interrupted: bool = False,
 ) -> str:
     """Tell every probe: its gates' verdicts, a table of layers and scenarios, the worst units.
 
@@ -27,6 +28,8 @@ def step_summary(
     of classes, stays text in the Markdown.
     """
     lines = ["## Watermark sensitivity", ""]
+    if interrupted:
+        lines += ["**The run was interrupted: this is not all of it.**", ""]
     for model, reason in failures.items():
         lines += [f"### {_text(model)}: could not be probed", ""]
         lines += _paragraph(" ".join(reason.split()))

@@ -27,9 +27,11 @@ def write_json(
     owned: Sequence[OwnershipReport] = (),
     failures: Mapping[str, str] = MappingProxyType({}),
     comparisons: Sequence[Comparison] = (),
+    interrupted: bool = False,
 ) -> None:
     """Write a run's reports with the units that reach its threshold, and all else it found."""
     data = {
+        "interrupted": interrupted,
         "threshold": threshold,
         "reports": [
             {

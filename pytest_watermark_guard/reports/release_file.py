@@ -26,7 +26,7 @@ def read_release(path: str | Path) -> tuple[ProbeReport, ...]:
         If it cannot be read, is something else, or holds no probe.
     """
     with _RELEASE.reading(path):
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(data, dict):
             raise ReportError("it is no JSON object")
         entries = [data]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence, Sized
 from pytest_watermark_guard.reports.controls import control_columns, control_scores
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 
@@ -14,9 +15,10 @@ from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 def printable(text: str, width: int | None = None) -> str:
     """Make text from outside safe for one line of a terminal: no control codes, no line breaks.
 
-    Longer text than `width` is cut, with an ellipsis.
+    Nor is it a command to a runner. Longer text than `width` is cut, with an ellipsis.
     """
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    clean = inert(clean)
     return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
 
 

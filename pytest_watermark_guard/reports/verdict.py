@@ -14,6 +14,7 @@ from pytest_watermark_guard.reports.conclusion import conclude
 from pytest_watermark_guard.reports.controls import control_columns, control_legend
 from pytest_watermark_guard.reports.known_units import KnownFindings
 from pytest_watermark_guard.reports.known_units_text import known_lines
+from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.names import asked_layer
 from pytest_watermark_guard.reports.prediction_limits import (
     NO_LIMITS,
@@ -209,7 +210,7 @@ class Verdict:
             lines += _MORE_IMAGES
         elif shown and not self.passed:
             lines += _advice(shown, recordable=bool(self.failing))
-        return "\n".join(lines)
+        return inert("\n".join(lines))
 
     def sentence(self) -> str:
         """Tell the verdict in a sentence."""

@@ -11,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 
-from pytest_watermark_guard.errors import ScenarioError
+from pytest_watermark_guard.errors import ScenarioError, did_you_mean
 
 _FONT_FOLDER = Path(__file__).parent / "fonts"
 FONTS: Mapping[str, Path] = MappingProxyType(
@@ -229,8 +229,9 @@ def resolve_scenarios(
         if isinstance(item, str):
             if item not in known:
                 raise ScenarioError(
-                    f"unknown scenario {item!r}; known are {', '.join(known)}. "
-                    "Pass a Scenario or a PairedFolder for one of your own"
+                    f"unknown scenario {item!r}; known are {', '.join(known)}"
+                    f"{did_you_mean(item, known) or '.'} Pass a Scenario or a PairedFolder for "
+                    "one of your own"
                 )
             item = known[item]
         elif not isinstance(item, Scenario | PairedFolder):

@@ -19,6 +19,7 @@ from pytest_watermark_guard.models.loading.unpickling import (
     listed,
     load_pickled,
 )
+from pytest_watermark_guard.setting_values import user_path
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".weights")
 ADAPTER = "adapter_config.json"
@@ -62,7 +63,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         When there is no such file, or it is of another kind, damaged, ambiguous, or holds no
         state dict, or pickled functions.
     """
-    path = Path(path).expanduser()
+    path = user_path("weights", path)
     file = _in_folder(path) if path.is_dir() else path
     if not file.is_file():
         raise ModelSpecError(f"weights file {str(file)!r} does not exist")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.errors import ModelSpecError, did_you_mean
 from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.loading.checkpoints import (
     ADAPTER,
@@ -25,12 +24,26 @@ from pytest_watermark_guard.models.loading.checkpoints import (
 )
 from pytest_watermark_guard.models.loading.fitting import load_checkpoint, load_state_dict
 from pytest_watermark_guard.models.loading.introspection import class_names_of
+from pytest_watermark_guard.models.loading.lookups import (
+    file_of,
+    library,
+    timm_of,
+    torchvision_weights,
+    unknown,
+)
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.loading.presets import from_torchvision_preset
 from pytest_watermark_guard.models.loading.published import fixed_size, from_object, from_timm
-from pytest_watermark_guard.models.loading.specs import FILES, RANDOM, ModelSpec, parse_spec
+from pytest_watermark_guard.models.loading.specs import (
+    FILES,
+    LIBRARIES,
+    RANDOM,
+    ModelSpec,
+    parse_spec,
+)
 from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
 from pytest_watermark_guard.models.near_misses import AnyModel, check_module
+from pytest_watermark_guard.setting_values import user_path
 
 _RANDOM_SEED = 0
 _RANDOM_NOTE = "random weights: the spec asks for @random, so the scores say nothing about training"
@@ -112,17 +125,7 @@ def _seeded() -> Iterator[None]:
 def _load_torchvision(spec: ModelSpec) -> LoadedModel:
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if spec.name not in names:
-        raise _unknown(spec, "torchvision has no classification model", spec.name, names)
-    entries = models.get_model_weights(spec.name)
-    if spec.tag in (None, RANDOM):
-        entry = entries.DEFAULT
-    elif spec.tag in entries.__members__:
-        entry = entries[spec.tag]
-    else:
-        known = [*entries.__members__, RANDOM]
-        raise _unknown(spec, f"torchvision's {spec.name} has no weights", str(spec.tag), known)
+    entry = torchvision_weights(spec)
     categories = tuple(str(name) for name in entry.meta["categories"])
     preset = from_torchvision_preset(
         entry.transforms(), source=f"torchvision's preset of {spec.name}@{entry.name}"
@@ -168,11 +171,8 @@ def _build_torchvision(name: str, num_classes: int, state: dict[str, Any]) -> nn
 
 
 def _load_timm(spec: ModelSpec) -> LoadedModel:
-    timm = _library(spec, "timm")
+    timm = timm_of(spec)
     pretrained = spec.tag != RANDOM and spec.weights is None
-    architecture = spec.name.partition(".")[0]
-    if "/" not in spec.name and architecture not in timm.list_models():
-        raise _unknown(spec, "timm has no model", spec.name, timm.list_models())
     options = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
     with _downloading(spec), _seeded():
         module = timm.create_model(spec.name, pretrained=pretrained, **options)
@@ -206,8 +206,8 @@ def _timm_class_names(module: Any, of_a_file: bool) -> tuple[str, ...] | None:
 
 
 def _load_hf(spec: ModelSpec) -> LoadedModel:
-    transformers = _library(spec, "transformers")
-    directory = Path(spec.name).expanduser()
+    transformers = library(spec, "transformers")
+    directory = user_path(f"model spec {spec.text!r}", spec.name)
     source = str(directory) if directory.is_dir() else spec.name
     if (directory / ADAPTER).is_file():
         raise adapter_error(directory)
@@ -252,17 +252,18 @@ def _load_factory(spec: ModelSpec) -> LoadedModel:
         try:
             target: Any = importlib.import_module(module_name)
         except Exception as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
             raise ModelSpecError(
                 f"model spec {spec.text!r}: importing {module_name} failed with "
                 f"{type(error).__name__}: {first_line(error)}"
+                f"{did_you_mean(module_name, LIBRARIES) if missing else ''}"
             ) from error
         for attribute in attributes.split("."):
             try:
                 target = getattr(target, attribute)
             except AttributeError as error:
-                raise _unknown(
-                    spec, f"{module_name} has no attribute", attribute, dir(target)
-                ) from error
+                names = [name for name in dir(target) if not name.startswith("_")]
+                raise unknown(spec, f"{module_name} has no attribute", attribute, names) from error
         if not isinstance(target, nn.Module):
             if not callable(target):
                 raise ModelSpecError(
@@ -303,18 +304,11 @@ def _current_directory_importable() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _file(spec: ModelSpec) -> Path:
-    path = Path(spec.name).expanduser()
-    if not path.is_file():
-        raise ModelSpecError(f"model spec {spec.text!r}: there is no file {str(path)!r}")
-    return path
-
-
 def _load_exported(spec: ModelSpec) -> LoadedModel:
     from pytest_watermark_guard.models.loading.archives import load_exported_program
     from pytest_watermark_guard.models.reading.exported import input_size
 
-    path = _file(spec)
+    path = file_of(spec)
     module = load_exported_program(path).module()
     size = input_size(module)
     preprocessing = None
@@ -327,21 +321,8 @@ def _load_exported(spec: ModelSpec) -> LoadedModel:
 def _load_onnx(spec: ModelSpec) -> LoadedModel:
     from pytest_watermark_guard.models.loading.onnx_files import open_onnx
 
-    module, preprocessing, notes = open_onnx(_file(spec))
+    module, preprocessing, notes = open_onnx(file_of(spec))
     return LoadedModel(spec.text, module, preprocessing, notes=notes)
-
-
-def _library(spec: ModelSpec, name: str) -> Any:
-    """Import a library; the extra that installs it has its name."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModelSpecError(
-            f"model spec {spec.text!r} needs {name}, which is not installed: "
-            f"pip install pytest-watermark-guard[{name}]"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -358,15 +339,6 @@ def _downloading(spec: ModelSpec) -> Iterator[None]:
             f"downloaded ({type(error).__name__}: {first_line(error)}). Without a network, name "
             "a local file with ?weights=PATH, or ask for @random"
         ) from error
-
-
-def _unknown(spec: ModelSpec, what: str, name: str, known: Sequence[str]) -> ModelSpecError:
-    close = difflib.get_close_matches(name, known, n=3)
-    if close:
-        hint = f"did you mean {' or '.join(close)}?"
-    else:
-        hint = f"known are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
-    return ModelSpecError(f"model spec {spec.text!r}: {what} {name!r}; {hint}")
 
 
 _LOADERS: dict[str, Callable[[ModelSpec], LoadedModel]] = {

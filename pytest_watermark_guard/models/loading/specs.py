@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.errors import ModelSpecError, did_you_mean
 
 GRAMMAR = (
     "torchvision:NAME[@WEIGHTS], timm:NAME, hf:NAME, package.module:factory, path/to/file.pt2 or "
@@ -14,9 +14,11 @@ GRAMMAR = (
 )
 RANDOM = "random"
 FILES = {".pt2": "exported", ".onnx": "onnx"}
-_LIBRARIES = ("torchvision", "timm", "hf")
+LIBRARIES = ("torchvision", "timm", "hf")
 _WEIGHTS = (".pt", ".pth", ".safetensors", ".ckpt", ".bin", ".tar", ".pkl", ".index.json")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+_BARE_NAME = re.compile(r"[\w./-]+(@\w+)?")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def parse_spec(text: str) -> ModelSpec:
     text = text.strip()
     target, question, query = text.partition("?")
     library, colon, name = target.partition(":")
-    if colon and library in _LIBRARIES:
+    if colon and library in LIBRARIES:
         name, at, tag = name.partition("@")
         if not name:
             raise _error(text, f"no name follows {library!r}")
@@ -101,6 +103,9 @@ def parse_spec(text: str) -> ModelSpec:
             "weights alone do not say which architecture they belong to; name it, for instance "
             f"torchvision:resnet18?weights={target}",
         )
+    if _BARE_NAME.fullmatch(target):
+        likely = (f"{library}:{text}" for library in LIBRARIES)
+        raise _error(text, f"it does not say whose model; did you mean {' or '.join(likely)}?")
     raise _error(text, "it names no model")
 
 
@@ -111,7 +116,8 @@ def _options(text: str, query: str, question: str) -> tuple[str | None, int | No
     for part in query.split("&") if query else ():
         key, _, value = part.partition("=")
         if key not in ("weights", "num_classes"):
-            raise _error(text, f"unknown option {key!r}")
+            hint = did_you_mean(key, ("weights", "num_classes"))
+            raise _error(text, f"unknown option {key!r}{hint}")
         if key in options:
             raise _error(text, f"{key}= is given twice")
         if not value:
@@ -124,4 +130,5 @@ def _options(text: str, query: str, question: str) -> tuple[str | None, int | No
 
 
 def _error(text: str, problem: str) -> ModelSpecError:
-    return ModelSpecError(f"model spec {text!r}: {problem}. A spec is {GRAMMAR}")
+    end = "" if problem.endswith("?") else "."
+    return ModelSpecError(f"model spec {text!r}: {problem}{end} A spec is {GRAMMAR}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_watermark_guard.errors import LayerError
+from pytest_watermark_guard.errors import LayerError, did_you_mean
 from pytest_watermark_guard.models.reading.outputs import as_units, describe, looks_channels_last
 
 Layout = Literal["", "groups", "neighbours", "calls"]
@@ -264,8 +263,7 @@ def unknown_layer(
     names: str = "the names in dict(model.named_modules())",
 ) -> LayerError:
     """Return the error for a name that no module has; `names` says which there are."""
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(map(repr, close))}? " if close else ""
+    hint = did_you_mean(name, ("logits", "features", *known), most=3) or ";"
     return LayerError(
-        f'{model} has no layer {name!r}: {hint}"logits", "features" and {names} are understood'
+        f'{model} has no layer {name!r}{hint} "logits", "features" and {names} are understood'
     )

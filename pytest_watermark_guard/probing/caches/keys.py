@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import PIL
 import torch
@@ -17,6 +16,7 @@ from pytest_watermark_guard.images.batches import ProbingBatches
 from pytest_watermark_guard.images.folder import paired_path
 from pytest_watermark_guard.models.adapters.adapter import AdaptedModel
 from pytest_watermark_guard.models.device import device_name
+from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.version import __version__
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder
 from pytest_watermark_guard.watermarks.streams import BLOBS, UNMARKED, control_of
@@ -109,7 +109,7 @@ def cache_keys(
 
 def _scenario_digest(scenario: AnyScenario, seed: int, identities: Sequence[str]) -> str:
     if isinstance(scenario, PairedFolder):
-        folder = Path(scenario.folder).expanduser()
+        folder = user_path(f"scenario {scenario.name!r}", scenario.folder)
         copies = [os.path.relpath(paired_path(folder, name), folder) for name in identities]
         return digest_files(folder, copies)
     font = font_path(scenario)

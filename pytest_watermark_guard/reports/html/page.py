@@ -45,6 +45,7 @@ def write_html(
     images: Any = None,
     by_name: bool = False,
     changes: Sequence[str] = (),
+    interrupted: bool = False,
 ) -> None:
     """Write probes and their verdicts into one HTML file that opens offline.
 
@@ -67,6 +68,8 @@ def write_html(
         Where example images are, see `galleries`.
     changes : sequence of str, optional
         What changed since an earlier release, in sentences.
+    interrupted : bool, default False
+        Whether the run ended before all of its tests had.
     """
     failures = failures or {}
     judged = view.judged(entries, threshold)
@@ -86,6 +89,7 @@ def write_html(
         models=models,
         failures=failures,
         changes=changes,
+        interrupted=interrupted,
         counts=list(view.counts(judged)),
         tiers=TIERS,
         impact=impact,

@@ -1,0 +1,51 @@
+"""Options that cannot work, found before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.models.loading.specs import parse_spec
+from pytest_watermark_guard.plugin.options import named_path
+from pytest_watermark_guard.settings import Settings
+
+
+def check_options(config: pytest.Config, settings: Settings, gated: Collection[str]) -> None:
+    """Raise `WatermarkGuardError` for what is known to fail.
+
+    What an ini file says for everybody may be missing here, as on the machine of somebody who runs
+    a few unit tests, or whose editor only collects: it matters once models are gated.
+    """
+    if config.option.collectonly or hasattr(config, "workerinput"):
+        return
+
+    def matters(option: str) -> bool:
+        return bool(gated) or config.getoption(f"wm_{option}") is not None
+
+    images = settings.images
+    if matters("images") and isinstance(images, str) and images != "builtin":
+        _check_folder("images", images)
+    if matters("device") and settings.device not in ("auto", "cpu"):
+        from pytest_watermark_guard.models.device import resolve_device
+
+        resolve_device(settings.device)
+    if config.getoption("wm_key") is not None:
+        key = named_path(config, "key")
+        if key is not None and not key.is_file():
+            raise SettingsError(f"key: there is no file {str(key)!r}")
+    if gated and not config.hook.pytest_wm_load_model.get_hookimpls():
+        from pytest_watermark_guard.models.loading.lookups import check_named
+
+        for spec in gated:
+            check_named(parse_spec(spec))
+
+
+def _check_folder(name: str, folder: str) -> None:
+    if not Path(folder).is_dir():
+        raise SettingsError(
+            f"{name}: {folder!r} is not a folder; name one of JPEG, PNG, WebP or BMP files, or "
+            "leave it out for the built-in set"
+        )

@@ -1,0 +1,33 @@
+"""What a run says and leaves at its end: a file that cannot be written costs it one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_watermark_guard.reports.log_lines import inert
+
+
+def tell(terminalreporter: pytest.TerminalReporter, line: str) -> None:
+    """Print a line in the name of the plugin."""
+    terminalreporter.write_line(inert(f"watermark guard: {line}"))
+
+
+def write_output(
+    session: pytest.Session, file: str | Path, write: Callable[[], object], more: str = ""
+) -> str:
+    """Write one of a run's files, and return the line that tells of it, with `more` if it is there.
+
+    Whatever goes wrong now must not cost the verdicts, which pytest is still to print: it fails the
+    run, if nothing else did, and is told in that line.
+    """
+    try:
+        write()
+    except Exception as error:
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        reason = error.strerror if isinstance(error, OSError) else None
+        first, *_ = (reason or f"{type(error).__name__}: {error}").splitlines()
+        return f"could not write {file}: {first}; a file that was there before is as it was"
+    return f"wrote {file}{more}"
