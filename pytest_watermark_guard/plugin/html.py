@@ -41,6 +41,7 @@ class HtmlSummary:
             ),
             by_name=True,
             changes=self._summary.release_lines,
+            comparisons=self._summary.comparisons,
         )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

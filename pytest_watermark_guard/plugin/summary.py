@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 NOT_CHECKED = 6
-"""Exit code of a run in which models could not be probed, and nothing else failed."""
+"""Exit code of a run in which models could not be checked, and nothing else failed."""
 
 
 class Summary:
@@ -37,7 +37,8 @@ class Summary:
         self._owned: list[OwnershipReport] = []
         # Why gated models, by their specs, and tests, by their ids, could not be probed.
         self.failures: dict[str, str] = {}
-        self._failed_otherwise = False
+        # Whether tests failed because a model could not be checked, and whether others did.
+        self._unchecked = self._failed_otherwise = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         findings = received(report)
@@ -51,17 +52,20 @@ class Summary:
 
             self._add_owned(OwnershipReport.from_dict(json.loads(t)) for t in findings["owned"])
         if report.failed:
-            self._note_failure(report, findings.get("unchecked"))
+            if "undecided" in findings:
+                self._unchecked = True  # its verdict, among `entries`, says the rest
+            else:
+                self._note_failure(report, findings.get("unprobed"))
 
-    def _note_failure(self, report: pytest.TestReport, unchecked: str | None) -> None:
+    def _note_failure(self, report: pytest.TestReport, unprobed: str | None) -> None:
         specs = [spec for spec in self._state.models if report.nodeid.startswith(f"{spec}::")]
         if report.when == "setup" and specs:
             crash = getattr(report.longrepr, "reprcrash", None)
-            reason = unchecked or (str(report.longrepr) if crash is None else crash.message)
+            reason = unprobed or (str(report.longrepr) if crash is None else crash.message)
             # The first failure of a model says most. "Failed" is pytest's name for `pytest.fail`.
             self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
-        elif unchecked is not None:
-            self.failures.setdefault(report.nodeid, unchecked)
+        elif unprobed is not None:
+            self.failures.setdefault(report.nodeid, unprobed)
         else:
             self._failed_otherwise = True
 
@@ -89,6 +93,13 @@ class Summary:
             self._add(key=text, report=text, gates=probed.gates)
         self._state.pending.clear()
         return list(self._probed.values())
+
+    @property
+    def undecided(self) -> list[Verdict]:
+        """The gates that could not decide, of models that could be probed."""
+        return [
+            verdict for _, verdicts in self.entries for verdict in verdicts if verdict.undecided
+        ]
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -124,9 +135,9 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the file, and set the exit code if models could not be probed and no more."""
+        """Write the file, and set the exit code if models could not be checked and no more."""
         failed = exitstatus == pytest.ExitCode.TESTS_FAILED
-        if failed and self.failures and not self._failed_otherwise:
+        if failed and (self.failures or self._unchecked) and not self._failed_otherwise:
             session.exitstatus = NOT_CHECKED
         path = self._state.json_path
         if path is None:
@@ -180,7 +191,8 @@ class Summary:
         parts += [comparison.table(**page) for comparison in self.comparisons]
         gated = {r.model: r for r, _ in entries if r.model in self._state.models}
         if len(gated) > 1 or self.failures:
-            parts.append(render_survey(SurveyReport(gated, self.failures), **page))
+            survey = SurveyReport(gated, self.failures)
+            parts.append(render_survey(survey, self.undecided, **page))
         if masked:
             parts.append(render_masks(masked, **page))
         if owned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,11 @@ class Comparison:
     def fell(self) -> tuple[UnitChange, ...]:
         """The units whose d fell beyond chance, most first."""
         return tuple(unit for unit in self.changes[::-1] if unit.change == "fell")
+
+    def most_moved(self, number: int) -> tuple[UnitChange, ...]:
+        """Return the `number` of changes that are largest, in the order of `changes`."""
+        by_size = sorted(self.changes, key=lambda unit: -abs(unit.difference))[:number]
+        return tuple(unit for unit in self.changes if unit in by_size)
 
     @cached_property
     def cautions(self) -> tuple[str, ...]:
@@ -281,6 +286,9 @@ class EarlierRelease:
 
     file: str  # for people
     reports: tuple[ProbeReport, ...]
+    _compared: dict[tuple[ProbeReport, float], Comparison | str] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def told(self, report: ProbeReport, threshold: float) -> str:
         """Say in a line what changed, or why that cannot be said."""
@@ -292,11 +300,15 @@ class EarlierRelease:
 
     def compared(self, report: ProbeReport, threshold: float) -> Comparison | str:
         """Compare a probe with its counterpart; or return why there is nothing to compare."""
-        try:
-            earlier = fitting(self.reports, report.model, report)
-            return compare(earlier, report, threshold=threshold)
-        except ReportError as error:
-            return f"{self.file}: {error}"
+        asked = report, threshold
+        # Several outputs of a run ask for the same.
+        if asked not in self._compared:
+            try:
+                earlier = fitting(self.reports, report.model, report)
+                self._compared[asked] = compare(earlier, report, threshold=threshold)
+            except ReportError as error:
+                self._compared[asked] = f"{self.file}: {error}"
+        return self._compared[asked]
 
 
 def _report(

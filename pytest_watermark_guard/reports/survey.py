@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pytest_watermark_guard.reports.figure import (
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import count, printable
+from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("survey", "survey")
@@ -215,19 +216,29 @@ _IN_TABLE = 10  # classes at either end of the ranking
 
 
 def render_survey(
-    survey: SurveyReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
+    survey: SurveyReport,
+    undecided: Sequence[Verdict] = (),
+    *,
+    width: int = 80,
+    color: bool = False,
+    ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of a survey; returns lines, the last one ended."""
+    """Draw the tables of a survey, below what gates could not decide; returns lines."""
     style = Style(width, ascii_only)
-    return rendered(_parts(survey, style), style, color)
+    return rendered(_parts(survey, style, undecided), style, color)
 
 
-def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
+def _parts(
+    survey: SurveyReport, style: Style, undecided: Sequence[Verdict] = ()
+) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
     yield Text(title if survey.reports else "Could not be probed", style="bold")
     for model, reason in survey.failures.items():
         one_line = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
+    for verdict in undecided:
+        word = verdict.outcome.capitalize()
+        yield Text(f"{word}: {printable(verdict.report.model)}: {verdict.grounds()}.", style="red")
     if (caution := unequal_images(survey)) is not None:
         yield Text(caution)
     for layer in survey.layers:
@@ -314,7 +325,6 @@ def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
         axis.axhline(each - 0.5, color=LINE, linewidth=0.8, linestyle=":")
     name_rows(axis, [ranking.names[index] for index in order])
     axis.set_xlabel("A (0.5: no reaction)")
-    axis.legend(fontsize=8, loc="lower right")
 
 
 def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
@@ -331,4 +341,3 @@ def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> N
     name_rows(axis, models)
     axis.margins(x=0.12)
     axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
-    axis.legend(fontsize=8, loc="lower right")

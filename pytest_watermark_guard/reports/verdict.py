@@ -131,6 +131,11 @@ class Verdict:
         return "passed"
 
     @property
+    def undecided(self) -> bool:
+        """Whether the model was probed, and the gate cannot tell whether it passes."""
+        return self.outcome in ("inconclusive", "not checked")
+
+    @property
     def unchecked(self) -> bool:
         """Whether there is nothing to go by: a layer never changes, or nothing is predicted."""
         return bool(self.report.dead_layers or (self.limits and not self.report.impact))
@@ -220,7 +225,9 @@ class Verdict:
             return "is watermark-sensitive"
         if self.risen:
             return "is worse than the release before"
-        if self.outcome in ("not checked", "inconclusive") or self._fails_unclear:
+        if self.outcome == "inconclusive" or self._fails_unclear:
+            return "is inconclusive"
+        if self.outcome == "not checked":
             return "could not be checked"
         if self.outcome == "failed":
             return "reacts strongly to watermarks"
@@ -247,7 +254,10 @@ class Verdict:
         if self.answer == "reaches":
             return f"{_reacting(report, self.failing)} (d >= {self.threshold:g})"
         if self.outcome == "failed":
-            return f"{_reacting(report, self.strong)} (d >= {self.warn:g}; strict)"
+            return (
+                f"{_reacting(report, self.strong)}, and a strict gate fails by strong reactions "
+                f"(d >= {self.warn:g})"
+            )
         return self._reach()
 
     def _missing(self) -> str:
