@@ -38,6 +38,23 @@ def save_figure(figure: Any, path: str | Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
 
 
+def legend_below(figure: Any, axes: Sequence[Any], across: int = 4) -> None:
+    """Explain the colours of some panels in one legend, below them and off the data."""
+    labelled: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    if labelled:
+        figure.legend(
+            labelled.values(),
+            labelled.keys(),
+            loc="outside lower center",
+            ncols=min(across, len(labelled)),
+            fontsize=8,
+            frameon=False,
+        )
+
+
 def shortened(name: str, width: int = 32) -> str:
     """Return text from outside as matplotlib can show it, of about `width` characters."""
     return printable(name, width).replace("$", r"\$")  # else it would begin a formula

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pytest_watermark_guard.reports.figure import INK, LINE, SHADES, new_figure, shortened
+from pytest_watermark_guard.reports.figure import (
+    INK,
+    LINE,
+    SHADES,
+    legend_below,
+    new_figure,
+    shortened,
+)
 from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
 from pytest_watermark_guard.reports.html.units import Judged
 from pytest_watermark_guard.reports.scores import TIERS, Scores
@@ -107,7 +114,7 @@ def comparisons(survey: SurveyReport) -> list[Picture]:
 
 def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     layer = layer_scores[0].layer
-    figure, axis = _panel(3.9, 2.7)
+    figure, axis = _panel(3.9, 3.0)
     grid = np.linspace(0.5, 1, 101)
     for number, scores in enumerate(layer_scores):
         d = np.sort(scores.differentiability)
@@ -118,13 +125,13 @@ def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
         # A logarithmic scale has no 0: where no unit is left the line ends.
         reach_or_none = np.where(reach > 0, reach, np.nan)
         axis.step(grid, reach_or_none, style, where="post", color=color, lw=1.6, label=name)
-    axis.axvline(threshold, color=_ALERT, lw=1, ls="--")
+    axis.axvline(threshold, color=_ALERT, lw=1, ls="--", label=f"threshold {threshold:g}")
     axis.set_yscale("log")
     axis.set(xlim=(0.5, 1), ylim=(0.8, None), xlabel="d", ylabel="units at or above d")
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title(shortened(layer, 24))
-    axis.legend(loc="upper right")
+    axis.set_title(f"{shortened(layer, 24)}: units that reach d")
+    legend_below(figure, [axis], across=2)
     units = len(layer_scores[0].names)
     counts = (
         f"{scores.scenario} {scores.count(threshold)}, highest {scores.differentiability.max():.3f}"
@@ -143,6 +150,7 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     counts = survey.counts(layer, scenario, TIERS[0])
     figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
     draw_counts(axis, survey, layer, scenario)
+    legend_below(figure, [axis])
     axis.set_title(f"{shortened(layer, 24)}, {shortened(scenario, 24)}")
     numbers = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
     return _picture(
@@ -156,6 +164,7 @@ def _classes(ranking: ClassRanking) -> Picture:
     order = ranking.ends(SHOWN)
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
     draw_classes(axis, ranking, SHOWN)
+    legend_below(figure, [axis])
     axis.set_title(f"Classes, {shortened(ranking.scenario, 24)}")
     models = count(len(ranking.models), "model")
     title = f"Classes by mean A under {ranking.scenario} marks, over {models}"
