@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.names import printable
 
 INK, LINE = "#24292f", "#8c959f"
 SHADES = ("#b6d7ee", "#6aaed6", "#2171b5", "#0b3d73")

@@ -1,4 +1,4 @@
-"""Names of layers, units and models; read when pytest starts, so nothing heavy is imported."""
+"""Names in reports; read when pytest starts, so nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def asked_layer(layer: str) -> str:
 def unit_label(name: str, index: int) -> str:
     """Return name and index: ``carton [478]``, or ``unit 937`` where there is no name."""
     return f"unit {index}" if name == str(index) else f"{name} [{index}]"
+
+
+def printable(text: str, width: int | None = None) -> str:
+    """Make text from outside safe for one line of a terminal: no control codes, no line breaks.
+
+    Longer text than `width` is cut, with an ellipsis.
+    """
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:

@@ -13,9 +13,17 @@ from rich.text import Text
 
 from pytest_watermark_guard.errors import ReportError
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.drawing import Style, table
+from pytest_watermark_guard.reports.figure import (
+    LINE,
+    SHADES,
+    legend_below,
+    name_rows,
+    new_figure,
+)
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.release_file import fitting, read_release
+from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, extent, listed, printable
 from pytest_watermark_guard.reports.unit_changes import (
@@ -30,10 +38,11 @@ from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("comparison", "comparison")
 SHOWN = 10
+_IN_FIGURE = 30
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Report):
     """What changed from one probe to a later one, see `compare`.
 
     Attributes
@@ -114,10 +123,41 @@ class Comparison:
         grounds = "; ".join([what, f"largest d {after:.3f}, was {before:.3f}", *crossed])
         return f"{printable(self.after.model)} against {printable(self.before.model)}: {grounds}."
 
-    def table(self, width: int = 80, ascii_only: bool = False, color: bool = False) -> str:
-        """Return the comparison as text for a terminal."""
-        style = Style(width, ascii_only)
-        return rendered(self._parts(style), style, color)
+    def _lines(self) -> Iterator[str]:
+        yield self.sentence()
+        yield from self.cautions
+
+    def _rows(self) -> Iterator[Row]:
+        for unit in self.changes:
+            yield {
+                "unit": unit.label,
+                "layer": unit.layer,
+                "scenario": unit.scenario,
+                "d": unit.change,
+                "A before": unit.before,
+                "A after": unit.after,
+                "difference": unit.difference,
+                "low": unit.low,
+                "high": unit.high,
+            }
+
+    def _figure(self) -> Any:
+        units = self.most_moved(_IN_FIGURE)
+        figure = new_figure(6.4, 0.24 * len(units) + 1.6)
+        axis = figure.subplots()
+        places = range(len(units))
+        axis.hlines(places, [u.before for u in units], [u.after for u in units], color=LINE)
+        for values, color, label in (
+            ([unit.before for unit in units], SHADES[0], "before"),
+            ([unit.after for unit in units], SHADES[3], "after"),
+        ):
+            axis.plot(values, places, "o", color=color, markersize=5, label=label)
+        axis.axvline(0.5, color=LINE, linewidth=0.8, linestyle=":")
+        name_rows(axis, [f"{unit.label}, {unit.scenario}" for unit in units])
+        axis.set_xlabel("A (0.5: no reaction)")
+        axis.set_title("Units that changed beyond chance", fontsize=10)
+        legend_below(figure, [axis])
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, its format and version first."""

@@ -20,12 +20,13 @@ from pytest_watermark_guard.reports.figure import (
     INK,
     LINE,
     SHADES,
+    legend_below,
     name_rows,
     new_figure,
-    save_figure,
     shortened,
 )
 from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.report import Report, Row, saved
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import count, printable
 from pytest_watermark_guard.reports.verdict import Verdict
@@ -59,8 +60,8 @@ class ClassRanking:
         return order if len(order) <= 2 * each else np.concatenate([order[:each], order[-each:]])
 
 
-@dataclass(frozen=True, eq=False)
-class SurveyReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class SurveyReport(Report):
     """What a survey found.
 
     Attributes
@@ -128,24 +129,52 @@ class SurveyReport:
             tiers[0], key=lambda name: [-counts[name][0] / counts[name][1] for counts in tiers]
         )
 
-    def table(self, width: int = 80, ascii_only: bool = False) -> str:
-        """Return the survey as text for a terminal: counts by model, and the classes' ranking."""
-        return render_survey(self, width=width, ascii_only=ascii_only)
-
-    def plot(self, path: str | Path, scenario: str = "chinese") -> None:
-        """Draw one scenario into a picture (PNG, PDF or SVG); needs matplotlib.
+    def plot(self, path: str | Path | None = None, scenario: str | None = None) -> Any:
+        """Draw one scenario, by default Chinese or else the first; see `Report.plot`.
 
         Raises
         ------
         SettingsError
             If matplotlib is missing, or no model was probed under this scenario.
         """
+        if scenario is None:
+            scenario = "chinese" if "chinese" in self.scenarios else next(iter(self.scenarios), "")
         if scenario not in self.scenarios:
             raise SettingsError(
                 f"scenario: no model was probed under {scenario!r}, only under "
                 f"{', '.join(self.scenarios) or 'none'}"
             )
-        draw_survey(self, Path(path), scenario)
+        return saved(draw_survey(self, scenario), path)
+
+    def _lines(self) -> Iterator[str]:
+        failed = f", {len(self.failures)} could not be probed" if self.failures else ""
+        yield f"{count(len(self.reports), 'model')}{failed}"
+        for row in self._rows():
+            yield f"{row['model']}: largest d {row['d']:.3f}, {row['strongest']}"
+        yield from (f"{model}: could not be probed" for model in self.failures)
+
+    def _rows(self) -> Iterator[Row]:
+        units = {
+            model: max((s.strongest() for s in report), key=lambda unit: unit.differentiability)
+            for model, report in self.reports.items()
+        }
+        for model, unit in sorted(units.items(), key=lambda item: -item[1].differentiability):
+            places = list(self.reports[model])
+            yield {
+                "model": model,
+                "d": unit.differentiability,
+                "strongest": f"{unit.layer} {unit.label}, {unit.scenario}",
+                **{f"d >= {tier:g}": sum(s.count(tier) for s in places) for tier in TIERS},
+                "images": self.reports[model].n_images,
+            }
+
+    def _parts(self, style: Style) -> Iterator[RenderableType]:
+        return _parts(self, style)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: the reports by their models, and the failures."""
+        reports = {name: report.to_dict() for name, report in self.reports.items()}
+        return {"reports": reports, "failures": dict(self.failures)}
 
     def to_html(self, path: str | Path, threshold: float = 0.95, images: Any = None) -> None:
         """Write the survey to one HTML file that opens offline; as `ProbeReport.to_html`."""
@@ -157,11 +186,7 @@ class SurveyReport:
 
     def save(self, path: str | Path) -> None:
         """Write the survey to a JSON file."""
-        data = {
-            "reports": {name: report.to_dict() for name, report in self.reports.items()},
-            "failures": dict(self.failures),
-        }
-        FORMAT.write(path, data)
+        FORMAT.write(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SurveyReport:
@@ -286,7 +311,7 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
 _IN_FIGURE = 12  # classes at either end of the ranking
 
 
-def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
+def draw_survey(survey: SurveyReport, scenario: str) -> Any:
     """Draw the classes' ranking, a dot for each model, and each model's units by d."""
     layers = [layer for layer in survey.layers if survey.counts(layer, scenario, TIERS[0])]
     with_classes = "logits" in layers
@@ -305,8 +330,9 @@ def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
         axis.set_title(f"Classes, highest and lowest mean A{models_shown}", fontsize=10)
     for axis, layer in zip(axes, layers, strict=True):
         draw_counts(axis, survey, layer, scenario)
-        axis.set_title(shortened(layer), fontsize=10)
-    save_figure(figure, path)
+        axis.set_title(f"{shortened(layer)}: units by d", fontsize=10)
+    legend_below(figure, figure.axes, across=6)
+    return figure
 
 
 def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:

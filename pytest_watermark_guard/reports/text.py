@@ -7,17 +7,9 @@ from collections.abc import Iterable, Sequence, Sized
 from pytest_watermark_guard.reports.controls import control_columns, control_scores
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.names import printable as printable
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
-
-
-def printable(text: str, width: int | None = None) -> str:
-    """Make text from outside safe for one line of a terminal: no control codes, no line breaks.
-
-    Longer text than `width` is cut, with an ellipsis.
-    """
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
 
 
 def count(number: int, noun: str) -> str:

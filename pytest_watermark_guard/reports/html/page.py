@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pytest_watermark_guard.reports.masked import Masked
 from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.releases import Comparison
+from pytest_watermark_guard.reports.report import Report, cell_text
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.verdict import Verdict
 
@@ -30,7 +32,7 @@ _CHANGES = 50  # units of a comparison in its table
 
 def write_html(
     path: str | Path,
-    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]] | Report,
     threshold: float = 0.95,
     *,
     masked: Sequence[Masked] = (),
@@ -47,8 +49,9 @@ def write_html(
     Parameters
     ----------
     path : str or Path
-    entries : sequence of (ProbeReport, sequence of Verdict)
-        Each probe with the verdicts of the gates that used it.
+    entries : sequence of (ProbeReport, sequence of Verdict), or Report
+        Each probe with the verdicts of the gates that used it; or a report of another kind, which
+        gets a page of its own, for which the other arguments mean nothing.
     threshold : float, default 0.95
         For probes that no gate used: units with d at or above it are shown as sensitive.
     masked : sequence of Masked, optional
@@ -66,6 +69,9 @@ def write_html(
     comparisons : sequence of Comparison, optional
         The same, unit by unit.
     """
+    if isinstance(entries, Report):
+        _write_report(path, entries)
+        return
     failures = failures or {}
     judged = view.judged(entries, threshold)
     models = view.models(entries, judged)
@@ -123,5 +129,25 @@ def write_html(
         masked=masked,
         owned=verdicts,
         origin=origin,
+    )
+    write_text_atomically(path, text)
+
+
+def _write_report(path: str | Path, report: Report) -> None:
+    """Write a page of what a report says of itself: its lines, its figure and its rows."""
+    first, *lines = report._lines()
+    rows = list(islice(report._rows(), ROWS))
+    drawable = figures.can_draw()
+    text = render_page(
+        "report.html",
+        headline=view.Headline(first, ""),
+        kind=type(report).__name__,
+        date=today(),
+        lines=lines,
+        picture=figures.report_figure(report) if drawable else None,
+        no_figures="" if drawable else figures.MISSING,
+        columns=list(rows[0]) if rows else [],
+        numeric={name for row in rows for name, v in row.items() if isinstance(v, int | float)},
+        rows=[[(name, cell_text(value)) for name, value in row.items()] for row in rows],
     )
     write_text_atomically(path, text)
