@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +33,7 @@ class Summary:
         self._state = state
         self.threshold = state.run.settings.threshold
         self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
+        self._tests: dict[str, list[str]] = {}
         self._masked: dict[str, Masked] = {}
         self._owned: list[OwnershipReport] = []
         # Why gated models, by their specs, and tests, by their ids, could not be probed.
@@ -44,6 +45,7 @@ class Summary:
         findings = received(report)
         for entry in findings.get("probed", ()):
             self._add(**entry)
+            self._note_test(entry["key"], report.nodeid)
         if "masked" in findings:
             # That of a rerun replaces it.
             self._masked[report.nodeid] = Masked.from_json(findings["masked"])
@@ -56,6 +58,11 @@ class Summary:
                 self._unchecked = True  # its verdict, among `entries`, says the rest
             else:
                 self._note_failure(report, findings.get("unprobed"))
+
+    def _note_test(self, key: str, test: str) -> None:
+        """Keep which test made a probe; a gate of the command line is called as its model is."""
+        if key not in self._state.models and test not in self._tests.setdefault(key, []):
+            self._tests[key].append(test)
 
     def _note_failure(self, report: pytest.TestReport, unprobed: str | None) -> None:
         specs = [spec for spec in self._state.models if report.nodeid.startswith(f"{spec}::")]
@@ -113,10 +120,23 @@ class Summary:
     @property
     def release_lines(self) -> list[str]:
         """What changed since an earlier release: a line for each probe."""
+        return self._release_lines(lambda compared: True)
+
+    @property
+    def untold_release_lines(self) -> list[str]:
+        """Those of these lines that no table of the terminal's report tells."""
+        shown = self._state.show_report
+        return self._release_lines(lambda compared: isinstance(compared, str) or not shown)
+
+    def _release_lines(self, wanted: Callable[[Comparison | str], bool]) -> list[str]:
         against = self._state.run.against
         if against is None:
             return []
-        return [against.told(report, self.threshold) for report, _ in self.entries]
+        return [
+            against.told(report, self.threshold)
+            for report, _ in self.entries
+            if wanted(against.compared(report, self.threshold))
+        ]
 
     @property
     def masked(self) -> list[Masked]:
@@ -187,7 +207,8 @@ class Summary:
         page: dict[str, Any] = {"width": width, "color": color, "ascii_only": ascii_only}
         parts = []
         if entries:
-            parts.append(render_reports(entries, self.threshold, **page))
+            tests = [self._tests.get(key, []) for key in self._probed]
+            parts.append(render_reports(entries, self.threshold, tests=tests, **page))
         parts += [comparison.table(**page) for comparison in self.comparisons]
         gated = {r.model: r for r, _ in entries if r.model in self._state.models}
         if len(gated) > 1 or self.failures:

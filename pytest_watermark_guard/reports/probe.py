@@ -111,6 +111,15 @@ class ProbeReport(Report):
         return dead_layers(self.dead_units, self)
 
     @property
+    def extent(self) -> str:
+        """Which images were used, in words."""
+        drawn, of, all_images = self.baseline.partition(" of ")
+        # "200 of 998 images of photos": a sample of a baseline.
+        sampled = bool(of) and drawn.isdecimal() and all_images[:1].isdecimal()
+        images = f"{drawn} images drawn from the {all_images}" if sampled else self.baseline
+        return f"the first {self.n_images:,} of {images}" if self.stopped_early else images
+
+    @property
     def stopped_early(self) -> bool:
         """Whether a gate ended the probe before the last image."""
         return self.early_stop is not None and self.n_images < self.early_stop.n_available
@@ -248,7 +257,7 @@ class ProbeReport(Report):
         return render_reports(entries, 0.95, width=width, ascii_only=ascii_only, color=color)
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.model}: {self.baseline}, {self.n_images:,} used, seed {self.seed}"
+        yield f"{self.model}: {self.extent}, seed {self.seed}"
         strongest = sorted((each.strongest() for each in self), key=lambda u: -u.differentiability)
         for unit in strongest:
             d = f"largest d {unit.differentiability:.3f}"

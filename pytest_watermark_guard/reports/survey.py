@@ -25,10 +25,11 @@ from pytest_watermark_guard.reports.figure import (
     new_figure,
     shortened,
 )
+from pytest_watermark_guard.reports.names import short_names
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.report import Report, Row, saved
 from pytest_watermark_guard.reports.scores import TIERS
-from pytest_watermark_guard.reports.text import count, printable
+from pytest_watermark_guard.reports.text import NAME, count, printable
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.setting_values import check_threshold
 
@@ -258,6 +259,9 @@ def _parts(
 ) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
     yield Text(title if survey.reports else "Could not be probed", style="bold")
+    for model, name in short_names(survey.reports).items():
+        if name != model:
+            yield Text(f"{printable(name)}: {printable(model)}")
     for model, reason in survey.failures.items():
         one_line = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
@@ -269,12 +273,13 @@ def _parts(
     for layer in survey.layers:
         yield Text()
         yield _counts(survey, layer, style)
-    for ranking in all_rankings(survey):
+    for ranking in all_rankings(survey) if len(survey.reports) > 1 else ():
         yield from _classes(ranking, style)
 
 
 def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
     rows = []
+    short = short_names(survey.reports)
     for model, report in survey.reports.items():
         known = {scores.scenario: scores for scores in report if scores.layer == layer}
         cells = [
@@ -284,7 +289,7 @@ def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
         units = str(*{len(scores.names) for scores in known.values()}) or "-"
         highest = [scores.differentiability.max() for scores in known.values()]
         worst = f"{max(highest):.3f}" if highest else "-"
-        rows.append((printable(model), units, *cells, worst))
+        rows.append((printable(short[model]), units, *cells, worst))
     tiers = "/".join(f"{tier:g}".lstrip("0") for tier in TIERS)
     columns = ("model", "units", *map(printable, survey.scenarios), "max d")
     title = f"{printable(layer)} with d >= {tiers}"
@@ -296,7 +301,7 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
     rows = []
     for index in shown:
         areas = ranking.auroc[:, index]
-        name = printable(f"{ranking.names[index]} [{index}]", 32)
+        name = printable(f"{ranking.names[index]} [{index}]", NAME)
         rows.append((name, *(f"{area:.3f}" for area in (areas.mean(), areas.min(), areas.max()))))
     over = f"over {count(len(ranking.models), 'model')}"
     title = f"Classes by mean A under {printable(ranking.scenario)}, {over}"

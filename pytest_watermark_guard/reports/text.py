@@ -37,8 +37,11 @@ def gains(impact: Impact) -> str:
     """Say which class gains most by the mark; ``-`` if no prediction changes."""
     if impact.gains_name is None:
         return "-"
-    return f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
+    return f"{printable(impact.gains_name, NAME)} +{impact.gains_share:.1%} of images"
 
+
+NAME = 60
+"""Most characters of a name in a table."""
 
 TIER_HEADER = tuple(f">={tier:g}".replace("0.", ".") for tier in TIERS)
 """Columns for the numbers of units with d at or above each tier."""
@@ -71,7 +74,7 @@ def control_areas(
 
 def extent(report: ProbeReport) -> str:
     """Say which images a probe used."""
-    return f"{report.n_images} of {report.baseline}" if report.stopped_early else report.baseline
+    return report.extent
 
 
 def decision(report: ProbeReport) -> str | None:
@@ -113,7 +116,7 @@ def _decisions(early: EarlyStop) -> str:
     return " ".join(sentences)
 
 
-def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:
+def unit_row(unit: SensitiveUnit, width: int = NAME) -> tuple[str, ...]:
     """Describe a unit in the columns of `UNIT_HEADER`."""
     return (
         printable(unit.layer, width),

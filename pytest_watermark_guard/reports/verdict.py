@@ -38,6 +38,8 @@ from pytest_watermark_guard.settings import WARN
 from pytest_watermark_guard.statistics.decisions import Answer, ThresholdDecision
 
 WORST = 10
+_WIDTH = 80  # of a terminal
+_UNIT, _NAME = 1, 28  # the column of units' names in a table, and how wide it is at least
 Uncompared = tuple[str, str, str]
 """Layer, scenario, and why they cannot be compared with an earlier release."""
 Outcome = Literal["passed", "warned", "failed", "inconclusive", "not checked"]
@@ -364,6 +366,9 @@ _MORE_IMAGES = (
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    # Names are cut only where the lines would be wider than a terminal.
+    spare = _WIDTH - sum(widths) - 2 * (len(widths) - 1)
+    widths[_UNIT] = max(min(widths[_UNIT], _NAME), widths[_UNIT] + min(0, spare))
     return [
         "  ".join(
             set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)
