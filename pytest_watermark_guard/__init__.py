@@ -37,6 +37,7 @@ _PUBLIC_NAMES = {
     "reports.releases": ("Comparison", "compare"),
     "reports.scores": ("Scores", "SensitiveUnit"),
     "reports.search": ("SearchReport",),
+    "reports.terminal": ("render_reports",),
     "reports.surface": ("SurfaceReport",),
     "reports.survey": ("SurveyReport",),
     "reports.verdict": ("Verdict",),
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from .reports.search import SearchReport as SearchReport
     from .reports.surface import SurfaceReport as SurfaceReport
     from .reports.survey import SurveyReport as SurveyReport
+    from .reports.terminal import render_reports as render_reports
     from .reports.verdict import Verdict as Verdict
     from .statistics.auroc import auroc as auroc
     from .watermarks.scenarios import (
@@ -102,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, "ownership"})
+    return sorted({*_HOMES, "__version__", "ownership"})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.models.near_misses import AnyModel
@@ -16,6 +18,7 @@ from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.search import Find, SearchReport
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
+_NORMAL_MAD = NormalDist().inv_cdf(0.75)  # median distance from the median, of a normal's spread
 DETECTORS = 20
 """How many units a search takes from a report."""
 
@@ -88,8 +91,27 @@ def search(
     order = sorted(range(len(names)), key=lambda i: (-scores[i], names[i]))[:top]
     finds = tuple(Find(names[i], float(scores[i])) for i in order)
     return SearchReport(
-        activations.model, activations.baseline, len(names), detectors, finds, activations.notes
+        activations.model,
+        activations.baseline,
+        len(names),
+        detectors,
+        finds,
+        activations.notes,
+        _cutoff(scores),
     )
+
+
+def _cutoff(scores: npt.NDArray[np.float64]) -> float | None:
+    """Return the score that one image in two such searches would reach if none had a mark.
+
+    By the median and the spread around it, which a minority of marked images hardly moves; None
+    where all images but a minority have one score.
+    """
+    middle = float(np.median(scores))
+    spread = float(np.median(np.abs(scores - middle))) / _NORMAL_MAD
+    if spread == 0:
+        return None
+    return middle + spread * NormalDist().inv_cdf(1 - 0.5 / max(2, len(scores)))
 
 
 def _detectors(found: ProbeReport | Iterable[SensitiveUnit]) -> tuple[SensitiveUnit, ...]:

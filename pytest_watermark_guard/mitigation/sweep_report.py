@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -18,17 +17,18 @@ from pytest_watermark_guard.mitigation.choice import Choice
 from pytest_watermark_guard.mitigation.erasure import FeatureErasure
 from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
+from pytest_watermark_guard.mitigation.sweep_figure import draw_sweep
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.drawing import Style, rendered, table
-from pytest_watermark_guard.reports.figure import new_figure, save_figure
+from pytest_watermark_guard.reports.drawing import Style, table
+from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.text import count, listed, printable
 
 FORMAT = DocumentFormat("sweep", "sweep")
 
 
-@dataclass(frozen=True, eq=False)
-class SweepReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepReport(Report):
     """What a sweep found.
 
     Attributes
@@ -138,24 +138,36 @@ class SweepReport:
             text += f" The mask moved the problem: outputs react more to {'; '.join(worse)}."
         return text
 
-    def table(self, width: int = 80, ascii_only: bool = False) -> str:
-        """Return the sweep as text for a terminal."""
-        style = Style(width, ascii_only)
-        return rendered(_parts(self, style), style)
+    def _lines(self) -> Iterator[str]:
+        yield f"heads on {self.model}, {count(len(self.heads), 'share')} of masked features"
+        yield from textwrap.wrap(self.advice(), 90)
 
-    def plot(self, path: str | Path) -> None:
-        """Draw the sweep into a picture (PNG, PDF or SVG), as Bykov et al. (2023), figure 4.
+    def _rows(self) -> Iterator[Row]:
+        for head in _all_heads(self):
+            (least, most), (low, high) = head.change_interval, head.d_interval
+            yield {
+                "head": _called(head),
+                "masked": head.masked,
+                "accuracy": head.accuracy,
+                "change": head.change,
+                "change low": least,
+                "change high": most,
+                "largest d": head.largest_d,
+                "d low": low,
+                "d high": high,
+            }
 
-        Raises
-        ------
-        SettingsError
-            If matplotlib is missing.
-        """
-        _draw(self, Path(path))
+    def _parts(self, style: Style) -> Iterator[RenderableType]:
+        return _parts(self, style)
 
-    def save(self, path: str | Path) -> None:
-        """Write the sweep to a JSON file."""
-        data = {
+    def _figure(self) -> Any:
+        return draw_sweep(
+            self.model, _all_heads(self), self.scenarios[0], self.threshold, self.margin
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, the erasure's matrices too."""
+        return {
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: list(getattr(self, name)) for name in _LISTS},
             "choosing": [head.to_dict() for head in self.choosing],
@@ -163,7 +175,10 @@ class SweepReport:
             "erased": self.erased and self.erased.to_dict(),
             "erasure": self.erasure and self.erasure.to_dict(),
         }
-        FORMAT.write(path, data)
+
+    def save(self, path: str | Path) -> None:
+        """Write the sweep to a JSON file."""
+        FORMAT.write(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SweepReport:
@@ -291,58 +306,3 @@ def _spread_row(head: SweptHead, scenario: str) -> tuple[str, ...]:
         "-" if flips is None else f"{flips:.1%}",
         "-" if beyond is None else f"{beyond:+.1%}",
     )
-
-
-_ACCURACY, _D, _SPREAD = "#2171b5", "#cb181d", "#6baed6"
-
-
-def _draw(sweep: SweepReport, path: Path) -> None:
-    """Draw accuracy and largest d against alpha, and the distribution of A, erasure beside them."""
-    figure = new_figure(11, 4.4)
-    left, right = figure.subplots(1, 2)
-    heads = _all_heads(sweep)
-    scenario = sweep.scenarios[0]
-    _draw_trade(left, sweep, heads, scenario)
-    _draw_spread(right, heads, scenario)
-    for axis in (left, right):
-        axis.set_xticks(range(len(heads)), [_called(head) for head in heads], fontsize=8)
-        axis.set_xlabel("share of the features that is masked")
-        axis.spines[["top"]].set_visible(False)
-    save_figure(figure, path)
-
-
-def _draw_trade(axis: Any, sweep: SweepReport, heads: list[SweptHead], scenario: str) -> None:
-    swept = np.arange(len(sweep.heads))
-    places = np.arange(len(heads))
-    accuracy = np.array([head.accuracy for head in heads])
-    bounds = np.abs(np.array([head.accuracy_interval for head in heads]).T - accuracy)
-    axis.errorbar(places, accuracy, bounds, fmt="o", color=_ACCURACY, markersize=4, capsize=2)
-    axis.plot(swept, accuracy[swept], color=_ACCURACY, linewidth=1)
-    axis.set_ylabel("accuracy, with 95 % interval", color=_ACCURACY)
-    other = axis.twinx()
-    d = np.array([head.d(scenario) for head in heads])
-    bounds = np.abs(np.array([head.interval(scenario) for head in heads]).T - d)
-    other.errorbar(places, d, bounds, fmt="s", color=_D, markersize=4, capsize=2)
-    other.plot(swept, d[swept], color=_D, linewidth=1)
-    other.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    other.set_ylim(0.48, max(0.8, float((d + bounds[1]).max()) + 0.03))
-    other.set_ylabel(f"largest d of an output under {scenario}, with 95 % interval", color=_D)
-    other.spines[["top"]].set_visible(False)
-    axis.set_title("What it costs, and what it brings", fontsize=10)
-
-
-def _draw_spread(axis: Any, heads: list[SweptHead], scenario: str) -> None:
-    areas = [head.scores[scenario].auroc for head in heads]
-    axis.boxplot(
-        areas,
-        positions=range(len(heads)),
-        widths=0.55,
-        whis=(5, 95),
-        patch_artist=True,
-        boxprops={"facecolor": _SPREAD, "alpha": 0.6},
-        medianprops={"color": "black"},
-        flierprops={"marker": ".", "markersize": 3},
-    )
-    axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_ylabel(f"A of the outputs under {scenario}")
-    axis.set_title("All outputs (box: half of them, whiskers: 90 %)", fontsize=10)

@@ -54,12 +54,14 @@ class GitHubActions:
             tell(terminalreporter, self._trouble)
         unprobed, entries = self._summary.failures, self._summary.entries
         warned = [v for _, verdicts in entries for v in verdicts if v.outcome == "warned"]
-        if not self._failures and not unprobed and not warned:
+        undecided = self._summary.undecided
+        if not self._failures and not unprobed and not warned and not undecided:
             return
         from pytest_watermark_guard.reports.github_annotations import (
-            NOT_CHECKED,
+            NOT_PROBED,
             SENSITIVE,
             STRONG,
+            UNDECIDED,
             commands,
         )
 
@@ -67,7 +69,8 @@ class GitHubActions:
             (SENSITIVE, "\n".join(failure["text"] for failure in failures), failures[0]["place"])
             for failures in self._failures.values()
         ]
-        texts += [(NOT_CHECKED, f"{spec}: {why}", None) for spec, why in unprobed.items()]
+        texts += [(NOT_PROBED, f"{spec}: {why}", None) for spec, why in unprobed.items()]
+        texts += [(UNDECIDED, verdict.sentence(), None) for verdict in undecided]
         reactions = [(STRONG, verdict.sentence(), None) for verdict in warned]
         lines = (
             *commands("error", texts, self._workspace),

@@ -46,6 +46,7 @@ class HtmlSummary:
                 ),
                 by_name=True,
                 changes=self._summary.release_lines,
+                comparisons=self._summary.comparisons,
                 interrupted=self._summary.interrupted(session),
             )
 

@@ -56,6 +56,9 @@ def _properties(
     if verdict is not None:
         yield f"{prefix}.verdict", verdict.outcome
         yield f"{prefix}.threshold", f"{verdict.threshold:g}"
+        needed = verdict.conclusion.images_needed
+        if verdict.outcome == "inconclusive" and needed is not None:
+            yield f"{prefix}.images_needed", str(needed)
     yield f"{prefix}.n_images", str(report.n_images)
     for scores in report:
         name = printable(f"{scores.layer}.{scores.scenario}")

@@ -19,6 +19,6 @@ class ReleaseSummary:
         self._summary = summary
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print a line for each probe, report or no report."""
-        for line in self._summary.release_lines:
+        """Print a line for each probe whose comparison no table tells."""
+        for line in self._summary.untold_release_lines:
             tell(terminalreporter, line)

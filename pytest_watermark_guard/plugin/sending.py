@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_watermark_guard.errors import WatermarkGuardError, WatermarkSensitivityError
+from pytest_watermark_guard.errors import (
+    NotCheckedError,
+    WatermarkGuardError,
+    WatermarkSensitivityError,
+)
 from pytest_watermark_guard.plugin.items import GateItem
 from pytest_watermark_guard.plugin.junit import add_properties
 from pytest_watermark_guard.plugin.masking import MASKED
@@ -37,7 +41,9 @@ def send_findings(
         # A gate item fails by pytest.fail, which keeps the error itself as context.
         reason = error.__context__ if isinstance(error, pytest.fail.Exception) else error
         if isinstance(reason, WatermarkGuardError):
-            findings["unchecked"] = str(reason)
+            # A gate that cannot decide has a verdict, which says what it needs.
+            decided = not isinstance(reason, NotCheckedError) or reason.verdict is None
+            findings["unprobed" if decided else "undecided"] = str(reason)
         if verdict := _verdict(item, error):
             findings["failure"] = _failure(test_report, verdict, key)
     if state.pending:

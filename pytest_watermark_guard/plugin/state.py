@@ -22,7 +22,7 @@ from pytest_watermark_guard.plugin.options import (
     output_path,
     read_settings,
 )
-from pytest_watermark_guard.probing.context import Run, using_run
+from pytest_watermark_guard.probing.context import Run, check_release, using_run
 from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
 from pytest_watermark_guard.watermarks.scenarios import (
     READY_SCENARIOS,
@@ -150,11 +150,7 @@ def _earlier_release(config: pytest.Config, settings: Settings) -> EarlierReleas
     """Return the release that probes are compared with, if one is named."""
     path = named_path(config, "against")
     if path is None:
-        if settings.no_worse:
-            raise SettingsError(
-                "no_worse: no worse than which release? Name the JSON file that it left by "
-                "--wm-against=FILE"
-            )
+        check_release(settings, None)
         return None
     from pytest_watermark_guard.reports.release_file import read_release
     from pytest_watermark_guard.reports.releases import EarlierRelease

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 NOT_CHECKED = 6
-"""Exit code of a run in which models could not be probed, and nothing else failed."""
+"""Exit code of a run in which models could not be checked, and nothing else failed."""
 
 
 class Summary:
@@ -34,11 +34,13 @@ class Summary:
         self._state = state
         self.threshold = state.run.settings.threshold
         self._probed: dict[str, tuple[ProbeReport, list[Verdict]]] = {}
+        self._tests: dict[str, list[str]] = {}
         self._masked: dict[str, Masked] = {}
         self._owned: list[OwnershipReport] = []
         # Why gated models, by their specs, and tests, by their ids, could not be probed.
         self.failures: dict[str, str] = {}
-        self._failed_otherwise = False
+        # Whether tests failed because a model could not be checked, and whether others did.
+        self._unchecked = self._failed_otherwise = False
         self._stopped = False
         self._written: str | None = None
 
@@ -56,6 +58,7 @@ class Summary:
         findings = received(report)
         for entry in findings.get("probed", ()):
             self._add(**entry)
+            self._note_test(entry["key"], report.nodeid)
         if "masked" in findings:
             # That of a rerun replaces it.
             self._masked[report.nodeid] = Masked.from_json(findings["masked"])
@@ -64,17 +67,25 @@ class Summary:
 
             self._add_owned(OwnershipReport.from_dict(json.loads(t)) for t in findings["owned"])
         if report.failed:
-            self._note_failure(report, findings.get("unchecked"))
+            if "undecided" in findings:
+                self._unchecked = True  # its verdict, among `entries`, says the rest
+            else:
+                self._note_failure(report, findings.get("unprobed"))
 
-    def _note_failure(self, report: pytest.TestReport, unchecked: str | None) -> None:
+    def _note_test(self, key: str, test: str) -> None:
+        """Keep which test made a probe; a gate of the command line is called as its model is."""
+        if key not in self._state.models and test not in self._tests.setdefault(key, []):
+            self._tests[key].append(test)
+
+    def _note_failure(self, report: pytest.TestReport, unprobed: str | None) -> None:
         specs = [spec for spec in self._state.models if report.nodeid.startswith(f"{spec}::")]
         if report.when == "setup" and specs:
             crash = getattr(report.longrepr, "reprcrash", None)
-            reason = unchecked or (str(report.longrepr) if crash is None else crash.message)
+            reason = unprobed or (str(report.longrepr) if crash is None else crash.message)
             # The first failure of a model says most. "Failed" is pytest's name for `pytest.fail`.
             self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
-        elif unchecked is not None:
-            self.failures.setdefault(report.nodeid, unchecked)
+        elif unprobed is not None:
+            self.failures.setdefault(report.nodeid, unprobed)
         else:
             self._failed_otherwise = True
 
@@ -104,6 +115,13 @@ class Summary:
         return list(self._probed.values())
 
     @property
+    def undecided(self) -> list[Verdict]:
+        """The gates that could not decide, of models that could be probed."""
+        return [
+            verdict for _, verdicts in self.entries for verdict in verdicts if verdict.undecided
+        ]
+
+    @property
     def comparisons(self) -> list[Comparison]:
         """Each probe so far that can be compared with an earlier release, so compared."""
         against = self._state.run.against
@@ -115,10 +133,23 @@ class Summary:
     @property
     def release_lines(self) -> list[str]:
         """What changed since an earlier release: a line for each probe."""
+        return self._release_lines(lambda compared: True)
+
+    @property
+    def untold_release_lines(self) -> list[str]:
+        """Those of these lines that no table of the terminal's report tells."""
+        shown = self._state.show_report
+        return self._release_lines(lambda compared: isinstance(compared, str) or not shown)
+
+    def _release_lines(self, wanted: Callable[[Comparison | str], bool]) -> list[str]:
         against = self._state.run.against
         if against is None:
             return []
-        return [against.told(report, self.threshold) for report, _ in self.entries]
+        return [
+            against.told(report, self.threshold)
+            for report, _ in self.entries
+            if wanted(against.compared(report, self.threshold))
+        ]
 
     @property
     def masked(self) -> list[Masked]:
@@ -137,9 +168,9 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the file, and set the exit code if models could not be probed and no more."""
+        """Write the file, and set the exit code if models could not be checked and no more."""
         failed = exitstatus == pytest.ExitCode.TESTS_FAILED
-        if failed and self.failures and not self._failed_otherwise:
+        if failed and (self.failures or self._unchecked) and not self._failed_otherwise:
             session.exitstatus = NOT_CHECKED
         path = self._state.json_path
         if path is None:
@@ -193,11 +224,13 @@ class Summary:
         page: dict[str, Any] = {"width": width, "color": color, "ascii_only": ascii_only}
         parts = []
         if entries:
-            parts.append(render_reports(entries, self.threshold, **page))
+            tests = [self._tests.get(key, []) for key in self._probed]
+            parts.append(render_reports(entries, self.threshold, tests=tests, **page))
         parts += [comparison.table(**page) for comparison in self.comparisons]
         gated = {r.model: r for r, _ in entries if r.model in self._state.models}
         if len(gated) > 1 or self.failures:
-            parts.append(render_survey(SurveyReport(gated, self.failures), **page))
+            survey = SurveyReport(gated, self.failures)
+            parts.append(render_survey(survey, self.undecided, **page))
         if masked:
             parts.append(render_masks(masked, **page))
         if owned:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.known_units import KnownUnits
 from pytest_watermark_guard.settings import Settings
 from pytest_watermark_guard.watermarks.scenarios import READY_SCENARIOS, AnyScenario
@@ -83,3 +84,12 @@ def using_run(run: Run) -> Iterator[None]:
         yield
     finally:
         _current = before
+
+
+def check_release(settings: Settings, against: EarlierRelease | None) -> None:
+    """Raise `SettingsError` if a gate is held to an earlier release that nobody named."""
+    if settings.no_worse and against is None:
+        raise SettingsError(
+            "no_worse: no worse than which release? Name the JSON file that it left by "
+            "--wm-against=FILE"
+        )

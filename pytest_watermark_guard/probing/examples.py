@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_watermark_guard.images.baseline import is_builtin
-from pytest_watermark_guard.reports.examples import Examples, Shift, UnitExamples
+from pytest_watermark_guard.reports.examples import (
+    Examples,
+    PredictionExample,
+    Shift,
+    UnitExamples,
+)
 from pytest_watermark_guard.watermarks.streams import UNMARKED
 
 if TYPE_CHECKING:
@@ -46,7 +51,45 @@ def find_examples(
         "builtin" if is_builtin(images) else None if root is None else str(root.absolute()),
         batches.preprocessing.fitting,
         tuple(asdict(scenario) for scenario in batches.scenarios),
+        tuple(_changed_predictions(recording, identities, scores)),
     )
+
+
+def _changed_predictions(
+    recording: Recording, identities: Sequence[str], scores: Mapping[tuple[str, str], Scores]
+) -> Iterator[PredictionExample]:
+    """Give for each scenario an image that it makes another class, the one that fires on it most.
+
+    Where no image becomes that class, any that changes.
+    """
+    for (layer, scenario), of_key in scores.items():
+        if layer != "logits":
+            continue
+        before, after = (recording.classes(stream) for stream in (UNMARKED, scenario))
+        changed = np.flatnonzero(before != after)
+        if not len(changed):
+            continue
+        target = int(of_key.auroc.argmax())
+        chosen = changed[after[changed] == target]
+        if not len(chosen):
+            target, chosen = int(after[changed[0]]), changed[after[changed] == after[changed[0]]]
+        columns = recording[scenario, layer].columns(*_columns_of(target, of_key))[:, 0]
+        image = int(chosen[columns[chosen].argmax()])
+        names = (_class_name(of_key, int(classes[image])) for classes in (before, after))
+        yield PredictionExample(scenario, identities[image], *names)
+
+
+def _columns_of(target: int, scores: Scores) -> tuple[int, int]:
+    """Return the column of a class; a single logit has one for both of its answers."""
+    column = min(target, len(scores.names) - 1)
+    return column, column + 1
+
+
+def _class_name(scores: Scores, index: int) -> str:
+    if len(scores.names) == 1:
+        return ("no", "yes")[index]
+    name = scores.names[index]
+    return f"class {index}" if name == str(index) else name
 
 
 def _worst(scores: Mapping[tuple[str, str], Scores]) -> Iterator[tuple[Scores, int]]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_watermark_guard.errors import (
     NotCheckedError,
-    SettingsError,
     WatermarkSensitivityError,
 )
 from pytest_watermark_guard.models.near_misses import AnyModel
@@ -17,7 +16,7 @@ from pytest_watermark_guard.probing.arguments import (
     setting_values,
 )
 from pytest_watermark_guard.probing.cautions import warn_of
-from pytest_watermark_guard.probing.context import current_run
+from pytest_watermark_guard.probing.context import check_release, current_run
 from pytest_watermark_guard.probing.names import allowing
 from pytest_watermark_guard.probing.probe import probe
 from pytest_watermark_guard.reports.known_units import KnownUnits
@@ -88,7 +87,7 @@ def judge(
 
 
 def _judged(report: ProbeReport, settings: Settings, known: KnownUnits) -> Verdict:
-    _check_release(settings)
+    check_release(settings, current_run().against)
     names = {scores.layer: scores.names for scores in report}
     entries = {layer: allowing(layer, names[layer], settings.allow) for layer in names}
     exempt = {
@@ -138,11 +137,6 @@ def _judged(report: ProbeReport, settings: Settings, known: KnownUnits) -> Verdi
         risen,
         uncompared,
     )
-
-
-def _check_release(settings: Settings) -> None:
-    if settings.no_worse and current_run().against is None:
-        raise SettingsError("no_worse: no worse than which release? Name its file: --wm-against")
 
 
 def _since_release(
@@ -228,7 +222,7 @@ def assert_not_watermark_sensitive(
     check_arguments("assert_not_watermark_sensitive", images, arguments)
     # Wrong settings are said before minutes of probing, not after.
     settings = current_run().settings.override(threshold=threshold, **setting_values(arguments))
-    _check_release(settings)
+    check_release(settings, current_run().against)
     asked: dict[str, Any] = {**arguments, **gate_arguments(settings)}
     report = probe(model, images, scenarios, layers, preprocess, **asked)
     verdict = _judged(report, settings, current_run().known)

@@ -39,7 +39,14 @@ def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False)
         legacy_windows=False,
     )
     for part in parts:
+        if isinstance(part, Table):
+            # rich would wrap a title at the width of its table.
+            if part.title:
+                console.print(Text(str(part.title), style="italic"))
+            part.title = None
         console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
+        if isinstance(part, Table):
+            console.print()
     # Where a line is broken, the next one may begin with anything.
     text = inert("\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n")
     # One character for another, so that columns stay in line.
@@ -54,25 +61,37 @@ def table(
     words: Sequence[int],
     red: Sequence[bool] = (),
 ) -> Table:
-    """Lay out a table; where the terminal is narrow, words are cut and figures are not."""
+    """Lay out a table; where the terminal is narrow, words are wrapped, then cut."""
     widths = [
         max(cell_len(row[index]) for row in (columns, *rows)) for index in range(len(columns))
     ]
-    spare = style.width - sum(widths) - _GAP * (len(columns) + 1)
-    while spare < 0 and max(widths[index] for index in words) > _SHORTEST_WORD:
-        longest = max(words, key=widths.__getitem__)
-        widths[longest] -= 1
-        spare += 1
+    spare = style.width - sum(widths) - _GAP * (len(columns) - 1)
+    # First between words, so that names stay whole; then inside of them.
+    whole = {
+        index: max(cell_len(word) for row in (columns, *rows) for word in row[index].split(" "))
+        for index in words
+    }
+    for least in (whole, dict.fromkeys(words, _SHORTEST_WORD)):
+        while spare < 0 and (wide := [i for i in words if widths[i] > least[i]]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+            spare += 1
+    rows = [
+        [
+            _wrapped(cell, widths[index]) if index in words else cell
+            for index, cell in enumerate(row)
+        ]
+        for row in rows
+    ]
     laid_out = Table(
         box=box.ASCII if style.ascii_only else box.SIMPLE_HEAD,
         title=title,
-        title_justify="left",
         pad_edge=False,
+        show_edge=False,
         padding=(0, 1, 0, 0),
     )
     for index, column in enumerate(columns):
         laid_out.add_column(
-            column,
+            _wrapped(column, widths[index]) if index in words else column,
             justify="left" if index in words else "right",
             overflow="ellipsis",
             no_wrap=True,
@@ -83,3 +102,14 @@ def table(
     for index, row in enumerate(rows):
         laid_out.add_row(*map(Text, row), style="red" if red and red[index] else None)
     return laid_out
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Break text between words into lines of at most `width` columns; a longer word is one line."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)

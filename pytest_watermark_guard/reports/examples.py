@@ -28,6 +28,16 @@ class UnitExamples:
 
 
 @dataclass(frozen=True)
+class PredictionExample:
+    """An image whose predicted class a mark changes, and the classes' names."""
+
+    scenario: str
+    identity: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Examples:
     """Images of the worst units, and all that it takes to draw them again."""
 
@@ -36,6 +46,7 @@ class Examples:
     # The fields of the model's `Preprocessing` that say how images are fitted.
     geometry: Mapping[str, Any]
     marks: tuple[Mapping[str, Any], ...]  # fields of every `Scenario` or `PairedFolder`
+    predictions: tuple[PredictionExample, ...] = ()  # at most one for each scenario
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Examples:
@@ -46,6 +57,10 @@ class Examples:
             None if images is None else str(images),
             dict(data["geometry"]),
             tuple(dict(mark) for mark in data["marks"]),
+            tuple(
+                PredictionExample(*(str(entry[name]) for name in PredictionExample.__annotations__))
+                for entry in data.get("predictions", ())  # the first reports had none
+            ),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.reports.text import printable
+from pytest_watermark_guard.reports.names import printable
 
 INK, LINE = "#24292f", "#8c959f"
 SHADES = ("#b6d7ee", "#6aaed6", "#2171b5", "#0b3d73")
@@ -36,6 +36,23 @@ def save_figure(figure: Any, path: str | Path) -> None:
     if not path.suffix:
         path = path.with_name(f"{path.name}.png")
     write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
+
+
+def legend_below(figure: Any, axes: Sequence[Any], across: int = 4) -> None:
+    """Explain the colours of some panels in one legend, below them and off the data."""
+    labelled: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    if labelled:
+        figure.legend(
+            labelled.values(),
+            labelled.keys(),
+            loc="outside lower center",
+            ncols=min(across, len(labelled)),
+            fontsize=8,
+            frameon=False,
+        )
 
 
 def shortened(name: str, width: int = 32) -> str:

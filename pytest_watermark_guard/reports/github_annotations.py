@@ -18,7 +18,8 @@ MOST = 10
 WORST = 3
 SENSITIVE = "Watermark-sensitive model"
 STRONG = "Strong reactions to watermarks"
-NOT_CHECKED = "Model that could not be checked"
+NOT_PROBED = "Model that could not be probed"
+UNDECIDED = "Gate that could not decide"
 _IN_TEXT = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _IN_PROPERTY = _IN_TEXT | str.maketrans({":": "%3A", ",": "%2C"})
 

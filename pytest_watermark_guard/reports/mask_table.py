@@ -45,4 +45,4 @@ def _mask(mask: Masked, tests: Sequence[str], style: Style) -> Iterator[Renderab
         (*about, printable(fall.scenario), f"{fall.before:.3f}", f"{fall.after:.3f}")
         for fall in mask.falls
     ]
-    yield table(style, "", _COLUMNS, rows, words=(0, 1, 2, 3))
+    yield table(style, "", _COLUMNS, rows, words=(0, 1, 3))

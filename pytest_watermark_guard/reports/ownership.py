@@ -13,6 +13,8 @@ from rich.text import Text
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.figure import LINE, SHADES, new_figure, shortened
+from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.text import listed, printable
 
 _FORMAT = DocumentFormat("ownership", "ownership report")
@@ -34,8 +36,8 @@ class Null:
     effect: float
 
 
-@dataclass(frozen=True)
-class OwnershipReport:
+@dataclass(frozen=True, repr=False)
+class OwnershipReport(Report):
     """How a model reacts to a key.
 
     Attributes
@@ -153,9 +155,42 @@ class OwnershipReport:
         numbers = tuple(map(float, data["differences"]))
         return cls(**{**data, "differences": numbers, "nulls": nulls})
 
-    def table(self, *, width: int = 80, color: bool = False, ascii_only: bool = False) -> str:
-        """Draw the report for a terminal."""
-        return render_ownership([self], width=width, color=color, ascii_only=ascii_only)
+    def to_html(self, path: str | Path) -> None:
+        """Write the report to one HTML file that opens offline."""
+        from pytest_watermark_guard import write_html
+
+        write_html(path, [], owned=[self])
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.model}, asked for {self.access}: p = {self.p_value:.2g}"
+        yield f"{self.agreeing} of {self.pairs} pairs agree with the key {self.key[:16]}"
+        yield from (
+            f"{null.name}, made without the key: p = {null.p_value:.2g}" for null in self.nulls
+        )
+
+    def _rows(self) -> Iterator[Row]:
+        for name, p_value, effect in (
+            (self.model, self.p_value, self.effect),
+            *((null.name, null.p_value, null.effect) for null in self.nulls),
+        ):
+            yield {"model": name, "access": self.access, "p_value": p_value, "difference": effect}
+
+    def _parts(self, style: Style) -> Iterator[RenderableType]:
+        return _parts([self], style)
+
+    def _figure(self) -> Any:
+        figure = new_figure(6, 3.2)
+        axis = figure.subplots()
+        axis.bar(range(1, self.pairs + 1), sorted(self.differences, reverse=True), color=SHADES[2])
+        axis.axhline(0, color=LINE, linewidth=0.8)
+        axis.set_xlabel("pairs of patterns, from the one that agrees most with the key")
+        axis.set_ylabel(_EFFECTS[self.access][1])
+        axis.set_title(
+            f"{shortened(self.model)}: {self.agreeing} of {self.pairs} pairs agree, "
+            f"p = {self.p_value:.2g}",
+            fontsize=10,
+        )
+        return figure
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""

@@ -11,14 +11,16 @@ from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.examples import Examples
 from pytest_watermark_guard.reports.impact import Impact
+from pytest_watermark_guard.reports.probe_figure import draw_probe
+from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit, dead_layers
 from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("report", "probe report")
 
 
-@dataclass(frozen=True, eq=False)
-class ProbeReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeReport(Report):
     """Everything that one probe of one model found.
 
     ``report["features", "chinese"]`` gives the `Scores` of one layer under one scenario.
@@ -107,6 +109,15 @@ class ProbeReport:
     def dead_layers(self) -> tuple[str, ...]:
         """The layers of which no unit ever changes: nothing can be said of them."""
         return dead_layers(self.dead_units, self)
+
+    @property
+    def extent(self) -> str:
+        """Which images were used, in words."""
+        drawn, of, all_images = self.baseline.partition(" of ")
+        # "200 of 998 images of photos": a sample of a baseline.
+        sampled = bool(of) and drawn.isdecimal() and all_images[:1].isdecimal()
+        images = f"{drawn} images drawn from the {all_images}" if sampled else self.baseline
+        return f"the first {self.n_images:,} of {images}" if self.stopped_early else images
 
     @property
     def stopped_early(self) -> bool:
@@ -237,6 +248,37 @@ class ProbeReport:
 
         check_threshold(threshold)
         write_html(path, [(self, [])], threshold, images=images)
+
+    def table(self, width: int = 80, ascii_only: bool = False, color: bool = False) -> str:
+        """Return the tables of ``pytest --wm-report``; units with d from 0.95 on are red."""
+        from pytest_watermark_guard import render_reports
+
+        entries = [(self, ())]
+        return render_reports(entries, 0.95, width=width, ascii_only=ascii_only, color=color)
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.model}: {self.extent}, seed {self.seed}"
+        strongest = sorted((each.strongest() for each in self), key=lambda u: -u.differentiability)
+        for unit in strongest:
+            d = f"largest d {unit.differentiability:.3f}"
+            yield f"{unit.layer} under {unit.scenario}: {d}, {unit.label}"
+
+    def _rows(self) -> Iterator[Row]:
+        units = (scores.unit(index) for scores in self for index in range(len(scores.names)))
+        for unit in sorted(units, key=lambda unit: -unit.differentiability):
+            yield {
+                "layer": unit.layer,
+                "scenario": unit.scenario,
+                "index": unit.index,
+                "name": unit.name,
+                "A": unit.auroc,
+                "low": unit.low,
+                "high": unit.high,
+                "d": unit.differentiability,
+            }
+
+    def _figure(self) -> Any:
+        return draw_probe(self.model, [[s for s in self if s.layer == x] for x in self.layers])
 
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""

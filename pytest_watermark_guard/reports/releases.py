@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,17 @@ from rich.text import Text
 
 from pytest_watermark_guard.errors import ReportError
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.drawing import Style, rendered, table
+from pytest_watermark_guard.reports.drawing import Style, table
+from pytest_watermark_guard.reports.figure import (
+    LINE,
+    SHADES,
+    legend_below,
+    name_rows,
+    new_figure,
+)
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.release_file import fitting, read_release
+from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, extent, listed, printable
 from pytest_watermark_guard.reports.unit_changes import (
@@ -30,10 +38,11 @@ from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("comparison", "comparison")
 SHOWN = 10
+_IN_FIGURE = 30
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Report):
     """What changed from one probe to a later one, see `compare`.
 
     Attributes
@@ -79,6 +88,11 @@ class Comparison:
         """The units whose d fell beyond chance, most first."""
         return tuple(unit for unit in self.changes[::-1] if unit.change == "fell")
 
+    def most_moved(self, number: int) -> tuple[UnitChange, ...]:
+        """Return the `number` of changes that are largest, in the order of `changes`."""
+        by_size = sorted(self.changes, key=lambda unit: -abs(unit.difference))[:number]
+        return tuple(unit for unit in self.changes if unit in by_size)
+
     @cached_property
     def cautions(self) -> tuple[str, ...]:
         """What is not compared, and what else differs between the two probes."""
@@ -109,10 +123,41 @@ class Comparison:
         grounds = "; ".join([what, f"largest d {after:.3f}, was {before:.3f}", *crossed])
         return f"{printable(self.after.model)} against {printable(self.before.model)}: {grounds}."
 
-    def table(self, width: int = 80, ascii_only: bool = False, color: bool = False) -> str:
-        """Return the comparison as text for a terminal."""
-        style = Style(width, ascii_only)
-        return rendered(self._parts(style), style, color)
+    def _lines(self) -> Iterator[str]:
+        yield self.sentence()
+        yield from self.cautions
+
+    def _rows(self) -> Iterator[Row]:
+        for unit in self.changes:
+            yield {
+                "unit": unit.label,
+                "layer": unit.layer,
+                "scenario": unit.scenario,
+                "d": unit.change,
+                "A before": unit.before,
+                "A after": unit.after,
+                "difference": unit.difference,
+                "low": unit.low,
+                "high": unit.high,
+            }
+
+    def _figure(self) -> Any:
+        units = self.most_moved(_IN_FIGURE)
+        figure = new_figure(6.4, 0.24 * len(units) + 1.6)
+        axis = figure.subplots()
+        places = range(len(units))
+        axis.hlines(places, [u.before for u in units], [u.after for u in units], color=LINE)
+        for values, color, label in (
+            ([unit.before for unit in units], SHADES[0], "before"),
+            ([unit.after for unit in units], SHADES[3], "after"),
+        ):
+            axis.plot(values, places, "o", color=color, markersize=5, label=label)
+        axis.axvline(0.5, color=LINE, linewidth=0.8, linestyle=":")
+        name_rows(axis, [f"{unit.label}, {unit.scenario}" for unit in units])
+        axis.set_xlabel("A (0.5: no reaction)")
+        axis.set_title("Units that changed beyond chance", fontsize=10)
+        legend_below(figure, [axis])
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, its format and version first."""
@@ -281,6 +326,9 @@ class EarlierRelease:
 
     file: str  # for people
     reports: tuple[ProbeReport, ...]
+    _compared: dict[tuple[ProbeReport, float], Comparison | str] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def told(self, report: ProbeReport, threshold: float) -> str:
         """Say in a line what changed, or why that cannot be said."""
@@ -292,11 +340,15 @@ class EarlierRelease:
 
     def compared(self, report: ProbeReport, threshold: float) -> Comparison | str:
         """Compare a probe with its counterpart; or return why there is nothing to compare."""
-        try:
-            earlier = fitting(self.reports, report.model, report)
-            return compare(earlier, report, threshold=threshold)
-        except ReportError as error:
-            return f"{self.file}: {error}"
+        asked = report, threshold
+        # Several outputs of a run ask for the same.
+        if asked not in self._compared:
+            try:
+                earlier = fitting(self.reports, report.model, report)
+                self._compared[asked] = compare(earlier, report, threshold=threshold)
+            except ReportError as error:
+                self._compared[asked] = f"{self.file}: {error}"
+        return self._compared[asked]
 
 
 def _report(

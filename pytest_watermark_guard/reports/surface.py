@@ -18,10 +18,11 @@ from rich.text import Text
 from pytest_watermark_guard.errors import ReportError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, save_figure, shortened
+from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.report import Report, Row, saved
 from pytest_watermark_guard.reports.scores import TIERS
-from pytest_watermark_guard.reports.text import TIER_HEADER, gains, printable
+from pytest_watermark_guard.reports.text import TIER_HEADER, count, gains, printable
 
 FORMAT = DocumentFormat("surface", "surface")
 Floats = npt.NDArray[np.float64]
@@ -29,8 +30,8 @@ Value = Any  # number, name, or tuple of numbers: what a Scenario takes
 Point = tuple[Value, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class SurfaceReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class SurfaceReport(Report):
     """What a model does as the mark changes.
 
     Grids have one axis for each varied property, in the order of `vary`.
@@ -96,26 +97,30 @@ class SurfaceReport:
         return np.array(values, np.float64).reshape([len(v) for v in self.vary.values()])
 
     def table(
-        self, units: Sequence[tuple[str, int]] = (), width: int = 80, ascii_only: bool = False
+        self,
+        width: int = 80,
+        ascii_only: bool = False,
+        color: bool = False,
+        units: Sequence[tuple[str, int]] = (),
     ) -> str:
-        """Return the surface as text for a terminal.
+        """Return the surface as text for a terminal, see `Report.table`.
 
         Parameters
         ----------
+        width, ascii_only, color
+            What the terminal can show.
         units : sequence of (layer, index), optional
             Units to show the d of beside that of the most differentiable one.
-        width, ascii_only
-            What the terminal can show.
         """
         style = Style(width, ascii_only)
-        return rendered(_parts(self, units, style), style)
+        return rendered(_parts(self, units, style), style, color)
 
-    def plot(self, path: str | Path, units: Sequence[tuple[str, int]] = ()) -> None:
-        """Draw curves (one property) or heat maps (two) into a PNG, PDF or SVG; needs matplotlib.
+    def plot(self, path: str | Path | None = None, units: Sequence[tuple[str, int]] = ()) -> Any:
+        """Draw curves (one property) or heat maps (two), see `Report.plot`.
 
         Parameters
         ----------
-        path : str or path
+        path : str or path, optional
         units : sequence of (layer, index), optional
             Units to draw, each by itself, beside the most differentiable one.
 
@@ -124,11 +129,38 @@ class SurfaceReport:
         SettingsError
             If matplotlib is missing.
         """
-        draw_surface(self, Path(path), units)
+        return saved(draw_surface(self, units), path)
 
-    def save(self, path: str | Path) -> None:
-        """Write the surface to a JSON file."""
-        data = {
+    def _figure(self) -> Any:
+        return draw_surface(self)
+
+    def _lines(self) -> Iterator[str]:
+        varied = " and ".join(self.vary)
+        points = count(len(self.reports), "point")
+        yield f"{self.model}: {self.scenario} marks by {varied}, {points}"
+        for layer in self.layers:
+            d = self.differentiability(layer)
+            point = list(self.reports)[int(d.argmax())]
+            where = point_words(self.vary, point)
+            yield f"{layer}: d from {d.min():.3f} to {d.max():.3f}, at {where}"
+
+    def _rows(self) -> Iterator[Row]:
+        for point, report in self.reports.items():
+            impact = report.impact.get(self.scenario)
+            for scores in report:
+                unit = scores.strongest()
+                yield {
+                    **dict(zip(self.vary, map(value_text, point), strict=True)),
+                    "layer": scores.layer,
+                    "d": unit.differentiability,
+                    "unit": unit.label,
+                    **{f"d >= {tier:g}": scores.count(tier) for tier in TIERS},
+                    "predictions that change": None if impact is None else impact.flip_rate,
+                }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: what was varied, and the report at each point."""
+        return {
             "model": self.model,
             "scenario": self.scenario,
             "vary": self.vary,
@@ -137,7 +169,10 @@ class SurfaceReport:
                 for point, report in self.reports.items()
             ],
         }
-        FORMAT.write(path, data)
+
+    def save(self, path: str | Path) -> None:
+        """Write the surface to a JSON file."""
+        FORMAT.write(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SurfaceReport:
@@ -243,7 +278,7 @@ _ACROSS = 2  # panels
 _OF_D = (0.5, 1.0)  # the scale of d; what is counted begins at 0
 
 
-def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, int]] = ()) -> None:
+def draw_surface(surface: SurfaceReport, units: Sequence[tuple[str, int]] = ()) -> Any:
     """Draw curves over one property, or heat maps over two."""
     panels = _panels(surface, units)
     rows = -(-len(panels) // _ACROSS)
@@ -259,7 +294,7 @@ def draw_surface(surface: SurfaceReport, path: Path, units: Sequence[tuple[str, 
             _draw_map(figure, axis, surface, panel)
     for axis in axes[len(panels) :]:
         axis.remove()
-    save_figure(figure, path)
+    return figure
 
 
 class _Panel(NamedTuple):

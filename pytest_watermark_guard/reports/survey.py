@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ from pytest_watermark_guard.reports.figure import (
     INK,
     LINE,
     SHADES,
+    legend_below,
     name_rows,
     new_figure,
-    save_figure,
     shortened,
 )
+from pytest_watermark_guard.reports.names import short_names
 from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.report import Report, Row, saved
 from pytest_watermark_guard.reports.scores import TIERS
-from pytest_watermark_guard.reports.text import count, printable
+from pytest_watermark_guard.reports.text import NAME, count, printable
+from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.setting_values import check_threshold
 
 FORMAT = DocumentFormat("survey", "survey")
@@ -58,8 +61,8 @@ class ClassRanking:
         return order if len(order) <= 2 * each else np.concatenate([order[:each], order[-each:]])
 
 
-@dataclass(frozen=True, eq=False)
-class SurveyReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class SurveyReport(Report):
     """What a survey found.
 
     Attributes
@@ -127,24 +130,52 @@ class SurveyReport:
             tiers[0], key=lambda name: [-counts[name][0] / counts[name][1] for counts in tiers]
         )
 
-    def table(self, width: int = 80, ascii_only: bool = False) -> str:
-        """Return the survey as text for a terminal: counts by model, and the classes' ranking."""
-        return render_survey(self, width=width, ascii_only=ascii_only)
-
-    def plot(self, path: str | Path, scenario: str = "chinese") -> None:
-        """Draw one scenario into a picture (PNG, PDF or SVG); needs matplotlib.
+    def plot(self, path: str | Path | None = None, scenario: str | None = None) -> Any:
+        """Draw one scenario, by default Chinese or else the first; see `Report.plot`.
 
         Raises
         ------
         SettingsError
             If matplotlib is missing, or no model was probed under this scenario.
         """
+        if scenario is None:
+            scenario = "chinese" if "chinese" in self.scenarios else next(iter(self.scenarios), "")
         if scenario not in self.scenarios:
             raise SettingsError(
                 f"scenario: no model was probed under {scenario!r}, only under "
                 f"{', '.join(self.scenarios) or 'none'}"
             )
-        draw_survey(self, Path(path), scenario)
+        return saved(draw_survey(self, scenario), path)
+
+    def _lines(self) -> Iterator[str]:
+        failed = f", {len(self.failures)} could not be probed" if self.failures else ""
+        yield f"{count(len(self.reports), 'model')}{failed}"
+        for row in self._rows():
+            yield f"{row['model']}: largest d {row['d']:.3f}, {row['strongest']}"
+        yield from (f"{model}: could not be probed" for model in self.failures)
+
+    def _rows(self) -> Iterator[Row]:
+        units = {
+            model: max((s.strongest() for s in report), key=lambda unit: unit.differentiability)
+            for model, report in self.reports.items()
+        }
+        for model, unit in sorted(units.items(), key=lambda item: -item[1].differentiability):
+            places = list(self.reports[model])
+            yield {
+                "model": model,
+                "d": unit.differentiability,
+                "strongest": f"{unit.layer} {unit.label}, {unit.scenario}",
+                **{f"d >= {tier:g}": sum(s.count(tier) for s in places) for tier in TIERS},
+                "images": self.reports[model].n_images,
+            }
+
+    def _parts(self, style: Style) -> Iterator[RenderableType]:
+        return _parts(self, style)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: the reports by their models, and the failures."""
+        reports = {name: report.to_dict() for name, report in self.reports.items()}
+        return {"reports": reports, "failures": dict(self.failures)}
 
     def to_html(self, path: str | Path, threshold: float = 0.95, images: Any = None) -> None:
         """Write the survey to one HTML file that opens offline; as `ProbeReport.to_html`."""
@@ -156,11 +187,7 @@ class SurveyReport:
 
     def save(self, path: str | Path) -> None:
         """Write the survey to a JSON file."""
-        data = {
-            "reports": {name: report.to_dict() for name, report in self.reports.items()},
-            "failures": dict(self.failures),
-        }
-        FORMAT.write(path, data)
+        FORMAT.write(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SurveyReport:
@@ -215,30 +242,44 @@ _IN_TABLE = 10  # classes at either end of the ranking
 
 
 def render_survey(
-    survey: SurveyReport, *, width: int = 80, color: bool = False, ascii_only: bool = False
+    survey: SurveyReport,
+    undecided: Sequence[Verdict] = (),
+    *,
+    width: int = 80,
+    color: bool = False,
+    ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of a survey; returns lines, the last one ended."""
+    """Draw the tables of a survey, below what gates could not decide; returns lines."""
     style = Style(width, ascii_only)
-    return rendered(_parts(survey, style), style, color)
+    return rendered(_parts(survey, style, undecided), style, color)
 
 
-def _parts(survey: SurveyReport, style: Style) -> Iterator[RenderableType]:
+def _parts(
+    survey: SurveyReport, style: Style, undecided: Sequence[Verdict] = ()
+) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
     yield Text(title if survey.reports else "Could not be probed", style="bold")
+    for model, name in short_names(survey.reports).items():
+        if name != model:
+            yield Text(f"{printable(name)}: {printable(model)}")
     for model, reason in survey.failures.items():
         one_line = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
+    for verdict in undecided:
+        word = verdict.outcome.capitalize()
+        yield Text(f"{word}: {printable(verdict.report.model)}: {verdict.grounds()}.", style="red")
     if (caution := unequal_images(survey)) is not None:
         yield Text(caution)
     for layer in survey.layers:
         yield Text()
         yield _counts(survey, layer, style)
-    for ranking in all_rankings(survey):
+    for ranking in all_rankings(survey) if len(survey.reports) > 1 else ():
         yield from _classes(ranking, style)
 
 
 def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
     rows = []
+    short = short_names(survey.reports)
     for model, report in survey.reports.items():
         known = {scores.scenario: scores for scores in report if scores.layer == layer}
         cells = [
@@ -248,7 +289,7 @@ def _counts(survey: SurveyReport, layer: str, style: Style) -> RenderableType:
         units = str(*{len(scores.names) for scores in known.values()}) or "-"
         highest = [scores.differentiability.max() for scores in known.values()]
         worst = f"{max(highest):.3f}" if highest else "-"
-        rows.append((printable(model), units, *cells, worst))
+        rows.append((printable(short[model]), units, *cells, worst))
     tiers = "/".join(f"{tier:g}".lstrip("0") for tier in TIERS)
     columns = ("model", "units", *map(printable, survey.scenarios), "max d")
     title = f"{printable(layer)} with d >= {tiers}"
@@ -260,7 +301,7 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
     rows = []
     for index in shown:
         areas = ranking.auroc[:, index]
-        name = printable(f"{ranking.names[index]} [{index}]", 32)
+        name = printable(f"{ranking.names[index]} [{index}]", NAME)
         rows.append((name, *(f"{area:.3f}" for area in (areas.mean(), areas.min(), areas.max()))))
     over = f"over {count(len(ranking.models), 'model')}"
     title = f"Classes by mean A under {printable(ranking.scenario)}, {over}"
@@ -275,7 +316,7 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
 _IN_FIGURE = 12  # classes at either end of the ranking
 
 
-def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
+def draw_survey(survey: SurveyReport, scenario: str) -> Any:
     """Draw the classes' ranking, a dot for each model, and each model's units by d."""
     layers = [layer for layer in survey.layers if survey.counts(layer, scenario, TIERS[0])]
     with_classes = "logits" in layers
@@ -294,8 +335,9 @@ def draw_survey(survey: SurveyReport, path: Path, scenario: str) -> None:
         axis.set_title(f"Classes, highest and lowest mean A{models_shown}", fontsize=10)
     for axis, layer in zip(axes, layers, strict=True):
         draw_counts(axis, survey, layer, scenario)
-        axis.set_title(shortened(layer), fontsize=10)
-    save_figure(figure, path)
+        axis.set_title(f"{shortened(layer)}: units by d", fontsize=10)
+    legend_below(figure, figure.axes, across=6)
+    return figure
 
 
 def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
@@ -314,7 +356,6 @@ def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
         axis.axhline(each - 0.5, color=LINE, linewidth=0.8, linestyle=":")
     name_rows(axis, [ranking.names[index] for index in order])
     axis.set_xlabel("A (0.5: no reaction)")
-    axis.legend(fontsize=8, loc="lower right")
 
 
 def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
@@ -331,4 +372,3 @@ def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> N
     name_rows(axis, models)
     axis.margins(x=0.12)
     axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")
-    axis.legend(fontsize=8, loc="lower right")

@@ -20,6 +20,7 @@ from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import (
     TIER_HEADER,
     UNIT_HEADER,
+    and_more,
     control_areas,
     count,
     decision,
@@ -32,32 +33,42 @@ from pytest_watermark_guard.reports.text import (
 from pytest_watermark_guard.reports.verdict import Verdict
 
 WORST = 10
+_TESTS = 3  # that are named of those that made a probe
 
 
 def render_reports(
     entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
     threshold: float,
     *,
+    tests: Sequence[Sequence[str]] = (),
     width: int = 80,
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
     """Draw the tables of several probes, each with the verdicts of the gates that used it.
 
-    `threshold` is for probes that no gate used.
+    `threshold` is for probes that no gate used, and `tests` are those that made each probe.
     """
     style = Style(width, ascii_only)
     parts: list[RenderableType] = []
-    for report, verdicts in entries:
+    for index, (report, verdicts) in enumerate(entries):
+        makers = tests[index] if index < len(tests) else ()
         parts += [Text()] * bool(parts)
-        parts += _report(report, verdicts, threshold, style)
+        parts += _report(report, verdicts, makers, threshold, style)
     return rendered(parts, style, color)
 
 
 def _report(
-    report: ProbeReport, verdicts: Sequence[Verdict], threshold: float, style: Style
+    report: ProbeReport,
+    verdicts: Sequence[Verdict],
+    tests: Sequence[str],
+    threshold: float,
+    style: Style,
 ) -> Iterator[RenderableType]:
     yield Text(printable(report.model), style="bold")
+    if tests:
+        shown = printable(", ".join(tests[:_TESTS]))
+        yield Text(f"Made by {shown}{and_more(tests, _TESTS)}.")
     yield Text(
         printable(
             f"{extent(report)}; seed {report.seed}; {report.device}, {report.precision}; "
@@ -79,8 +90,11 @@ def _report(
         sensitive = report.sensitive(threshold)
         words = _reach(sensitive, threshold)
         yield Text(f"{words[0].upper()}{words[1:]}.", style="red" if sensitive else "green")
-    for verdict in verdicts:
-        yield from _verdict(verdict)
+    told: set[str] = set()
+    for text in (text for verdict in verdicts for text in _verdict(verdict)):
+        if text.plain not in told:  # gates may share what they allow
+            told.add(text.plain)
+            yield text
     if (decided := decision(report)) is not None:
         yield Text(decided)
 

@@ -7,19 +7,9 @@ from collections.abc import Iterable, Sequence, Sized
 from pytest_watermark_guard.reports.controls import control_columns, control_scores
 from pytest_watermark_guard.reports.early_stop import EarlyStop
 from pytest_watermark_guard.reports.impact import Impact
-from pytest_watermark_guard.reports.log_lines import inert
+from pytest_watermark_guard.reports.names import printable as printable
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
-
-
-def printable(text: str, width: int | None = None) -> str:
-    """Make text from outside safe for one line of a terminal: no control codes, no line breaks.
-
-    Nor is it a command to a runner. Longer text than `width` is cut, with an ellipsis.
-    """
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    clean = inert(clean)
-    return clean if width is None or len(clean) <= width else clean[: width - 1] + "…"
 
 
 def count(number: int, noun: str) -> str:
@@ -47,8 +37,11 @@ def gains(impact: Impact) -> str:
     """Say which class gains most by the mark; ``-`` if no prediction changes."""
     if impact.gains_name is None:
         return "-"
-    return f"{printable(impact.gains_name, 24)} +{impact.gains_share:.1%} of images"
+    return f"{printable(impact.gains_name, NAME)} +{impact.gains_share:.1%} of images"
 
+
+NAME = 60
+"""Most characters of a name in a table."""
 
 TIER_HEADER = tuple(f">={tier:g}".replace("0.", ".") for tier in TIERS)
 """Columns for the numbers of units with d at or above each tier."""
@@ -81,7 +74,7 @@ def control_areas(
 
 def extent(report: ProbeReport) -> str:
     """Say which images a probe used."""
-    return f"{report.n_images} of {report.baseline}" if report.stopped_early else report.baseline
+    return report.extent
 
 
 def decision(report: ProbeReport) -> str | None:
@@ -123,7 +116,7 @@ def _decisions(early: EarlyStop) -> str:
     return " ".join(sentences)
 
 
-def unit_row(unit: SensitiveUnit, width: int = 28) -> tuple[str, ...]:
+def unit_row(unit: SensitiveUnit, width: int = NAME) -> tuple[str, ...]:
     """Describe a unit in the columns of `UNIT_HEADER`."""
     return (
         printable(unit.layer, width),

@@ -15,7 +15,7 @@ from pytest_watermark_guard.statistics.differences import guarded_error, holm, t
 
 LEVEL = 0.05
 """The chance that a comparison names any unit that reacts as before."""
-_SAME_D = 1.96  # standard errors that d may differ by where a unit has turned
+_ERRORS_95 = 1.96  # standard errors of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class UnitChange:
         A.
     p_value : float
         Adjusted for the number of units by Holm's method.
+    low, high : float
+        95 % interval of `after` - `before`, for this unit by itself.
     """
 
     layer: str
@@ -45,11 +47,18 @@ class UnitChange:
     before: float
     after: float
     p_value: float
+    low: float
+    high: float
 
     @property
     def label(self) -> str:
         """As `SensitiveUnit.label`."""
         return unit_label(self.name, self.index)
+
+    @property
+    def difference(self) -> float:
+        """How far A moved."""
+        return self.after - self.before
 
     @property
     def d_before(self) -> float:
@@ -131,7 +140,7 @@ def changes_beyond_chance(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[UnitC
 def _change(before: Scores, after: Scores, index: int, p_value: float, error: float) -> UnitChange:
     then, now = float(before.auroc[index]), float(after.auroc[index])
     rise = max(now, 1 - now) - max(then, 1 - then)
-    turned = (then - 0.5) * (now - 0.5) < 0 and abs(rise) < _SAME_D * error
+    turned = (then - 0.5) * (now - 0.5) < 0 and abs(rise) < _ERRORS_95 * error
     change: Literal["rose", "fell", "turned"] = "rose" if rise > 0 else "fell"
     names = (after if has_names(after) else before).names
     return UnitChange(
@@ -143,6 +152,8 @@ def _change(before: Scores, after: Scores, index: int, p_value: float, error: fl
         then,
         now,
         p_value,
+        max(-1.0, now - then - _ERRORS_95 * error),
+        min(1.0, now - then + _ERRORS_95 * error),
     )
 
 

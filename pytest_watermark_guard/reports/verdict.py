@@ -39,6 +39,8 @@ from pytest_watermark_guard.settings import WARN
 from pytest_watermark_guard.statistics.decisions import Answer, ThresholdDecision
 
 WORST = 10
+_WIDTH = 80  # of a terminal
+_UNIT, _NAME = 1, 28  # the column of units' names in a table, and how wide it is at least
 Uncompared = tuple[str, str, str]
 """Layer, scenario, and why they cannot be compared with an earlier release."""
 Outcome = Literal["passed", "warned", "failed", "inconclusive", "not checked"]
@@ -132,6 +134,11 @@ class Verdict:
         return "passed"
 
     @property
+    def undecided(self) -> bool:
+        """Whether the model was probed, and the gate cannot tell whether it passes."""
+        return self.outcome in ("inconclusive", "not checked")
+
+    @property
     def unchecked(self) -> bool:
         """Whether there is nothing to go by: a layer never changes, or nothing is predicted."""
         return bool(self.report.dead_layers or (self.limits and not self.report.impact))
@@ -221,7 +228,9 @@ class Verdict:
             return "is watermark-sensitive"
         if self.risen:
             return "is worse than the release before"
-        if self.outcome in ("not checked", "inconclusive") or self._fails_unclear:
+        if self.outcome == "inconclusive" or self._fails_unclear:
+            return "is inconclusive"
+        if self.outcome == "not checked":
             return "could not be checked"
         if self.outcome == "failed":
             return "reacts strongly to watermarks"
@@ -248,7 +257,10 @@ class Verdict:
         if self.answer == "reaches":
             return f"{_reacting(report, self.failing)} (d >= {self.threshold:g})"
         if self.outcome == "failed":
-            return f"{_reacting(report, self.strong)} (d >= {self.warn:g}; strict)"
+            return (
+                f"{_reacting(report, self.strong)}, and a strict gate fails by strong reactions "
+                f"(d >= {self.warn:g})"
+            )
         return self._reach()
 
     def _missing(self) -> str:
@@ -355,6 +367,9 @@ _MORE_IMAGES = (
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    # Names are cut only where the lines would be wider than a terminal.
+    spare = _WIDTH - sum(widths) - 2 * (len(widths) - 1)
+    widths[_UNIT] = max(min(widths[_UNIT], _NAME), widths[_UNIT] + min(0, spare))
     return [
         "  ".join(
             set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)

@@ -221,7 +221,7 @@ def test_a_model_that_could_not_be_checked_is_told_everywhere(project, actions, 
     options = ["--wm-report", "--wm-json=wm.json", "--wm-html=wm.html", *distribution]
     result = project.runpytest("--wm-model=shop:broken", "--wm-model=shop:blind", *options)
     (told,) = errors(result)
-    assert told.startswith("::error title=Model that could not be checked::shop:broken: model spec")
+    assert told.startswith("::error title=Model that could not be probed::shop:broken: model spec")
     result.stdout.fnmatch_lines(["Not probed: shop:broken: *"])
     assert "### shop&#58;broken: could not be probed" in actions.read_text("utf-8")
     assert [*json.loads((project.path / "wm.json").read_text("utf-8"))["failures"]] == [
@@ -246,10 +246,42 @@ def test_a_test_that_could_not_check_is_no_failed_gate(project, actions, distrib
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["Could not be probed", "Not probed: test_it.py::test_gate: *"])
     (told,) = errors(result)
-    assert told.startswith("::error title=Model that could not be checked::test_it.py::test_gate:")
+    assert told.startswith("::error title=Model that could not be probed::test_it.py::test_gate:")
     assert "nosuch" in told
     failures = json.loads((project.path / "wm.json").read_text("utf-8"))["failures"]
     assert [*failures] == ["test_it.py::test_gate"]
+
+
+def test_a_gate_that_cannot_decide_is_inconclusive_everywhere(project, actions, distribution):
+    result = project.runpytest(
+        "--wm-model=shop:sensitive",
+        "--wm-model=shop:blind",
+        "--wm-max-images=12",
+        "--wm-report",
+        "--wm-json=wm.json",
+        "--wm-html=wm.html",
+        "--wm-junit",
+        "--junitxml=junit.xml",
+        *distribution,
+    )
+    assert result.ret == 6
+    text = result.stdout.str()
+    assert "probed" not in text.lower()
+    result.stdout.fnmatch_lines(["Inconclusive: shop:sensitive: 12 images cannot tell *"])
+    told = [line for line in errors(result) if "Gate that could not decide" in line]
+    assert "shop:sensitive is inconclusive: 12 images cannot tell" in told[0]
+    run = json.loads((project.path / "wm.json").read_text("utf-8"))
+    assert run["failures"] == {}
+    gates = {report["model"]: report["gates"][0] for report in run["reports"]}
+    assert gates["shop:sensitive"]["outcome"] == "inconclusive"
+    assert gates["shop:sensitive"]["images_needed"] > 12
+    junit = (project.path / "junit.xml").read_text("utf-8")
+    assert 'name="watermark_guard.verdict" value="inconclusive"' in junit
+    assert 'name="watermark_guard.images_needed"' in junit
+    assert "### shop&#58;sensitive: inconclusive" in actions.read_text("utf-8")
+    page = (project.path / "wm.html").read_text("utf-8")
+    assert "inconclusive" in page.partition("</h1>")[0]
+    assert "could not be" not in page
 
 
 def test_an_error_of_a_test_is_a_failure_of_it(project):

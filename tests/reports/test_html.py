@@ -110,7 +110,9 @@ def test_the_verdict_comes_first_in_words():
     words = [data for tag, data in page.texts if tag == "span"]
     first = words.index("failed")
     assert first < words.index("passed")
-    assert words[first + 1 : first + 4] == [
+    chinese = words.index("chinese")
+    assert first < chinese
+    assert words[chinese : chinese + 3] == [
         "chinese",
         "1 logit and 2 features react",
         "highest d 0.980, unit 0",
@@ -119,6 +121,12 @@ def test_the_verdict_comes_first_in_words():
 
 
 OTHER = replace(CLEAN, model="other")
+FEW = replace(
+    PLAIN,
+    model="few",
+    n_images=12,
+    scores={k: replace(s, n_images=12) for k, s in PLAIN.scores.items()},
+)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,8 @@ OTHER = replace(CLEAN, model="other")
         ([(PLAIN, [])], {}, "Watermark-sensitive"),
         ([(CLEAN, [])], {}, "Nothing reaches 0.95"),
         ([(CLEAN, []), (OTHER, [])], {}, "None of 2 models fails"),
+        ([(FEW, [])], {}, "Inconclusive: these images cannot tell"),
+        ([(CLEAN, []), (FEW, [])], {}, "None of 2 models fails, 1 inconclusive"),
         # A model that was probed twice is still one; and where there are gates, they count.
         ([(CLEAN, []), (CLEAN, [])], {}, "None of 2 probes fails"),
         ([(PLAIN, []), (CLEAN, [judge(CLEAN)])], {}, "Nothing reaches 0.95"),
@@ -219,7 +229,7 @@ def test_too_many_units_leave_out_the_least_differentiable(monkeypatch):
     markup = render([(PLAIN, [])])
     data = unpacked(markup)
     assert (data["total"], data["shown"]) == (128, 40)
-    assert "and 88 more in the JSON file" in Page(markup).text("caption")
+    assert "and 88 more are in the JSON file" in Page(markup).text("caption")
     shown = [
         PLAIN[block["layer"], block["scenario"]].differentiability[numbers(block["units"], "<u4")]
         for block in data["blocks"]
@@ -255,8 +265,6 @@ def test_people_without_eyes_or_mouse():
             assert attributes.get(name, ids[0]) in ids
         if (attributes.get("href") or "").startswith("#"):
             assert attributes["href"][1:] in ids
-        if "scroll" in attributes.get("class", "").split():  # to be scrolled by keys
-            assert attributes["tabindex"] == "0"
 
 
 def test_controls_have_columns_where_there_are_any():
@@ -304,6 +312,92 @@ def test_the_command_makes_the_same_run_again():
     )
 
 
+def test_the_consequence_is_a_sentence_made_from_numbers():
+    page = Page(render([(PLAIN, [judge(PLAIN)])]))
+    assert (
+        "When Chinese text is printed on a photo, the score of 'carton' rises in 97 of 100 "
+        "comparisons, and 38 of 100 photos get another predicted class." in page.text("p")
+    )
+    assert "threshold d ≥ 0.95" in page.text("span")
+    assert "256 images" in page.text("span")
+    # A feature that fails, where the classes hardly react.
+    weak = dict([scores("logits", "latin", [0.5, 0.6]), scores("features", "latin", [0.01, 0.5])])
+    report = replace(PLAIN, scores=weak, impact={})
+    text = Page(render([(report, [judge(report)])])).text("p")
+    assert (
+        "Latin text is printed on a photo, feature unit 0 falls in 99 of 100 comparisons." in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("report", "threshold", "advice"),
+    [
+        (PLAIN, 0.95, 'wm.search(model, "training_images/", report)'),
+        (PLAIN, 0.985, "--wm-strict"),
+        (FEW, 0.95, "--wm-images=FOLDER"),
+    ],
+)
+def test_what_to_do_is_said(report, threshold, advice):
+    assert advice in Page(render([(report, [judge(report, threshold)])])).text("code")
+
+
+def test_notes_are_told_once_with_their_models():
+    noted = replace(CLEAN, notes=("class names are assumed", "few images"))
+    page = Page(render([(PLAIN, []), (noted, [])]))
+    text = page.text("li")
+    assert text.count("Class names are assumed.") == 1
+    assert "Few images." in text
+    assert "vgg" in page.text("span")
+
+
+def test_models_have_short_names_and_keep_their_specs():
+    page = Page(render([(PLAIN, []), (CLEAN, [])]))
+    assert "resnet18" in [data for tag, data in page.texts if tag == "a"]
+    copies = [button["data-copy"] for button in page.all("button") if "data-copy" in button]
+    assert copies == ["torchvision:resnet18", "vgg"]
+    # Specs that would be called the same keep their own names.
+    other = replace(CLEAN, model="timm:resnet18")
+    links = [data for tag, data in Page(render([(PLAIN, []), (other, [])])).texts if tag == "a"]
+    assert "torchvision:resnet18" in links
+    assert "timm:resnet18" in links
+
+
+def test_empty_columns_are_left_out():
+    one = {key: found for key, found in CLEAN.scores.items() if key[0] == "logits"}
+    heads = Page(render([(replace(CLEAN, scores=one, impact={}), [])])).text("button")
+    for column in ("scenario", "model", "gate", "gain"):
+        assert column not in heads
+    assert "gate" in Page(render([(PLAIN, [judge(PLAIN)])])).text("button")
+
+
+def test_an_earlier_release_is_compared_in_a_table():
+    moved = dict([scores("logits", "chinese", [0.5, 0.6, 0.71, 0.9], CLASSES)])
+    later = replace(PLAIN, scores={**PLAIN.scores, **moved})
+    compared = wm.compare(PLAIN, later)
+    page = Page(render([(later, [])], changes=[compared.sentence()], comparisons=[compared]))
+    cells = page.text("td")
+    assert "logitschineserose0.2000.900+0.700+0.694 to +0.706" in cells
+    assert "logitschinesefell0.9700.600-0.370-0.376 to -0.364" in cells
+
+
+def test_ownership_has_a_verdict_of_its_own():
+    from pytest_watermark_guard.ownership import OwnershipReport
+
+    agree = (0.1,) * 30 + (-0.1,) * 2
+    report = OwnershipReport("release", "labels", "ab", 2.0**-32, 0.1, agree, 0.6, 0.5, 64, "x", 9)
+    page = Page(render([], owned=[report]))
+    assert page.text("h1") == "Ownership: carries the key"
+    foreign = replace(report, model="other", p_value=0.4)
+    page = Page(render([], owned=[report, foreign]))
+    assert page.text("h1") == "Ownership: 1 of 2 verifications shows the key"
+    assert "not shown to carry the key" in page.text("span")
+    # Too few pairs to tell: the reason is the verdict.
+    short = replace(report, differences=(0.1,) * 4)
+    page = Page(render([], owned=[short]))
+    assert page.text("h1") == "Ownership: no verdict"
+    assert "cannot be reached with 4 pairs" in page.text("p")
+
+
 def test_a_report_tells_the_versions_it_was_made_by():
     page = Page(render([(replace(PLAIN, versions={"torch": "2.7.1", "numpy": "2.3"}), [])]))
     assert "torch 2.7.1, numpy 2.3" in page.text("dd")
@@ -339,7 +433,9 @@ def example_report(photos):
 
 
 def thumbnails(page):
-    return [image for image in page.all("img") if "jpeg" in image["src"]]
+    """Return the examples' images, without the large ones beside the verdict."""
+    small = [image for image in page.all("img") if "jpeg" in image["src"]]
+    return small[2:]
 
 
 def test_examples_are_the_probe_s_own_images(photos):
@@ -377,7 +473,7 @@ def test_reports_and_surveys_write_themselves(photos, tmp_path):
     survey = wm.SurveyReport({"first": report, "second": PLAIN}, {"third": "no such model"})
     survey.to_html(tmp_path / "all.html", 0.96)
     page = Page((tmp_path / "all.html").read_text("utf-8"))
-    assert page.text("h1") == "1 of 2 models fails, 1 could not be checked, 1 could not be probed"
+    assert page.text("h1") == "1 of 2 models fails, 1 inconclusive, 1 could not be probed"
     assert {"first", "second", "third"} <= {data for _, data in page.texts}
     with pytest.raises(SettingsError, match="threshold"):
         report.to_html(tmp_path / "none.html", 0.3)

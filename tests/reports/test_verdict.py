@@ -72,7 +72,7 @@ def test_too_few_images_tell_nothing(areas, policy, outcome):
         assert verdict.passed
     else:
         assert verdict.outcome == outcome
-    assert "could not be checked" in verdict.sentence() or policy == "pass"
+    assert "is inconclusive" in verdict.sentence() or policy == "pass"
     assert "12 images cannot tell whether a unit reaches d = 0.95" in verdict.sentence()
     told = "1 of 3 logits reaches it in them, which may be chance" in verdict.sentence()
     assert told == (max(areas) >= 0.95)
@@ -92,8 +92,8 @@ def test_strict_lets_no_strong_reaction_pass():
     verdict = judge(report([0.5, 0.87, 0.6]), strict=True)
     assert verdict.outcome == "failed"
     assert verdict.sentence() == (
-        "net reacts strongly to watermarks: 1 of 3 logits reacts to chinese marks "
-        "(d >= 0.8; strict)."
+        "net reacts strongly to watermarks: 1 of 3 logits reacts to chinese marks, and a strict "
+        "gate fails by strong reactions (d >= 0.8)."
     )
     assert "monitor [1]" in verdict.story()
     assert "--wm-allow=" in verdict.story()

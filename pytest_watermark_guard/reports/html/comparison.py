@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
+from pytest_watermark_guard.reports.names import short_names
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.survey import (
@@ -35,9 +36,10 @@ def survey_of(judged: Sequence[Judged]) -> SurveyReport | None:
 
     Later ones are of the same model with something taken out of it or drawn otherwise.
     """
+    short = short_names(probe.report.model for probe in judged)
     first: dict[str, ProbeReport] = {}
     for probe in judged:
-        first.setdefault(probe.report.model, probe.report)
+        first.setdefault(short[probe.report.model], probe.report)
     return SurveyReport(first) if len(first) > 1 else None
 
 

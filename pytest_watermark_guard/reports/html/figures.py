@@ -8,11 +8,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from pytest_watermark_guard.reports.figure import INK, LINE, SHADES, new_figure, shortened
+from pytest_watermark_guard.reports.figure import (
+    INK,
+    LINE,
+    SHADES,
+    legend_below,
+    new_figure,
+    shortened,
+)
 from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
 from pytest_watermark_guard.reports.html.units import Judged
+from pytest_watermark_guard.reports.probe_figure import ALERT, SERIES, draw_distribution
+from pytest_watermark_guard.reports.report import Report
 from pytest_watermark_guard.reports.scores import TIERS, Scores
 from pytest_watermark_guard.reports.survey import (
     ClassRanking,
@@ -23,15 +30,13 @@ from pytest_watermark_guard.reports.survey import (
 from pytest_watermark_guard.reports.text import count, printable
 
 MISSING = "Figures are drawn by matplotlib, which is not installed: pip install matplotlib."
-_ALERT = "#b3261e"
-_SERIES = ("#0969a9", "#b35900", "#1a7f5a", "#8250b0", "#6e7781", "#a03070")
 _SERIES_ON_DARK = ("#6cb6f0", "#f0a35e", "#5fcf9f", "#c8a2f0", "#a5adb6", "#f088b8")
 # What each colour is on a dark page.
 _ON_DARK = {
     INK: "#e6e8eb",
     LINE: "#7d8590",
-    _ALERT: "#ff8f85",
-    **dict(zip(_SERIES, _SERIES_ON_DARK, strict=True)),
+    ALERT: "#ff8f85",
+    **dict(zip(SERIES, _SERIES_ON_DARK, strict=True)),
     **dict(zip(SHADES, ("#1b3f5c", "#2a6699", "#4f9bd9", "#a8d4f7"), strict=True)),
 }
 _STYLE: Any = {
@@ -91,6 +96,15 @@ def distributions(judged: Judged) -> list[Picture]:
         return [_distribution(scores, judged.threshold) for scores in by_layer]
 
 
+def report_figure(report: Report) -> Picture:
+    """Draw a report's own figure."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = report._figure()
+    return _picture(figure, f"{next(report._lines())}; the numbers are in the table.", "")
+
+
 def comparisons(survey: SurveyReport) -> list[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
     import matplotlib
@@ -107,24 +121,9 @@ def comparisons(survey: SurveyReport) -> list[Picture]:
 
 def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:
     layer = layer_scores[0].layer
-    figure, axis = _panel(3.9, 2.7)
-    grid = np.linspace(0.5, 1, 101)
-    for number, scores in enumerate(layer_scores):
-        d = np.sort(scores.differentiability)
-        reach = len(d) - np.searchsorted(d, grid)
-        name = shortened(scores.scenario, 24)
-        color = _SERIES[number % len(_SERIES)]
-        style = ("-", "--", "-.", ":")[number % 4]  # not by colour alone
-        # A logarithmic scale has no 0: where no unit is left the line ends.
-        reach_or_none = np.where(reach > 0, reach, np.nan)
-        axis.step(grid, reach_or_none, style, where="post", color=color, lw=1.6, label=name)
-    axis.axvline(threshold, color=_ALERT, lw=1, ls="--")
-    axis.set_yscale("log")
-    axis.set(xlim=(0.5, 1), ylim=(0.8, None), xlabel="d", ylabel="units at or above d")
-    axis.minorticks_off()
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title(shortened(layer, 24))
-    axis.legend(loc="upper right")
+    figure, axis = _panel(3.9, 3.0)
+    draw_distribution(axis, layer_scores, threshold)
+    legend_below(figure, [axis], across=2)
     units = len(layer_scores[0].names)
     counts = (
         f"{scores.scenario} {scores.count(threshold)}, highest {scores.differentiability.max():.3f}"
@@ -143,6 +142,7 @@ def _counts(survey: SurveyReport, layer: str, scenario: str) -> Picture:
     counts = survey.counts(layer, scenario, TIERS[0])
     figure, axis = _panel(4.4, 0.21 * len(models) + 1.1)
     draw_counts(axis, survey, layer, scenario)
+    legend_below(figure, [axis])
     axis.set_title(f"{shortened(layer, 24)}, {shortened(scenario, 24)}")
     numbers = "; ".join(f"{name} {counts[name][0]} of {counts[name][1]:,}" for name in models)
     return _picture(
@@ -156,6 +156,7 @@ def _classes(ranking: ClassRanking) -> Picture:
     order = ranking.ends(SHOWN)
     figure, axis = _panel(4.4, 0.21 * len(order) + 1.1)
     draw_classes(axis, ranking, SHOWN)
+    legend_below(figure, [axis])
     axis.set_title(f"Classes, {shortened(ranking.scenario, 24)}")
     models = count(len(ranking.models), "model")
     title = f"Classes by mean A under {ranking.scenario} marks, over {models}"

@@ -34,8 +34,12 @@ def origin_of(
     """
     words = ["pytest", *paths, *(f"--wm-model={spec}" for spec in models), *_options(settings)]
     words += others
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return Origin(shlex.join(words), {**versions(), "platform": platform.platform()}, now)
+    return Origin(shlex.join(words), {**versions(), "platform": platform.platform()}, today())
+
+
+def today() -> str:
+    """Return the date and time."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _options(settings: Settings) -> Iterator[str]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pytest_watermark_guard.caching.files import write_text_atomically
 from pytest_watermark_guard.reports.controls import (
@@ -19,23 +14,25 @@ from pytest_watermark_guard.reports.controls import (
     control_sentences,
 )
 from pytest_watermark_guard.reports.html import comparison, figures, view
-from pytest_watermark_guard.reports.html.examples import galleries
-from pytest_watermark_guard.reports.html.origin import Origin
-from pytest_watermark_guard.reports.html.units import first_rows, packed
+from pytest_watermark_guard.reports.html.environment import render_page
+from pytest_watermark_guard.reports.html.examples import Drawer
+from pytest_watermark_guard.reports.html.origin import Origin, today
+from pytest_watermark_guard.reports.html.ownership import ownership_headline, ownership_verdict
+from pytest_watermark_guard.reports.html.units import ROWS, first_rows, packed
 from pytest_watermark_guard.reports.masked import Masked
 from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.releases import Comparison
+from pytest_watermark_guard.reports.report import Report, cell_text
 from pytest_watermark_guard.reports.scores import TIERS
-from pytest_watermark_guard.reports.text import printable
 from pytest_watermark_guard.reports.verdict import Verdict
-from pytest_watermark_guard.version import __version__
 
-_PACKAGE = "pytest_watermark_guard.reports.html"
+_CHANGES = 50  # units of a comparison in its table
 
 
 def write_html(
     path: str | Path,
-    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]] | Report,
     threshold: float = 0.95,
     *,
     masked: Sequence[Masked] = (),
@@ -46,14 +43,16 @@ def write_html(
     by_name: bool = False,
     changes: Sequence[str] = (),
     interrupted: bool = False,
+    comparisons: Sequence[Comparison] = (),
 ) -> None:
     """Write probes and their verdicts into one HTML file that opens offline.
 
     Parameters
     ----------
     path : str or Path
-    entries : sequence of (ProbeReport, sequence of Verdict)
-        Each probe with the verdicts of the gates that used it.
+    entries : sequence of (ProbeReport, sequence of Verdict), or Report
+        Each probe with the verdicts of the gates that used it; or a report of another kind, which
+        gets a page of its own, for which the other arguments mean nothing.
     threshold : float, default 0.95
         For probes that no gate used: units with d at or above it are shown as sensitive.
     masked : sequence of Masked, optional
@@ -65,78 +64,94 @@ def write_html(
     origin : Origin, optional
         The command and versions that make the numbers again.
     images, by_name
-        Where example images are, see `galleries`.
+        Where example images are, see `reports.html.examples.Drawer`.
     changes : sequence of str, optional
         What changed since an earlier release, in sentences.
     interrupted : bool, default False
         Whether the run ended before all of its tests had.
+    comparisons : sequence of Comparison, optional
+        The same, unit by unit.
     """
+    if isinstance(entries, Report):
+        _write_report(path, entries)
+        return
     failures = failures or {}
     judged = view.judged(entries, threshold)
     models = view.models(entries, judged)
+    verdicts = [ownership_verdict(report) for report in owned]
+    headline = view.headline(models, failures)
+    if verdicts and not (models or failures):
+        headline = view.Headline(*ownership_headline(verdicts))
     survey = comparison.survey_of(judged)
     rankings = list(comparison.rankings(survey)) if survey else []
     drawable = figures.can_draw()
     controls = control_columns(probe.report for probe in judged)
     impact = [(probe, *item) for probe in judged for item in probe.report.impact.items()]
-    style, script = (
-        Markup(files(_PACKAGE).joinpath("templates", name).read_text("utf-8"))
-        for name in ("page.css", "page.js")
-    )
-    template = _environment().get_template("page.html")
-    text = template.render(
-        headline=view.headline(models, failures, len(owned)),
+    drawer = Drawer(images, by_name)
+    counts = list(view.counts(judged))
+    layers = list(dict.fromkeys(layer for probe in judged for layer in probe.report.layers))
+    scenarios = list(dict.fromkeys(name for probe in judged for name in probe.report.scenarios))
+    text = render_page(
+        "page.html",
+        headline=headline,
+        date=origin.date if origin else today(),
         models=models,
+        pair=drawer.leading(models[0]) if models else None,
+        notes=view.notes(models, comparison.cautions(survey) if survey else []),
         failures=failures,
         changes=changes,
         interrupted=interrupted,
-        counts=list(view.counts(judged)),
+        comparisons=[(c, c.most_moved(_CHANGES)) for c in comparisons if c.changes],
+        counts=counts,
         tiers=TIERS,
         impact=impact,
-        labelled=any(effect.top1_drop is not None for *_, effect in impact),
-        controlled=any(effect.control_flip_rate is not None for *_, effect in impact),
+        columns={
+            "model": len(models) > 1,
+            "layer": len(layers) > 1,
+            "scenario": len(scenarios) > 1,
+            "gate": any(probe.failing or probe.accepted for probe in judged),
+            "largest": any(interval for *_, interval in counts),
+            "labels": any(effect.top1_drop is not None for *_, effect in impact),
+            "control": any(effect.control_flip_rate is not None for *_, effect in impact),
+            "gains": any(effect.gains_name for *_, effect in impact),
+        },
         controls=controls,
         legend=control_legend(controls),
         on_controls=[
             (probe.name, line) for probe in judged for line in control_sentences(probe.report)
         ],
         rows=first_rows(judged),
+        most_rows=ROWS,
         data=packed(judged),
-        layers=list(dict.fromkeys(layer for probe in judged for layer in probe.report.layers)),
-        scenarios=list(dict.fromkeys(name for probe in judged for name in probe.report.scenarios)),
+        layers=layers,
+        scenarios=scenarios,
         pictures=[(model, figures.distributions(model.judged)) for model in models if drawable],
-        comparisons=figures.comparisons(survey) if drawable and survey else [],
+        survey_pictures=figures.comparisons(survey) if drawable and survey else [],
         classes=[row for ranking in rankings for row in comparison.ranked_classes(ranking)],
-        cautions=comparison.cautions(survey) if survey else [],
         no_figures="" if drawable else figures.MISSING,
-        galleries=galleries([probe.report for probe in judged], images, by_name),
+        galleries=drawer.galleries(models),
         masked=masked,
-        owned=owned,
+        owned=verdicts,
         origin=origin,
-        version=__version__,
-        style=style,
-        style_hash=_hash(style),
-        script=script,
-        script_hash=_hash(script),
     )
     write_text_atomically(path, text)
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader(_PACKAGE, "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Control characters and turns of writing direction are shown, not obeyed.
-        finalize=lambda value: printable(value) if type(value) is str else value,
+def _write_report(path: str | Path, report: Report) -> None:
+    """Write a page of what a report says of itself: its lines, its figure and its rows."""
+    first, *lines = report._lines()
+    rows = list(islice(report._rows(), ROWS))
+    drawable = figures.can_draw()
+    text = render_page(
+        "report.html",
+        headline=view.Headline(first, ""),
+        kind=type(report).__name__,
+        date=today(),
+        lines=lines,
+        picture=figures.report_figure(report) if drawable else None,
+        no_figures="" if drawable else figures.MISSING,
+        columns=list(rows[0]) if rows else [],
+        numeric={name for row in rows for name, v in row.items() if isinstance(v, int | float)},
+        rows=[[(name, cell_text(value)) for name, value in row.items()] for row in rows],
     )
-    environment.filters["percent"] = lambda share: "-" if share is None else f"{share:.1%}"
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment
-
-
-def _hash(text: str) -> str:
-    """Name a style or script in the page's content security policy."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    write_text_atomically(path, text)

@@ -15,7 +15,8 @@ from pytest_watermark_guard.reports.scores import Scores, SensitiveUnit
 from pytest_watermark_guard.reports.text import most_differentiable, printable
 
 MOST = 300_000  # units; more would make the page slow to open
-FIRST = 40  # rows that the page shows before its script does anything
+FIRST = 20  # rows that the page shows before its script does anything
+ROWS = 1_000  # that it can show of what is searched
 
 
 class Judged(NamedTuple):
@@ -30,13 +31,14 @@ class Judged(NamedTuple):
     def word(self, unit: SensitiveUnit) -> str:
         """Say what the gates make of a unit."""
         key = unit.layer, unit.scenario, unit.index
-        return "fails" if key in self.failing else "accepted" if key in self.accepted else ""
+        return "reaches" if key in self.failing else "accepted" if key in self.accepted else ""
 
 
 class Row(NamedTuple):
     """One unit in the table."""
 
     model: str
+    threshold: float
     unit: SensitiveUnit
     word: str
     controls: dict[str, float]  # A by the keys of `reports.controls.COLUMNS`
@@ -51,7 +53,7 @@ def first_rows(judged: Sequence[Judged]) -> list[Row]:
                 key: float(scores.auroc[unit.index])
                 for key, scores in control_scores(probe.report, unit.layer, unit.scenario).items()
             }
-            rows.append(Row(probe.name, unit, probe.word(unit), controls))
+            rows.append(Row(probe.name, probe.threshold, unit, probe.word(unit), controls))
     return sorted(rows, key=lambda row: -row.unit.differentiability)[:FIRST]
 
 
@@ -95,6 +97,7 @@ def _block(
         "model": printable(probe.name),
         "layer": printable(scores.layer),
         "scenario": printable(scores.scenario),
+        "threshold": probe.threshold,
         "names": None if plain else names.setdefault(scores.names, len(names)),
         "count": len(scores.auroc[kept]),
         "units": None if units is None else _base64(units, "<u4"),

@@ -6,7 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from pytest_watermark_guard.reports.html.consequence import (
+    Step,
+    consequence,
+    deciding_unit,
+    steps,
+    telling_unit,
+)
 from pytest_watermark_guard.reports.html.units import Judged
+from pytest_watermark_guard.reports.names import short_names
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 from pytest_watermark_guard.reports.text import count, decision, extent, listed
@@ -31,10 +39,13 @@ class Model(NamedTuple):
 
     name: str
     number: int  # its place on the page
-    sensitive: bool
     outcome: str
     word: str
     sentence: str
+    consequence: str  # what it means, in a sentence
+    steps: tuple[Step, ...]  # what to do
+    telling: SensitiveUnit  # the unit that the sentence is about
+    deciding: SensitiveUnit  # the strongest of those that the verdict stands on
     scenarios: tuple[ScenarioResult, ...]
     judged: Judged
     gates: tuple[str, ...]  # their stories
@@ -42,18 +53,31 @@ class Model(NamedTuple):
 
     @property
     def state(self) -> str:
-        """``"good"``: checked, and nothing is wrong with it; ``"warned"``; or ``"bad"``."""
-        return {"passed": "good", "warned": "warned"}.get(self.outcome, "bad")
+        """How it looks: ``"bad"``, ``"warned"``, ``"good"``, or ``"unclear"``: nobody knows."""
+        states = {"passed": "good", "warned": "warned", "failed": "bad"}
+        return states.get(self.outcome, "unclear")
+
+    @property
+    def spec(self) -> str:
+        """The model's whole name."""
+        return self.judged.report.model
+
+    @property
+    def strongest(self) -> SensitiveUnit:
+        """The unit of the largest d of all."""
+        worst = (scenario.worst for scenario in self.scenarios)
+        return max(worst, key=lambda unit: unit.differentiability)
 
     @property
     def highest(self) -> float:
         """The largest d of all."""
-        return max(scenario.worst.differentiability for scenario in self.scenarios)
+        return self.strongest.differentiability
 
 
 def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
     """Put together what the gates of each report say; without gates, the run's threshold counts."""
-    names = _distinct([report.model for report, _ in entries])
+    short = short_names(report.model for report, _ in entries)
+    names = _distinct([short[report.model] for report, _ in entries])
     probes = []
     for name, (report, verdicts) in zip(names, entries, strict=True):
         lowest = min((verdict.threshold for verdict in verdicts), default=threshold)
@@ -68,12 +92,13 @@ def judged(entries: Sequence[Entry], threshold: float) -> list[Judged]:
 
 
 def models(entries: Sequence[Entry], probes: Sequence[Judged]) -> list[Model]:
-    """Return the models, those that are sensitive first, then by d."""
+    """Return the models: those that fail first, then those of which nobody knows; then by d."""
     rows = [
         _model(number, probe, verdicts)
         for number, (probe, (_, verdicts)) in enumerate(zip(probes, entries, strict=True))
     ]
-    return sorted(rows, key=lambda model: (not model.sensitive, -model.highest))
+    order = {"failed": 0, "inconclusive": 1, "not checked": 1}
+    return sorted(rows, key=lambda model: (order.get(model.outcome, 2), -model.highest))
 
 
 class Headline(NamedTuple):
@@ -83,43 +108,56 @@ class Headline(NamedTuple):
     state: str
 
 
-def headline(models: Sequence[Model], failures: Mapping[str, str], owned: int = 0) -> Headline:
-    """Say how many models are sensitive, or else how many were tried an ownership key on.
+def headline(models: Sequence[Model], failures: Mapping[str, str]) -> Headline:
+    """Say how many models are sensitive.
 
     Where there are gates, they count, and not what was probed beside them.
     """
-    if not models and failures:
-        return Headline("No model could be probed", "bad")
-    if not models and owned:
-        return Headline(f"Ownership: {count(owned, 'verification')}", "")
     if not models:
-        return Headline("No probe was made", "")
+        words = "No model could be probed" if failures else "No probe was made"
+        return Headline(words, "bad" if failures else "")
     counted = [model for model in models if model.gates] or models
     outcomes = Counter(model.outcome for model in counted)
-    unchecked = outcomes["not checked"] + outcomes["inconclusive"]
     missed = f", {len(failures)} could not be probed" if failures else ""
-    states = {model.state for model in counted}
-    state = "bad" if failures or "bad" in states else "warned" if "warned" in states else "good"
+    states = {model.state for model in counted} | ({"bad"} if failures else set())
+    state = next(each for each in ("bad", "unclear", "warned", "good") if each in states)
     if len(counted) == 1:
         return Headline(_alone(counted[0]) + missed, state)
-    several = len({model.judged.report.model for model in counted}) < len(counted)
+    several = len({model.spec for model in counted}) < len(counted)
     noun = "probes" if several else "models"
     bad = outcomes["failed"]
     words = f"{bad or 'None'} of {len(counted)} {noun} {'fail' if bad > 1 else 'fails'}"
-    words += f", {outcomes['warned']} with strong reactions" if outcomes["warned"] else ""
-    words += f", {unchecked} could not be checked" if unchecked else ""
+    for outcome, told in (
+        ("warned", "with strong reactions"),
+        ("inconclusive", "inconclusive"),
+        ("not checked", "with nothing to go by"),
+    ):
+        words += f", {outcomes[outcome]} {told}" if outcomes[outcome] else ""
     return Headline(words + missed, state)
 
 
 def _alone(model: Model) -> str:
-    if model.outcome == "failed":
-        return "Watermark-sensitive"
-    if model.outcome == "warned":
-        return "Passes, with strong reactions"
+    words = {
+        "failed": "Watermark-sensitive",
+        "warned": "Passes, with strong reactions",
+        "inconclusive": "Inconclusive: these images cannot tell",
+        "not checked": "Not checked: there was nothing to go by",
+    }
     if model.outcome != "passed":
-        return "Could not be checked"
+        return words[model.outcome]
     clean = model.judged.report.clean
     return "Not watermark-sensitive" if clean else f"Nothing reaches {model.judged.threshold:g}"
+
+
+def notes(models: Sequence[Model], cautions: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what must not be missed, each note once, with the models that it is of."""
+    of: dict[str, list[str]] = {}
+    for model in models:
+        for note in model.judged.report.notes:
+            of.setdefault(f"{note[:1].upper()}{note[1:]}.", []).append(model.name)
+    every = len(models)
+    told = [(note, "" if len(names) == every else listed(names)) for note, names in of.items()]
+    return told + [(caution, "") for caution in cautions]
 
 
 def counts(
@@ -149,10 +187,13 @@ def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
     return Model(
         name=probe.name,
         number=number,
-        sensitive=outcome == "failed",
         outcome=outcome,
         word=word,
         sentence=quoted.sentence(),
+        consequence=consequence(report, telling_unit(quoted)),
+        steps=tuple(steps(quoted)),
+        telling=telling_unit(quoted),
+        deciding=deciding_unit(quoted),
         scenarios=tuple(_scenario(probe, quoted, scenario) for scenario in report.scenarios),
         judged=probe,
         gates=tuple(verdict.story() for verdict in verdicts),
@@ -176,13 +217,14 @@ def _scenario(probe: Judged, verdict: Verdict, scenario: str) -> ScenarioResult:
         layers = [layer for layer in probe.report.layers if layer in failing]
         verb = "reacts" if failing.total() == 1 else "react"
         words = f"{listed(_units(layer, failing[layer]) for layer in layers)} {verb}"
-        return ScenarioResult(scenario, "bad", words, worst)
+        state = "unclear" if verdict.outcome == "inconclusive" else "bad"
+        return ScenarioResult(scenario, state, words, worst)
     if accepted:
         words = f"{count(accepted, 'accepted unit')}, no other"
         return ScenarioResult(scenario, "known", words, worst)
     if dead := probe.report.dead_layers:
         words = f"not checked: no unit of {listed(dead)} ever changes"
-        return ScenarioResult(scenario, "bad", words, worst)
+        return ScenarioResult(scenario, "unclear", words, worst)
     if strong := [unit for unit in verdict.strong if unit.scenario == scenario]:
         verb = "reacts" if len(strong) == 1 else "react"
         words = f"{count(len(strong), 'unit')} {verb} strongly"
@@ -199,6 +241,7 @@ def _units(layer: str, number: int) -> str:
 def _facts(
     report: ProbeReport, threshold: float, verdicts: Sequence[Verdict]
 ) -> Iterator[tuple[str, str]]:
+    yield "Model", report.model
     yield "Images", extent(report)
     yield "Scenarios", ", ".join(report.scenarios)
     yield "Layers", ", ".join(report.layers)

@@ -2,8 +2,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const table = byId("units");
-  // Print what is folded, too.
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
+  document.documentElement.classList.add("js");
   // A link to something folded opens it.
   const unfold = () => {
     const target = byId(location.hash.slice(1));
@@ -13,12 +12,45 @@
   // Also one that is followed again, after what it leads to was folded.
   addEventListener("click", (event) => { if (event.target.closest("a[href^='#']")) setTimeout(unfold); });
   unfold();
+  // Without and with the mark: one over the other, with a slider between them.
+  document.querySelectorAll(".shot").forEach((shot) => {
+    const slider = shot.querySelector("input[type=range]");
+    const marked = shot.querySelector(".marked");
+    const show = () => {
+      marked.style.clipPath = `inset(0 0 0 ${100 - slider.value}%)`;
+      slider.setAttribute("aria-valuetext", `${slider.value} % with the mark`);
+    };
+    slider.hidden = false;
+    slider.addEventListener("input", show);
+    show();
+  });
+  const copied = async (button) => {
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+    } catch {
+      // Browsers that keep the clipboard from pages of files let a selection be copied.
+      const field = document.createElement("textarea");
+      field.value = button.dataset.copy;
+      button.after(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+    }
+    const label = button.firstChild;
+    label.data = "copied";
+    setTimeout(() => { label.data = "copy spec"; }, 1500);
+  };
+  document.querySelectorAll("button.copy").forEach((button) => {
+    button.hidden = false;
+    button.addEventListener("click", () => copied(button));
+  });
   if (!table) return;
 
   const STEP = 100;
+  const MOST = Number(table.dataset.most);
   const CONTROLS = ["control", "strokes", "blobs"];
   const MARKS = { fails: 2, accepted: 1 };
-  const WORDS = ["", "accepted", "fails"];
+  const WORDS = ["", "accepted", "reaches"];
   const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
   const kinds = [...table.querySelectorAll("thead th")].map((th) => th.querySelector("button")?.dataset.sort ?? "interval");
   let units = null;
@@ -91,8 +123,8 @@
 
   const asked = () => ({
     text: byId("search").value.trim().toLowerCase(),
-    model: byId("model")?.value ?? "", scenario: byId("scenario").value, layer: byId("layer").value,
-    fails: byId("fails").checked,
+    model: byId("model")?.value ?? "", scenario: byId("scenario")?.value ?? "", layer: byId("layer")?.value ?? "",
+    fails: byId("fails")?.checked ?? false,
   });
 
   const select = () => {
@@ -132,26 +164,49 @@
   };
   for (const kind of CONTROLS) cell[kind] = (at) => (units[kind][at] < 0 ? "–" : thousandths(units[kind][at]));
   const numeric = new Set(["d", "a", "interval", ...CONTROLS]);
+  const heads = [...table.querySelectorAll("thead th")].map((th) => th.textContent);
+  const SVG = "http://www.w3.org/2000/svg";
+  const drawn = (parent, tag, attributes) => {
+    const shape = parent.appendChild(document.createElementNS(SVG, tag));
+    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
+    return shape;
+  };
+  // The same as the macro "bar" of the template.
+  const bar = (at) => {
+    const d = units.d[at] / 1000;
+    const { threshold } = units.blocks[units.block[at]];
+    const svg = document.createElementNS(SVG, "svg");
+    svg.setAttribute("class", d >= threshold ? "bar over" : "bar");
+    svg.setAttribute("viewBox", "0 0 100 10");
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("aria-hidden", "true");
+    drawn(svg, "rect", { class: "rail", width: 100, height: 10 });
+    drawn(svg, "rect", { class: "fill", width: 200 * d - 100, height: 10 });
+    drawn(svg, "path", { class: "line", d: `M${200 * threshold - 100} 0v10` });
+    return svg;
+  };
 
   const draw = () => {
     const rows = document.createDocumentFragment();
-    for (const at of found.subarray(0, shown)) {
+    for (const at of found.subarray(0, Math.min(shown, MOST))) {
       const row = document.createElement("tr");
       if (units.mark[at] === 2) row.className = "bad";
       kinds.forEach((kind, column) => {
         const one = document.createElement(column === 0 ? "th" : "td");
         if (column === 0) one.scope = "row";
         if (numeric.has(kind)) one.className = "number";
+        else one.dataset.label = kind === "interval" ? "95 %" : heads[column];
         one.textContent = cell[kind](at);
+        if (kind === "d") one.prepend(bar(at));
         row.append(one);
       });
       rows.append(row);
     }
     table.tBodies[0].replaceChildren(rows);
-    const some = Math.min(shown, found.length).toLocaleString("en");
+    const some = Math.min(shown, found.length, MOST).toLocaleString("en");
     byId("found").textContent = found.length === 0 ? "No unit is like that"
       : `${some} of ${found.length.toLocaleString("en")} units${found.length < units.total ? " that are like that" : " on this page"}`;
-    byId("more").hidden = found.length <= shown;
+    byId("more").hidden = Math.min(found.length, MOST) <= shown;
   };
 
   const refresh = () => {
@@ -215,7 +270,7 @@
   byId("more").addEventListener("click", () => {
     if (units) shown += STEP;
     refresh();
-    if (byId("more").hidden) table.closest(".scroll").focus();
+    if (byId("more").hidden) byId("units-title").focus();
   });
   byId("more").hidden = table.tBodies[0].rows.length >= Number(table.dataset.shown);
   // Fields that the browser filled in again after a reload count.
