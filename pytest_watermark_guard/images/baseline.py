@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.draw import uniform_words
 
 
-def _unknown_content() -> str:
+def _unknown_content(names: tuple[str, ...]) -> str:
     raise NoKeyError("images: a Dataset or sequence may give others the next time")
 
 
@@ -39,8 +39,8 @@ class Baseline:
     labels: Mapping[str, int] = field(default_factory=dict)
     root: Path | None = None  # the folder that `identities` are relative to, where there is one
     concurrent: bool = False  # `read` may be called from several threads; a Dataset's may not
-    # Digest of all images; raises `NoKeyError` where there is none.
-    content: Callable[[], str] = _unknown_content
+    # Digest of the images of these names; raises `NoKeyError` where there is none.
+    digest_of: Callable[[tuple[str, ...]], str] = _unknown_content
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -50,6 +50,16 @@ class Baseline:
         item = self.read(position)
         image, label = item if isinstance(item, tuple) else (item, None)
         return image, self.labels.get(self.identities[position], label)
+
+    def content(self) -> str:
+        """Return a digest of the images, whatever their order; others of a folder are not read.
+
+        Raises
+        ------
+        NoKeyError
+            Where their content has no digest.
+        """
+        return self.digest_of(tuple(sorted(self.identities)))
 
     def fingerprint(self) -> str:
         """Return a short digest of the images, whatever their folder and order.
@@ -133,7 +143,7 @@ def _open(images: Any) -> Baseline:
             lambda position: read_image(paths[position]),
             root=root,
             concurrent=True,
-            content=cache(lambda: digest_files(root, names)),
+            digest_of=cache(partial(digest_files, root)),
         )
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ImagesError(
@@ -158,7 +168,7 @@ def _open(images: Any) -> Baseline:
         tuple(map(str, range(count))),
         lambda position: _read_item(images, position),
         concurrent=in_memory,
-        content=cache(lambda: digest(images)) if in_memory else _unknown_content,
+        digest_of=cache(partial(_digest_rows, images)) if in_memory else _unknown_content,
     )
 
 
@@ -173,8 +183,16 @@ def _of_builtin(array: npt.NDArray[np.uint8]) -> Baseline:
         tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
         lambda position: Image.fromarray(array[position]),
         concurrent=True,
-        content=cache(lambda: digest(array)),
+        digest_of=cache(partial(_digest_builtin, array)),
     )
+
+
+def _digest_rows(images: Any, names: tuple[str, ...]) -> str:
+    return digest([digest(images[int(name)]) for name in names])
+
+
+def _digest_builtin(array: npt.NDArray[np.uint8], names: tuple[str, ...]) -> str:
+    return digest([digest(array[int(name.rpartition("/")[2])]) for name in names])
 
 
 def _read_item(images: Sequence[Any], position: int) -> Image.Image | tuple[Image.Image, int]:

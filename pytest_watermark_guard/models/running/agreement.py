@@ -23,6 +23,9 @@ _ROUNDING = 1e-5
 _BEYOND_CHANCE = 4.0  # standard errors; among thousands of units, some exceed three
 _MOST_ROWS = 64  # all pairs of them are compared
 _MOST_IMAGES = 16
+# Of an activation's own size, and of its layer's root mean square: more than the order of a sum
+# makes in float32, far less than what moves A.
+_SHARE, _LAYER_SHARE = 1e-3, 1e-4
 
 
 class Shift(NamedTuple):
@@ -82,6 +85,17 @@ def estimated_shift(expected: Activations, computed: Activations, streams: int =
     shifts = np.concatenate(by_layer)
     usual = np.quantile(shifts, 0.95, method="higher")
     return Shift(float(usual), float(shifts.max()))
+
+
+def are_equal(expected: Activations, computed: Activations) -> bool:
+    """Tell whether activations, by layer, are equal but for the rounding of float32."""
+    for layer, units in expected.items():
+        scale = np.sqrt(np.square(units.astype(np.float64)).mean())
+        apart = np.abs(computed[layer].astype(np.float64) - units)
+        # NaN compares false with everything: it must not pass for equal.
+        if not (apart <= _SHARE * np.abs(units) + _LAYER_SHARE * scale).all():
+            return False
+    return True
 
 
 def _noise(before: Floats, after: Floats, equal: Floats, streams: int) -> Floats:

@@ -114,7 +114,8 @@ class Executor:
         """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer."""
         self._rows_left -= len(inputs)
         if self._tuner is not None and not self._tuner.started:
-            activations = self._tuner.start(inputs)
+            activations = self._tuner.start(inputs, self._rows_left)
+            self._current = self._tuner.best
         else:
             activations = self._run(inputs)
         if self._tuner is not None:

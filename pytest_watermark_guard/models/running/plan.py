@@ -69,9 +69,10 @@ class Plan:
 
 
 def faster_plans(start: Plan, device: torch.device, *, bfloat16: bool | None = None) -> list[Plan]:
-    """Return the plans that may be faster than `start`, the most promising first.
+    """Return the plans that may be faster than `start`, in the order in which they are tried.
 
-    On a CPU OpenVINO; torch itself comes after it, for models that OpenVINO cannot run.
+    On a CPU those by OpenVINO come first, in float32 before others. Those by torch are for models
+    that OpenVINO cannot run; there, the most promising comes first.
 
     Parameters
     ----------
@@ -86,8 +87,8 @@ def faster_plans(start: Plan, device: torch.device, *, bfloat16: bool | None = N
     channels_last = replace(start, channels_last=True)
     plans = []
     if device.type == "cpu":
-        plans += [replace(start, precision="bfloat16", openvino=True)] * lower
         plans += [replace(start, openvino=True)]
+        plans += [replace(start, precision="bfloat16", openvino=True)] * lower
     plans += [replace(channels_last, precision="bfloat16 weights")] * lower
     plans += [replace(channels_last, precision="bfloat16")] * lower
     return [*plans, channels_last]

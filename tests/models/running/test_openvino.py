@@ -52,7 +52,7 @@ def test_it_gives_the_activations_of_torch(name):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     expected, found, executor = execute(model)
     assert executor.plan.openvino
-    assert executor.shift.agrees
+    assert executor.shift is None  # the same numbers but for rounding
     for layer, units in expected.items():
         np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())

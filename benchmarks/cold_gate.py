@@ -1,0 +1,185 @@
+"""Where the time of a gate goes, from the command line to the verdict, with an empty cache.
+
+``pytest --wm-model=...`` runs in a process of its own, in which the functions of each part are
+timed, each without the others that it calls. Threads that read images beside the model are not
+parts: where the model waits for them, that is "waiting for images".
+
+"Forward passes" are those at full speed; the first ones, which plain torch runs before a faster
+way is found, are part of "tuning" as far as they take longer.
+
+``WATERMARK_GUARD_DATA=... python benchmarks/cold_gate.py [mobilenet_v2] [--images photos]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from common import line, print_machine, real_data
+
+SPECS = {
+    "mobilenet_v2": "torchvision:mobilenet_v2?weights={}/models/mobilenet_v2.safetensors",
+    "tf_efficientnet_lite0": (
+        "timm:tf_efficientnet_lite0?weights={}/models/tf_efficientnet_lite0.safetensors"
+    ),
+}
+MOST = 2.0  # seconds of what is neither the import of torch nor a forward pass
+
+TIMED = """
+import functools, json, sys, time
+parts, stack = {}, []
+began = time.perf_counter()
+
+def enter(part):
+    now = time.perf_counter()
+    if stack:
+        name, since = stack[-1]
+        parts[name] = parts.get(name, 0) + now - since
+    stack.append([part, now])
+
+def leave():
+    now = time.perf_counter()
+    name, since = stack.pop()
+    parts[name] = parts.get(name, 0) + now - since
+    if stack:
+        stack[-1][1] = now
+
+enter("importing torch")
+import torch, torchvision
+leave()
+enter("other imports, pytest, output")
+from pytest_watermark_guard.images import builtin, inputs, baseline
+from pytest_watermark_guard.models.loading import loading
+from pytest_watermark_guard.models.running import threads, tuning
+from pytest_watermark_guard.models.running.runner import Runner
+from pytest_watermark_guard.probing import filling, first_answers, measuring, prepare, running
+from pytest_watermark_guard.probing.early_stopping import EarlyGate
+
+def timed(owner, name, part):
+    function = getattr(owner, name)
+    @functools.wraps(function)
+    def call(*args, **options):
+        enter(part)
+        try:
+            return function(*args, **options)
+        finally:
+            leave()
+    setattr(owner, name, call)
+
+timed(prepare, "as_loaded", "loading the model")
+timed(baseline.builtin, "builtin_images", "built-in images")
+timed(baseline.builtin, "first_images", "built-in images")
+timed(prepare, "cache_keys", "keys of the cache")
+timed(running, "_recorder", "finding the layers")
+timed(running, "free_threads", "tuning")
+timed(first_answers.FirstAnswers, "of", "first answers, for the cache")
+timed(EarlyGate, "decided", "early verdict")
+timed(measuring, "score", "scores")
+timed(measuring, "impacts", "scores")
+timed(measuring, "doubts_of", "looking at the images")
+timed(measuring, "find_examples", "example images")
+
+runs = []
+run = Runner.__call__
+def counted(self, values):
+    # What runs for tuning's sake is timed there.
+    if stack and stack[-1][0] == "tuning":
+        return run(self, values)
+    enter("forward passes")
+    start = time.perf_counter()
+    try:
+        return run(self, values)
+    finally:
+        leave()
+        runs.append((len(values), time.perf_counter() - start, str(self.plan)))
+Runner.__call__ = counted
+candidate = tuning.Tuner._candidate
+def tried(self, plan):
+    enter("tuning")
+    try:
+        return candidate(self, plan)
+    finally:
+        leave()
+tuning.Tuner._candidate = tried
+
+chunks = running.model_inputs
+def waited(*args):
+    coming = chunks(*args)
+    try:
+        while True:
+            enter("waiting for images")
+            try:
+                batch = next(coming, None)
+            finally:
+                leave()
+            if batch is None:
+                return
+            yield batch
+    finally:
+        coming.close()
+running.model_inputs = waited
+
+import pytest
+status = pytest.main(sys.argv[1:])
+leave()
+full = min(seconds / rows for rows, seconds, _ in runs if rows > 8)
+for rows, seconds, _ in runs:
+    extra = seconds - rows * full
+    parts["forward passes"] -= extra
+    parts["tuning"] = parts.get("tuning", 0) + extra
+whole = time.perf_counter() - began
+print("PARTS", json.dumps([whole, sum(rows for rows, *_ in runs), runs[-1][2], parts]))
+"""
+
+
+def measure(spec: str, options: list[str]) -> tuple[float, int, str, dict[str, float]]:
+    """Run a gate once; returns seconds, inputs, how they were run, and seconds by part."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "WATERMARK_GUARD_CACHE": f"{folder}/cache"}
+        command = [sys.executable, "-c", TIMED, f"--wm-model={spec}", "-q", *options]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env=environment, check=False
+        )
+    told = [text for text in done.stdout.splitlines() if text.startswith("PARTS ")]
+    if not told:
+        sys.exit(f"the gate did not end:\n{done.stdout}\n{done.stderr}")
+    whole, rows, plan, parts = json.loads(told[-1].removeprefix("PARTS "))
+    return whole, rows, plan, parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=[*SPECS])
+    parser.add_argument("--images", help="'photos' are those of the real data; else built-in")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    data = real_data()
+    options = []
+    if arguments.images == "photos":
+        options = [f"--wm-images={data / 'data' / 'imagenet-sample' / 'baseline'}"]
+    print_machine()
+    for name in arguments.models:
+        rounds = [measure(SPECS[name].format(data), options) for _ in range(arguments.rounds)]
+        whole, rows, plan, _ = rounds[-1]
+        images = Path(arguments.images or "built-in images").name
+        print(f"\n{name}, {images}: {median(r[0] for r in rounds):.1f} s, {rows} inputs, {plan}")
+        names = dict.fromkeys(part for *_, parts in rounds for part in parts)
+        by_part = {part: median(r[3].get(part, 0.0) for r in rounds) for part in names}
+        for part, seconds in sorted(by_part.items(), key=lambda item: -item[1]):
+            print(f"  {part:<34} {seconds:6.2f} s")
+        ours = sum(
+            seconds
+            for part, seconds in by_part.items()
+            if part not in ("importing torch", "forward passes")
+        )
+        line("neither importing torch nor forward passes", f"{ours:.2f} s", "<= 2 s", ours <= MOST)
+
+
+if __name__ == "__main__":
+    main()
