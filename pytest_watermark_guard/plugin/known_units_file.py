@@ -128,7 +128,7 @@ def _character(character: str) -> str:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     # ValueError: no UTF-8, no TOML, or a date or number in it that does not exist or is too long.
     except (ValueError, RecursionError) as error:
         raise KnownUnitsError(f"it is not TOML: {type(error).__name__}: {error}") from None

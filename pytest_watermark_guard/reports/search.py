@@ -15,7 +15,7 @@ from rich.text import Text
 from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import open_baseline
-from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.documents import DocumentFormat, number
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.reports.text import count, printable
@@ -97,7 +97,7 @@ class SearchReport:
                 str(data["images"]),
                 int(data["n_images"]),
                 tuple(map(SensitiveUnit.from_dict, data["detectors"])),
-                tuple(Find(str(image), float(score)) for image, score in data["finds"]),
+                tuple(Find(str(image), number(score)) for image, score in data["finds"]),
                 tuple(map(str, data["notes"])),
             )
 
