@@ -303,7 +303,8 @@ class _Reader:
     def _fitted(self, image: Image.Image, where: str) -> Pixels:
         preprocessing = self._batches.preprocessing
         width, height = preprocessing.scaled(*image.size)
-        if width * height > _MOST_PIXELS:
+        # What it takes already is bounded by Pillow.
+        if width * height > max(_MOST_PIXELS, image.width * image.height):
             raise ImagesError(
                 f"images: {where} has {image.width}x{image.height} px and would be resized to "
                 f"{width}x{height}, which takes too much memory; crop it, or leave it out"

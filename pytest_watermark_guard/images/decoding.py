@@ -6,7 +6,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -148,4 +148,5 @@ def _without_pillows_warnings() -> Iterator[None]:
     try:
         yield
     finally:
-        filters.remove(_IGNORED)
+        with suppress(ValueError):  # somebody has reset all filters meanwhile
+            filters.remove(_IGNORED)

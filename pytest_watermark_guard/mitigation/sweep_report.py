@@ -19,7 +19,7 @@ from pytest_watermark_guard.mitigation.mask import FeatureMask
 from pytest_watermark_guard.mitigation.reaudit import Change
 from pytest_watermark_guard.mitigation.sweep_figure import draw_sweep
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
-from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.documents import DocumentFormat, number
 from pytest_watermark_guard.reports.drawing import Style, table
 from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.text import count, listed, printable
@@ -209,12 +209,12 @@ class SweepReport(Report):
 
 _PLAIN: dict[str, Any] = {
     "model": str,
-    "threshold": float,
-    "margin": float,
+    "threshold": number,
+    "margin": number,
     "seed": int,
     "n_train": int,
     "n_validation": int,
-    "penalty": float,
+    "penalty": number,
     "weights": str,
 }
 _LISTS: dict[str, Any] = {"scenarios": str, "classes": str, "ranking": int, "notes": str}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_watermark_guard.reports.documents import number
 from pytest_watermark_guard.reports.scores import Scores
 
 Interval = tuple[float, float]
@@ -88,11 +89,11 @@ class SweptHead:
             for name, numbers in data["scores"].items()
         }
         return cls(
-            alpha=None if data["alpha"] is None else float(data["alpha"]),
+            alpha=None if data["alpha"] is None else number(data["alpha"]),
             masked=int(data["masked"]),
-            accuracy=float(data["accuracy"]),
+            accuracy=number(data["accuracy"]),
             accuracy_interval=_interval(data["accuracy_interval"]),
-            change=float(data["change"]),
+            change=number(data["change"]),
             change_interval=_interval(data["change_interval"]),
             scores=scores,
             flips=dict(data["flips"]),
@@ -101,5 +102,5 @@ class SweptHead:
 
 
 def _interval(bounds: Sequence[Any]) -> Interval:
-    low, high = map(float, bounds)
+    low, high = map(number, bounds)
     return low, high

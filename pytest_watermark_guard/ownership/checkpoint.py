@@ -34,7 +34,7 @@ class Checkpoint:
         """Return the state, if one was kept; `OwnershipError` if it is of another training."""
         if self._path is None or not self._path.exists():
             return None
-        with FORMAT.reading(self._path, (EOFError, RuntimeError)):
+        with FORMAT.reading(self._path):
             data = _load(self._path)
             if "format" in data:  # the first checkpoints had none
                 FORMAT.check(data)

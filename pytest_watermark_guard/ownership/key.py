@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -158,7 +158,7 @@ class OwnershipKey:
             If the file cannot be read, holds something else, is not what `save` wrote (its content
             must have the hash that it names), or is not the key that was published.
         """
-        with FORMAT.reading(path, (SafetensorError,)):
+        with FORMAT.reading(path):
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 # Metadata are texts.

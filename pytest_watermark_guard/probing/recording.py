@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +80,6 @@ class Recording:
         self._naming = naming
         self._classes: dict[str, list[npt.NDArray[np.intp]]] = {s: [] for s in self.streams}
         self._rows: dict[tuple[str, str], ActivationBuffer] = {}
-        self._stack = ExitStack()
 
     def __enter__(self) -> Recording:
         return self
@@ -89,7 +87,6 @@ class Recording:
     def __exit__(self, *_: object) -> None:
         for rows in self._rows.values():
             rows.close()
-        self._stack.close()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,9 +144,8 @@ class Recording:
 
     def _prepared(self, widths: Mapping[str, int]) -> dict[tuple[str, str], ActivationBuffer]:
         size = 4 * self._images * len(self.streams) * sum(widths.values())
-        folder = None
-        if size > _SPILL:
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="wm-rows-"))
+        # Files without a name: a process that is killed leaves none.
+        folder = tempfile.gettempdir() if size > _SPILL else None
         return {
             (stream, layer): ActivationBuffer(folder) for stream in self.streams for layer in widths
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,9 @@ from typing import Any
 
 from pytest_watermark_guard.caching.files import write_text_atomically
 from pytest_watermark_guard.errors import ReportError, WatermarkGuardError
+from pytest_watermark_guard.setting_values import is_number
 
 _OWNER = "pytest-watermark-guard/"
-# What a look into data of another shape raises.
-_DOES_NOT_FIT = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 
 
 class _NewerVersionError(WatermarkGuardError):
@@ -68,14 +68,11 @@ class DocumentFormat:
             )
 
     @contextmanager
-    def reading(
-        self, path: str | Path | None = None, unreadable: tuple[type[Exception], ...] = ()
-    ) -> Iterator[None]:
+    def reading(self, path: str | Path | None = None) -> Iterator[None]:
         """Turn whatever goes wrong with a file in the block into one error of this format.
 
-        `path` is None for text from elsewhere; `unreadable` is what else misfit content may raise.
+        `path` is None for text from elsewhere.
         """
-        misfits: tuple[type[Exception], ...] = (*_DOES_NOT_FIT, *unreadable)
         file = "the text" if path is None else repr(str(path))
         try:
             yield
@@ -88,7 +85,7 @@ class DocumentFormat:
             ) from error
         except WatermarkGuardError as error:
             raise self.error(f"{file} holds no {self.noun}: {error}; {self.advice}") from error
-        except misfits as error:
+        except Exception as error:  # a look into data of another shape may raise anything
             raise self.error(
                 f"{file} holds no {self.noun}: {type(error).__name__}: {error}; {self.advice}"
             ) from error
@@ -97,12 +94,32 @@ class DocumentFormat:
     def reading_json(self, path: str | Path) -> Iterator[dict[str, Any]]:
         """Give what `write` wrote; data that do not fit may raise anything in the block."""
         with self.reading(path):
+            # Some editors and shells write a byte order mark.
             yield self.parse(Path(path).read_text(encoding="utf-8-sig"))
 
     def parse(self, text: str) -> dict[str, Any]:
         """Return the data of `to_json`; for use in `reading`."""
-        data = json.loads(text)
+        data = parse_json(text)
         if not isinstance(data, dict):
             raise self.error("it is no JSON object")
         self.check(data)
         return data
+
+
+def parse_json(text: str) -> Any:
+    """Return the data of JSON text; `ValueError` for what is none, and for NaN and infinities."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def number(value: Any) -> float:
+    """Return a number of a document as a float; `ValueError` for a text that looks like one."""
+    if not is_number(value):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number

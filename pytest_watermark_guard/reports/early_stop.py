@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.reports.documents import number
 from pytest_watermark_guard.reports.names import asked_layer
 
 
@@ -66,8 +67,8 @@ class EarlyStop:
             for entry in data.get("each", ())
         }
         return cls(
-            threshold=float(data["threshold"]),
-            error=float(data["error"]),
+            threshold=number(data["threshold"]),
+            error=number(data["error"]),
             verdict=_verdict(data["verdict"]),
             n_available=int(data["n_available"]),
             each=each,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_watermark_guard.errors import ReportError
-from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.documents import DocumentFormat, parse_json
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.text import listed
 
@@ -26,7 +25,7 @@ def read_release(path: str | Path) -> tuple[ProbeReport, ...]:
         If it cannot be read, is something else, or holds no probe.
     """
     with _RELEASE.reading(path):
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        data = parse_json(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(data, dict):
             raise ReportError("it is no JSON object")
         entries = [data]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_watermark_guard.errors import ReportError
+from pytest_watermark_guard.reports.documents import number
 from pytest_watermark_guard.reports.names import unit_label
 from pytest_watermark_guard.statistics.intervals import logit_interval
 
@@ -65,10 +66,10 @@ class SensitiveUnit:
             scenario=str(data["scenario"]),
             index=int(data["index"]),
             name=str(data["name"]),
-            auroc=float(data["auroc"]),
-            differentiability=float(data["differentiability"]),
-            low=float(data["low"]),
-            high=float(data["high"]),
+            auroc=number(data["auroc"]),
+            differentiability=number(data["differentiability"]),
+            low=number(data["low"]),
+            high=number(data["high"]),
         )
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import ImagesError, SettingsError
 from pytest_watermark_guard.images.baseline import open_baseline
-from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.documents import DocumentFormat, number
 from pytest_watermark_guard.reports.drawing import Style, table
 from pytest_watermark_guard.reports.figure import (
     LINE,
@@ -142,9 +142,9 @@ class SearchReport(Report):
                 str(data["images"]),
                 int(data["n_images"]),
                 tuple(map(SensitiveUnit.from_dict, data["detectors"])),
-                tuple(Find(str(image), float(score)) for image, score in data["finds"]),
+                tuple(Find(str(image), number(score)) for image, score in data["finds"]),
                 tuple(map(str, data["notes"])),
-                None if (cutoff := data.get("cutoff")) is None else float(cutoff),
+                None if (cutoff := data.get("cutoff")) is None else number(cutoff),
             )
 
 

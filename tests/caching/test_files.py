@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from pytest_watermark_guard.caching.files import write_atomically, write_text_atomically
+from pytest_watermark_guard.caching.files import (
+    remove_temporary,
+    temporary_beside,
+    write_atomically,
+    write_text_atomically,
+)
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="modes and pipes are POSIX's")
 
@@ -89,3 +97,60 @@ def test_a_pipe_is_written_and_not_replaced(tmp_path):
 def test_a_folder_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match=r"directory|denied"):
         write_text_atomically(tmp_path, "text")
+
+
+def abandoned_beside(path: Path, process: int, machine: str | None = None) -> Path:
+    temporary = temporary_beside(path)
+    remove_temporary(temporary)
+    own_machine, _, token = temporary.name.removeprefix(f"{path.name}.").split("_")
+    left = path.with_name(f"{path.name}.{machine or own_machine}_{process}_{token}")
+    left.write_bytes(b"half")
+    return left
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@POSIX
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "report.json"
+    left = abandoned_beside(path, ended_process())
+    others = [tmp_path / "report.json.tmp", tmp_path / "report.json.old.tmp", tmp_path / "x.tmp"]
+    for other in others:
+        other.write_text("not ours")
+    write_text_atomically(path, "text")
+    assert not left.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+@POSIX
+def test_what_another_process_is_writing_stays(tmp_path):
+    path = tmp_path / "report.json"
+    living = abandoned_beside(path, os.getppid())
+    elsewhere = abandoned_beside(path, ended_process(), machine="0" * 8)
+    mine = temporary_beside(path)
+    write_text_atomically(path, "text")
+    assert sorted(tmp_path.iterdir()) == sorted([path, living, elsewhere, mine])
+    remove_temporary(mine)
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(elsewhere, (two_days_ago, two_days_ago))
+    write_text_atomically(path, "text")
+    assert sorted(tmp_path.iterdir()) == sorted([path, living])
+
+
+def test_an_interrupt_is_not_lost_to_a_file_that_cannot_be_removed(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def interrupted(file: IO[bytes]) -> None:
+        monkeypatch.setattr(Path, "unlink", fail)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", interrupted)
+    monkeypatch.undo()
+    write_text_atomically(tmp_path / "file", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

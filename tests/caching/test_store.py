@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ import pytest
 from hammering import KEYS, hammer
 
 from pytest_watermark_guard.caching import store as module
+from pytest_watermark_guard.caching.files import remove_temporary, temporary_beside
 from pytest_watermark_guard.caching.store import Store, cache_bytes, cache_folder
 from pytest_watermark_guard.errors import SettingsError
 
@@ -359,3 +361,106 @@ def test_a_new_array_makes_room_too(tmp_path: Path) -> None:
         new.keep()
     assert small.get_array("activations", KEYS[0]) is None
     assert small.get_array("images", KEYS[1]) is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        store = Store(tmp_path / "new" / "store", PLENTY)
+        store.put("results", KEYS[0], b"payload")
+        store.put_array("results", KEYS[0], np.zeros(3))
+        with store.new_array("images", KEYS[0], (3,), np.uint8) as new:
+            new.keep()
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new").rglob("*"):
+        ordinary = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == ordinary & ~mask, path
+
+
+USER = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from pytest_watermark_guard.caching.store import Store
+folder, user, key = sys.argv[1], int(sys.argv[2]), "0" * 64
+os.setgroups([])
+os.setgid(12345)
+os.setuid(user)
+os.umask(0o002)
+store = Store(Path(folder), 10**6)
+print(store.get("results", key), store.get_array("results", key))
+store.put("results", key, b"%d" % user)
+store.put_array("results", key, np.array([user]))
+print(store.get("results", key), store.get_array("results", key))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two users")
+@pytest.mark.skipif("tmp" not in tempfile.gettempdir(), reason="needs a folder for all users")
+def test_two_users_of_a_group_share_a_store() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # noqa: PTH101 - what is above is for all users already
+        shared = Path(folder, "shared")
+        shared.mkdir()
+        os.chown(shared, 0, 12345)
+        shared.chmod(0o2775)
+        said = [
+            subprocess.run(
+                [sys.executable, "-W", "error", "-c", USER, str(shared), str(user)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.splitlines()
+            for user in (12346, 12347, 12346)
+        ]
+    assert said == [
+        ["None None", "b'12346' [12346]"],
+        ["b'12346' [12346]", "b'12347' [12347]"],
+        ["b'12347' [12347]", "b'12346' [12346]"],
+    ]
+
+
+def test_what_a_parser_refuses_is_damaged(store: Store, tmp_path: Path) -> None:
+    for refuse in (int, lambda payload: 1 / 0):
+        store.put("results", KEYS[0], b"payload")
+        with pytest.warns(UserWarning, match="is damaged"):
+            assert store.get("results", KEYS[0], refuse) is None
+        assert files(tmp_path) == []
+    store.put_array("results", KEYS[0], np.zeros(3))
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert store.get_array("results", KEYS[0], check=lambda array: False) is None
+
+
+def test_warnings_come_after_the_block_and_once(store: Store, tmp_path: Path) -> None:
+    for key in KEYS[:5]:
+        store.put("results", key, b"payload")
+    for path in files(tmp_path):
+        path.write_bytes(b"damaged")
+
+    def read_and_write() -> None:
+        with store.warning_last():
+            for key in KEYS[:5]:
+                assert store.get("results", key) is None
+                store.put("results", key, b"again")
+
+    with pytest.warns(UserWarning, match="and 2 more are damaged; they were computed") as told:
+        read_and_write()
+    assert len(told) == 1
+    assert store.get("results", KEYS[0]) == b"again"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere, a day passes")
+def test_the_next_start_removes_what_a_killed_process_left(store: Store, tmp_path: Path) -> None:
+    store.put("results", KEYS[0], b"payload")
+    (path,) = files(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    own = temporary_beside(path)
+    left = path.with_name(own.name.replace(f"_{os.getpid()}_", f"_{process.pid}_"))
+    left.write_bytes(b"half")
+    Store(tmp_path / "store", PLENTY).remove_abandoned()
+    assert files(tmp_path) == sorted([path, own])
+    remove_temporary(own)

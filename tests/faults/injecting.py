@@ -1,4 +1,4 @@
-"""Faults at the n-th file operation below a folder; a module of its own, for a killed process too."""
+"""Faults at the n-th file operation below a folder; a module of its own, for other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probe photos and be killed at the n-th operation on a temporary file below a folder: photos, folder, n."""
+"""Probe photos; be killed at the n-th operation on a temporary file below a folder."""
 
 from __future__ import annotations
 

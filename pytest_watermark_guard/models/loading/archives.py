@@ -20,7 +20,11 @@ import torch
 from torch.export import ExportedProgram
 
 from pytest_watermark_guard.errors import ModelSpecError
-from pytest_watermark_guard.models.loading.unpickling import first_line, weights_only
+from pytest_watermark_guard.models.loading.unpickling import (
+    check_unpacked_size,
+    first_line,
+    weights_only,
+)
 
 # Dots and dashes, but nothing to call, quote, index or separate statements with.
 _PLAIN = re.compile(r"[\w.:/+\-]*", re.ASCII)
@@ -81,6 +85,8 @@ def load_exported_program(path: Path) -> ExportedProgram:
             f"{path} was refused: {refusal}. Archives are loaded only when nothing in them can "
             "run code; export the model again with torch.export.save"
         ) from refusal
+    except ModelSpecError:
+        raise
     except Exception as error:  # torch raises whatever the broken part ran into
         raise ModelSpecError(
             f"{path} could not be loaded as a torch.export archive: {first_line(error)}"
@@ -92,6 +98,7 @@ def _checked_copy(path: Path) -> io.BytesIO:
 
     A copy, because two readers may see two different members in one crafted zip file.
     """
+    check_unpacked_size(path)
     copy = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
         names = source.namelist()

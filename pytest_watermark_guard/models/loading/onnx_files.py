@@ -54,9 +54,16 @@ def open_onnx(path: Path) -> tuple[OnnxModel, Preprocessing | None, tuple[str, .
         raise ModelSpecError(f"{path} cannot be read as ONNX: {first_line(error)}") from error
     if not proto.graph.output:
         raise ModelSpecError(f"{path} cannot be read as ONNX: it has no graph with an output")
-    identity = _identity(path, content, proto)
-    graph = OnnxGraph(proto)
-    taken = _input_of(path, graph)
+    try:
+        identity = _identity(path, content, proto)
+        graph = OnnxGraph(proto)
+        taken = _input_of(path, graph)
+    except ModelSpecError:
+        raise
+    except Exception as error:  # a look into a graph of another shape may raise anything
+        raise ModelSpecError(
+            f"{path} cannot be read as ONNX: {type(error).__name__}: {first_line(error)}"
+        ) from error
     model = OnnxModel(path, content, taken, identity)
     try:
         model.session()

@@ -31,6 +31,7 @@ _PLAIN_BUILTINS = frozenset([
 ])  # fmt: skip
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # of Python 2
 _LEGACY_PICKLES = 4  # of torch.save before 1.6: magic number, protocol, system, content
+_MOST_PACKED, _MOST_UNPACKED = 100, 2**26  # times, and bytes that are always allowed
 _SHOWN = 5
 
 Name = tuple[str, str]
@@ -97,6 +98,7 @@ def load_pickled(path: Path) -> tuple[Any, tuple[str, ...]]:
     ModelSpecError
         If the file is damaged, of another format, or names functions that could do harm.
     """
+    check_unpacked_size(path)
     try:
         return _load(path), ()
     except pickle.UnpicklingError:
@@ -107,13 +109,11 @@ def load_pickled(path: Path) -> tuple[Any, tuple[str, ...]]:
     if names and not harmful and hasattr(torch.serialization, "safe_globals"):
         for stand_in in (_inert, _as_dict):
             used: set[str] = set()
-            # Objects of our own under their names: nothing that the file names is imported.
-            safe = [stand_in(*name, used) for name in names]
-            with (
-                contextlib.suppress(pickle.UnpicklingError, TypeError),
-                torch.serialization.safe_globals(safe),
-            ):
-                return _load(path), tuple(sorted(used))
+            with contextlib.suppress(Exception):  # said below, for a damaged file as for others
+                # Objects of our own under their names: nothing that the file names is imported.
+                safe = [stand_in(*name, used) for name in names]
+                with torch.serialization.safe_globals(safe):
+                    return _load(path), tuple(sorted(used))
     shown = [".".join(name) for name in harmful or names if not name[0].startswith("torch")]
     which = f" ({listed(shown)})" if shown else ""
     raise ModelSpecError(
@@ -157,9 +157,23 @@ def _named_in(path: Path) -> list[Name]:
                     if opcode.name == "GLOBAL":
                         module, _, name = str(argument).partition(" ")
                         names.add((_OLD_MODULES.get(module, module), name))
-    except (ValueError, IndexError, EOFError, OSError, zipfile.BadZipFile):
+    except Exception:  # zip, zlib and pickletools each raise their own
         return []
     return sorted(names)
+
+
+def check_unpacked_size(path: Path) -> None:
+    """Raise `ModelSpecError` for an archive of a few bytes that would fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no such archive, or a damaged one: whoever loads it says so
+        return
+    if unpacked > max(_MOST_UNPACKED, _MOST_PACKED * path.stat().st_size):
+        raise ModelSpecError(
+            f"{path} was refused: it would be unpacked to {unpacked:,} bytes, more than "
+            f"{_MOST_PACKED} times its size, as weights never are"
+        )
 
 
 def _pickles(file: IO[bytes]) -> Iterator[IO[bytes]]:

@@ -1,0 +1,205 @@
+"""JSON and TOML of strangers: what is read can be written again, the rest is one of our errors."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import numpy as np
+import pytest
+import torch
+from fuzzing import INPUTS, refusal, told
+from hypothesis import HealthCheck, given, settings, strategies as st
+from mutating import documents, mutants
+
+import pytest_watermark_guard as wm
+from pytest_watermark_guard.errors import WatermarkGuardError
+from pytest_watermark_guard.mitigation.sweep_report import SweepReport
+from pytest_watermark_guard.mitigation.swept_head import SweptHead
+from pytest_watermark_guard.ownership import OwnershipReport
+from pytest_watermark_guard.plugin.known_units_file import read_known, write_known
+from pytest_watermark_guard.probing.names import unit_names
+from pytest_watermark_guard.reports.json_file import write_json
+from pytest_watermark_guard.reports.known_units import KnownUnit
+from pytest_watermark_guard.reports.release_file import read_release
+from pytest_watermark_guard.reports.search import Find
+
+SCORES = wm.Scores("logits", "latin", np.array([0.25, 0.9]), np.array([0.1, 0.05]), 9, ("a", "b"))
+REPORT = wm.ProbeReport(
+    "net",
+    "9 photos",
+    9,
+    1,
+    {("logits", "latin"): SCORES},
+    {"latin": wm.Impact(0.5, 1, "b", 0.25)},
+    controls={("logits", "latin"): SCORES},
+    controls_alone={("logits", "latin", "strokes"): SCORES},
+    dead_units={"logits": 1},
+    versions={"torch": "2"},
+    notes=("a note",),
+)
+ERASURE = wm.FeatureErasure(np.ones((2, 1)), np.ones((1, 2)), np.zeros(2))
+HEAD = SweptHead(
+    alpha=0.0,
+    masked=0,
+    accuracy=0.5,
+    accuracy_interval=(0.25, 0.75),
+    change=0.0,
+    change_interval=(-0.5, 0.5),
+    scores={"latin": SCORES},
+    flips={"latin": 0.5},
+    control_flips={"latin": None},
+)
+SWEEP = SweepReport(
+    model="net",
+    scenarios=("latin",),
+    threshold=0.95,
+    margin=0.01,
+    seed=1,
+    n_train=9,
+    n_validation=18,
+    classes=("a", "b"),
+    penalty=1.0,
+    ranking=(1, 0),
+    weights="",
+    choosing=(HEAD,),
+    heads=(HEAD,),
+    erased=HEAD,
+    erasure=ERASURE,
+)
+OWNED = OwnershipReport(
+    "net", "labels", "ab", 0.5, 0.1, (0.1,), chosen=0.2, decoy=0.1, n_images=9, images="", queries=9
+)
+SURFACE = wm.SurfaceReport("net", "latin", {"size": (30,)}, {(30,): REPORT})
+SEARCH = wm.SearchReport("net", "1 photo", 1, (SCORES.strongest(),), (Find("0", 1.5),))
+DOCUMENTS = {
+    "probe": (REPORT, wm.ProbeReport.load),
+    "survey": (wm.SurveyReport({"net": REPORT}), wm.SurveyReport.load),
+    "surface": (SURFACE, wm.SurfaceReport.load),
+    "search": (SEARCH, wm.SearchReport.load),
+    "mask": (wm.FeatureMask((1, 3), 9, "ab", "two of nine"), wm.FeatureMask.load),
+    "erasure": (ERASURE, wm.FeatureErasure.load),
+    "sweep": (SWEEP, SweepReport.load),
+    "owned": (OWNED, OwnershipReport.load),
+}
+
+
+def test_there_are_at_least_20_000_inputs_of_strangers():
+    assert sum(INPUTS.values()) >= 20_000
+
+
+def counted(record_property, read, refused):
+    print(f"{read + refused} documents: {read} read, {refused} refused")
+    record_property("inputs", read + refused)
+    assert read > 30
+    assert refused > 100
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_documents(tmp_path, record_property, kind):
+    whole, load = DOCUMENTS[kind]
+    path = tmp_path / "document.json"
+    whole.save(path)
+    seed = json.loads(path.read_text())
+    read = refused = 0
+    for text in documents([seed], told("documents") // 10, 2):
+        path.write_text(text, encoding="utf-8")
+        try:
+            document = load(path)
+            document.save(path)
+            load(path)
+        except WatermarkGuardError as error:
+            refused += refusal(error, "document.json")
+        else:
+            read += 1
+    counted(record_property, read, refused)
+
+
+def test_runs_of_earlier_releases(tmp_path, record_property):
+    path = tmp_path / "document.json"
+    write_json(path, [(REPORT, [])], 0.9)
+    seed = json.loads(path.read_text())
+    read = refused = 0
+    for text in documents([seed], told("documents") // 10, 3):
+        path.write_text(text, encoding="utf-8")
+        try:
+            reports = read_release(path)
+        except WatermarkGuardError as error:
+            refused += refusal(error, "document.json")
+        else:
+            read += 1
+            assert all(isinstance(report, wm.ProbeReport) for report in reports)
+    counted(record_property, read, refused)
+
+
+def test_known_units(tmp_path, record_property):
+    path = tmp_path / "known.toml"
+    until = datetime.date(2030, 1, 1)
+    write_known(
+        path,
+        [
+            KnownUnit("net", "ab", "logits", "latin", number, "a", 0.99, 0.95, until)
+            for number in range(3)
+        ],
+    )
+    read = refused = 0
+    for content in mutants([path.read_bytes()], told("documents") // 10, 4):
+        path.write_bytes(content)
+        try:
+            units = read_known(path)
+            write_known(path, units)
+            assert len(read_known(path)) == len(units)
+        except WatermarkGuardError as error:
+            refused += refusal(error, "known.toml")
+        else:
+            read += 1
+    counted(record_property, read, refused)
+
+
+@pytest.mark.parametrize("load", [load for _, load in DOCUMENTS.values()] + [read_release])
+def test_a_byte_order_mark_is_read(tmp_path, load):
+    whole = next((document for document, known in DOCUMENTS.values() if known == load), REPORT)
+    whole.save(tmp_path / "document.json")
+    content = (tmp_path / "document.json").read_bytes()
+    (tmp_path / "document.json").write_bytes(b"\xef\xbb\xbf" + content)
+    load(tmp_path / "document.json")
+
+
+def test_a_byte_order_mark_of_known_units_is_read(tmp_path):
+    known = [
+        KnownUnit("net", "ab", "logits", "latin", 0, "a", 0.99, 0.95, datetime.date(2030, 1, 1))
+    ]
+    write_known(tmp_path / "known.toml", known)
+    content = (tmp_path / "known.toml").read_bytes()
+    (tmp_path / "known.toml").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    assert read_known(tmp_path / "known.toml") == tuple(known)
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))[:, :2]
+
+
+@settings(
+    max_examples=told("names"),
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(names=st.tuples(*[st.text(st.characters(), max_size=30)] * 2))
+def test_class_names(tmp_path, names):
+    """Whatever classes are called, a report of them can be written, read and shown."""
+    named, _ = unit_names({"logits": 2}, names, None)
+    scores = wm.Scores(
+        "logits", "latin", np.array([0.25, 0.99]), np.array([0.1, 0.01]), 9, named["logits"]
+    )
+    report = wm.ProbeReport("net", "9 photos", 9, 1, {("logits", "latin"): scores})
+    report.save(tmp_path / "report.json")
+    assert wm.ProbeReport.load(tmp_path / "report.json")["logits", "latin"].names == names
+    report.to_html(tmp_path / "report.html")
+    content = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "</html>" in content[-20:]
+    known = KnownUnit(
+        "net", "ab", "logits", "latin", 0, names[0], 0.99, 0.95, datetime.date(2030, 1, 1)
+    )
+    write_known(tmp_path / "known.toml", [known])
+    assert len(read_known(tmp_path / "known.toml")) == 1
