@@ -9,7 +9,6 @@ import pytest
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.models.loading.specs import parse_spec
-from pytest_watermark_guard.plugin.options import named_path
 from pytest_watermark_guard.settings import Settings
 
 
@@ -32,10 +31,6 @@ def check_options(config: pytest.Config, settings: Settings, gated: Collection[s
         from pytest_watermark_guard.models.device import resolve_device
 
         resolve_device(settings.device)
-    if config.getoption("wm_key") is not None:
-        key = named_path(config, "key")
-        if key is not None and not key.is_file():
-            raise SettingsError(f"key: there is no file {str(key)!r}")
     if gated and not config.hook.pytest_wm_load_model.get_hookimpls():
         from pytest_watermark_guard.models.loading.lookups import check_named
 
