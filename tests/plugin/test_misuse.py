@@ -156,6 +156,20 @@ def test_so_does_a_fixture(project):
     result.stdout.no_fnmatch_line("*pytest_watermark_guard/*.py:*")
 
 
+def test_so_does_a_file_of_tests(project):
+    path = project.makepyfile(
+        """
+        import pytest_watermark_guard as wm
+
+        STOCK = wm.Scenario("stock", "S", position="centr")
+        """
+    )
+    result = project.runpytest()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"{path.name}:3: in <module>", "E *did you mean 'centre'?"])
+    result.stdout.no_fnmatch_line("*pytest_watermark_guard/*.py:*")
+
+
 def test_the_full_trace_is_full(project):
     project.makepyfile("import pytest_watermark_guard as wm\ndef test_it(): wm.probe('resnet18')")
     result = project.runpytest("--full-trace")
