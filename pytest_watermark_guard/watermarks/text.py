@@ -131,7 +131,8 @@ def _load_font(scenario: Scenario, size: float) -> ImageFont.FreeTypeFont:
     except OSError as error:
         raise ScenarioError(
             f"scenario {scenario.name!r}: font {scenario.font!r} is neither a font of the package "
-            f"({', '.join(FONTS)}) nor a readable font file: {error}{did_you_mean(scenario.font, FONTS)}"
+            f"({', '.join(FONTS)}) nor a readable font file: {error}"
+            f"{did_you_mean(scenario.font, FONTS)}"
         ) from error
 
 
