@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], most: int = 1, shown: Callable[[str], str] = repr
+) -> str:
     """Return ``; did you mean 'x'?`` for a message about an unknown name, or nothing."""
     by_lower = {other.lower(): other for other in known}
     near = get_close_matches(name.lower(), by_lower, n=most)
-    words = " or ".join(repr(by_lower[other]) for other in near)
+    words = " or ".join(shown(by_lower[other]) for other in near)
     return f"; did you mean {words}?" if near else ""
 
 

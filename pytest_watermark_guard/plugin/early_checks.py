@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.models.loading.specs import parse_spec
-from pytest_watermark_guard.plugin.options import named_path
-from pytest_watermark_guard.settings import Settings
+from pytest_watermark_guard.probing.context import Run
+from pytest_watermark_guard.setting_values import user_path
+from pytest_watermark_guard.watermarks.scenarios import PairedFolder, resolve_scenarios
 
 
-def check_options(config: pytest.Config, settings: Settings, gated: Collection[str]) -> None:
+def check_options(config: pytest.Config, run: Run, gated: Collection[str]) -> None:
     """Raise `WatermarkGuardError` for what is known to fail.
 
     What an ini file says for everybody may be missing here, as on the machine of somebody who runs
@@ -25,17 +25,17 @@ def check_options(config: pytest.Config, settings: Settings, gated: Collection[s
     def matters(option: str) -> bool:
         return bool(gated) or config.getoption(f"wm_{option}") is not None
 
-    images = settings.images
+    settings, images = run.settings, run.settings.images
     if matters("images") and isinstance(images, str) and images != "builtin":
         _check_folder("images", images)
+    if matters("scenarios"):
+        for scenario in resolve_scenarios(settings.scenarios, run.scenarios):
+            if isinstance(scenario, PairedFolder):
+                _check_folder(f"scenario {scenario.name!r}", scenario.folder)
     if matters("device") and settings.device not in ("auto", "cpu"):
         from pytest_watermark_guard.models.device import resolve_device
 
         resolve_device(settings.device)
-    if config.getoption("wm_key") is not None:
-        key = named_path(config, "key")
-        if key is not None and not key.is_file():
-            raise SettingsError(f"key: there is no file {str(key)!r}")
     if gated and not config.hook.pytest_wm_load_model.get_hookimpls():
         from pytest_watermark_guard.models.loading.lookups import check_named
 
@@ -44,8 +44,7 @@ def check_options(config: pytest.Config, settings: Settings, gated: Collection[s
 
 
 def _check_folder(name: str, folder: str) -> None:
-    if not Path(folder).is_dir():
+    if not user_path(name, folder).is_dir():
         raise SettingsError(
-            f"{name}: {folder!r} is not a folder; name one of JPEG, PNG, WebP or BMP files, or "
-            "leave it out for the built-in set"
+            f"{name}: {folder!r} is not a folder; name one of JPEG, PNG, WebP or BMP files"
         )

@@ -68,8 +68,10 @@ def start_run(config: pytest.Config) -> GuardState:
     scenarios = _known_scenarios(config)
     settings = read_settings(config)
     resolve_scenarios(settings.scenarios, scenarios)
-    models: Sequence[str] = config.getoption("wm_model") or config.getini("wm_model") or ()
-    for spec in models:
+    typed = config.getoption("wm_model")
+    models: Sequence[str] = typed or config.getini("wm_model") or ()
+    # What an ini file says must not keep an editor from collecting all other tests.
+    for spec in models if typed or not config.option.collectonly else ():
         check_spec(spec, config)
     json_path, html_path = output_path(config, "json"), output_path(config, "html")
     known, known_path = _known_units(config)
@@ -95,7 +97,7 @@ def start_run(config: pytest.Config) -> GuardState:
         against=against,
     )
     choice = choose(config, tuple(dict.fromkeys(models)), tuple(gate_names(run)))
-    check_options(config, settings, choice.gates)
+    check_options(config, run, choice.gates)
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
     during.enter_context(using_run(run))
@@ -130,6 +132,8 @@ def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
             raise SettingsError("--wm-update-known and --wm-no-known exclude each other")
         return KnownUnits(), path
     shown = _shown(config, path)
+    if config.option.collectonly:
+        return KnownUnits(shown), path
     if not path.exists() and not updating:
         if named:
             raise SettingsError(f"known: there is no {str(path)!r}; --wm-update-known makes it")
@@ -149,6 +153,8 @@ def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
 def _earlier_release(config: pytest.Config, settings: Settings) -> EarlierRelease | None:
     """Return the release that probes are compared with, if one is named."""
     path = named_path(config, "against")
+    if config.option.collectonly:
+        return None
     if path is None:
         check_release(settings, None)
         return None

@@ -27,7 +27,7 @@ def hide_our_frames(excinfo: pytest.ExceptionInfo[BaseException], config: pytest
     Errors of other types may be faults of ours, and ``--full-trace`` asks for everything: these
     stay as they are.
     """
-    if config.getoption("fulltrace") or not isinstance(excinfo.value, _ON_PURPOSE):
+    if config.getoption("fulltrace", False) or not isinstance(excinfo.value, _ON_PURPOSE):
         return
     excinfo.value.args = tuple(inert(a) if isinstance(a, str) else a for a in excinfo.value.args)
     theirs = _without_ours(excinfo.tb)

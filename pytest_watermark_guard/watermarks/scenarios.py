@@ -40,6 +40,7 @@ POSITIONS: Mapping[str, tuple[float, float]] = MappingProxyType(
 
 
 def _check_name(name: str) -> None:
+    __tracebackhide__ = True
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise ScenarioError(f"a scenario's name must be printable text, got {name!r}")
 
@@ -102,6 +103,7 @@ class Scenario:
         color: str | tuple[int, int, int] = "white",
         position: str | tuple[float, float] = "random",
     ) -> None:
+        __tracebackhide__ = True  # most are made where files of tests are read
         _check_name(name)
         if isinstance(alphabet, str):
             alphabet = alphabet.split() if len(alphabet.split()) > 1 else alphabet.strip()
@@ -137,9 +139,12 @@ class Scenario:
 
 
 def _checked_position(name: str, position: object) -> str | tuple[float, float]:
+    __tracebackhide__ = True
+    hint = ""
     if isinstance(position, str):
         if position == "random" or position in POSITIONS:
             return position
+        hint = did_you_mean(position, ("random", *POSITIONS))
     elif (
         isinstance(position, tuple | list)
         and len(position) == 2
@@ -149,7 +154,7 @@ def _checked_position(name: str, position: object) -> str | tuple[float, float]:
         return float(across), float(down)
     raise ScenarioError(
         f"scenario {name!r}: position must be 'random', one of {', '.join(POSITIONS)}, or two "
-        f"numbers in [0, 1] (how far across and down), got {position!r}"
+        f"numbers in [0, 1] (how far across and down), got {position!r}{hint}"
     )
 
 
@@ -170,6 +175,7 @@ class PairedFolder:
     folder: str
 
     def __init__(self, name: str, folder: str | Path) -> None:
+        __tracebackhide__ = True
         _check_name(name)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "folder", str(folder))

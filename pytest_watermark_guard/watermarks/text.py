@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageColor, ImageFont, features
 
-from pytest_watermark_guard.errors import ScenarioError
+from pytest_watermark_guard.errors import ScenarioError, did_you_mean
 from pytest_watermark_guard.watermarks.draw import Draw
 from pytest_watermark_guard.watermarks.scenarios import FONTS, Scenario
 from pytest_watermark_guard.watermarks.typesetting import Typesetter
@@ -132,6 +132,7 @@ def _load_font(scenario: Scenario, size: float) -> ImageFont.FreeTypeFont:
         raise ScenarioError(
             f"scenario {scenario.name!r}: font {scenario.font!r} is neither a font of the package "
             f"({', '.join(FONTS)}) nor a readable font file: {error}"
+            f"{did_you_mean(scenario.font, FONTS)}"
         ) from error
 
 

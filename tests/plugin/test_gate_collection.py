@@ -191,6 +191,22 @@ def test_editors_can_draw_their_tree(configured):
         assert ids(configured, *models, run) == [item.nodeid]
 
 
-@pytest.mark.parametrize("options", [["--wm-images=nowhere"], ["--wm-device=cuda:99"]])
-def test_a_missing_thing_does_not_stop_an_editor_from_collecting(configured, options):
-    assert ids(configured, *options) == TESTS + every()
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["wm_device = cuda:99"],
+        ["wm_model = resnet18"],
+        ["wm_model = no.onnx"],
+        ["wm_against = no.json"],
+        ["wm_known = no.toml"],
+        ["wm_no_worse = true"],
+        ["wm_html = tox.ini/page.html"],
+    ],
+    ids=lambda lines: lines[0].split()[0],
+)
+def test_nothing_in_an_ini_file_stops_an_editor_from_collecting(project, lines):
+    project.makepyfile(test_other="def test_one(): pass\n\ndef test_two(): pass")
+    with (project.path / "tox.ini").open("a") as ini:
+        ini.write("\n" + "\n".join(lines))
+    (project.path / "wm-known-units.toml").write_text("damaged")
+    assert ids(project)[:2] == TESTS

@@ -71,7 +71,7 @@ def library(spec: ModelSpec, name: str) -> Any:
 def unknown(spec: ModelSpec, what: str, name: str, known: Sequence[str]) -> ModelSpecError:
     """Return the error for a name that is not among the known ones."""
     first = f"; known are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
-    hint = did_you_mean(name, known, most=3) or first
+    hint = did_you_mean(name, known, most=3, shown=str) or first
     return ModelSpecError(f"model spec {spec.text!r}: {what} {name!r}{hint}")
 
 

@@ -105,7 +105,7 @@ def parse_spec(text: str) -> ModelSpec:
         )
     if _BARE_NAME.fullmatch(target):
         likely = (f"{library}:{text}" for library in LIBRARIES)
-        raise _error(text, f"it does not say whose model; did you mean {' or '.join(likely)}?")
+        raise _error(text, f"it names no model; did you mean {' or '.join(likely)}?")
     raise _error(text, "it names no model")
 
 

@@ -263,7 +263,8 @@ def unknown_layer(
     names: str = "the names in dict(model.named_modules())",
 ) -> LayerError:
     """Return the error for a name that no module has; `names` says which there are."""
-    hint = did_you_mean(name, ("logits", "features", *known), most=3) or ";"
+    hint = did_you_mean(name, ("logits", "features", *known), most=3).removeprefix("; ")
     return LayerError(
-        f'{model} has no layer {name!r}{hint} "logits", "features" and {names} are understood'
+        f"{model} has no layer {name!r}: {hint and f'{hint} '}"
+        f'"logits", "features" and {names} are understood'
     )
