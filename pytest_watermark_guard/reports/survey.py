@@ -245,25 +245,29 @@ def render_survey(
     survey: SurveyReport,
     undecided: Sequence[Verdict] = (),
     *,
+    specs: bool = True,
     width: int = 80,
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of a survey, below what gates could not decide; returns lines."""
+    """Draw the tables of a survey, below what gates could not decide; returns lines.
+
+    Without `specs`, only what short names stand for is left out: something above says it.
+    """
     style = Style(width, ascii_only)
-    return rendered(_parts(survey, style, undecided), style, color)
+    return rendered(_parts(survey, style, undecided, specs), style, color)
 
 
 def _parts(
-    survey: SurveyReport, style: Style, undecided: Sequence[Verdict] = ()
+    survey: SurveyReport, style: Style, undecided: Sequence[Verdict] = (), specs: bool = True
 ) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
     yield Text(title if survey.reports else "Could not be probed", style="bold")
     for model, name in short_names(survey.reports).items():
-        if name != model:
+        if specs and name != model:
             yield Text(f"{printable(name)}: {printable(model)}")
     for model, reason in survey.failures.items():
-        one_line = printable(" ".join(reason.split()))
+        one_line = printable(" ".join(reason.split()).removeprefix(f"model spec {model!r}: "))
         yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
     for verdict in undecided:
         word = verdict.outcome.capitalize()

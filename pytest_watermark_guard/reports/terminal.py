@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -52,7 +51,8 @@ def render_reports(
     """
     style = Style(width, ascii_only)
     parts: list[RenderableType] = []
-    for (report, verdicts), makers in zip_longest(entries, tests, fillvalue=()):
+    unknown: list[Sequence[str]] = [()] * (len(entries) - len(tests))
+    for (report, verdicts), makers in zip(entries, [*tests, *unknown], strict=True):
         parts += [Text()] * bool(parts)
         parts += _report(report, verdicts, makers, threshold, style)
     return rendered(parts, style, color)
