@@ -131,7 +131,8 @@ def test_an_image_that_becomes_another_class_is_named(photos, tmp_path):
     (example,) = report.examples.predictions
     assert (example.scenario, example.before, example.after) == ("large", "dark", "bright")
     assert example.identity in {f"{index}.png" for index in range(10)}
-    assert wm.ProbeReport.from_json(report.to_json()).examples == report.examples
+    again = wm.ProbeReport.from_json(report.to_json())
+    assert again.examples.predictions == report.examples.predictions
     report.to_html(tmp_path / "page.html", images=photos)
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "without: <b>dark</b>" in page
