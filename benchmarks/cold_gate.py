@@ -166,7 +166,7 @@ def main() -> None:
     print_machine()
     for name in arguments.models:
         rounds = [measure(SPECS[name].format(data), options) for _ in range(arguments.rounds)]
-        whole, rows, plan, _ = rounds[-1]
+        _, rows, plan, _ = rounds[-1]
         images = Path(arguments.images or "built-in images").name
         print(f"\n{name}, {images}: {median(r[0] for r in rounds):.1f} s, {rows} inputs, {plan}")
         names = dict.fromkeys(part for *_, parts in rounds for part in parts)

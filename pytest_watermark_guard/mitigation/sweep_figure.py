@@ -37,7 +37,9 @@ def _draw_accuracy(axis: Any, heads: Sequence[SweptHead], margin: float) -> None
     intervals = 100 * np.array([head.accuracy_interval for head in heads])
     _points(axis, heads, accuracy, intervals, _ACCURACY, "accuracy, 95 % interval")
     least = accuracy[0] - 100 * margin
-    axis.axhline(least, color=LINE, linestyle="--", label=f"{100 * margin:g} points lost")
+    axis.axhline(
+        least, color=LINE, linestyle="--", label=f"accuracy less the margin of {100 * margin:g} %"
+    )
     axis.set_ylabel("accuracy, %")
     axis.set_title("What it costs", fontsize=10)
 

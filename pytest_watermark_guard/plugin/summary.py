@@ -230,7 +230,7 @@ class Summary:
         gated = {r.model: r for r, _ in entries if r.model in self._state.models}
         if len(gated) > 1 or self.failures:
             survey = SurveyReport(gated, self.failures)
-            parts.append(render_survey(survey, self.undecided, **page))
+            parts.append(render_survey(survey, self.undecided, specs=False, **page))
         if masked:
             parts.append(render_masks(masked, **page))
         if owned:

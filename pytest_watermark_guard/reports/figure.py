@@ -60,8 +60,8 @@ def shortened(name: str, width: int = 32) -> str:
     return printable(name, width).replace("$", r"\$")  # else it would begin a formula
 
 
-def name_rows(axis: Any, names: Sequence[str]) -> None:
-    """Name the rows 0, 1, ... of a panel, the first one on top."""
-    axis.set_yticks(range(len(names)), [shortened(name, 24) for name in names])
+def name_rows(axis: Any, names: Sequence[str], width: int = 24, least: int = 0) -> None:
+    """Name the rows 0, 1, ... of a panel, the first one on top, and leave room for `least`."""
+    axis.set_yticks(range(len(names)), [shortened(name, width) for name in names])
     axis.tick_params(axis="y", length=0, labelsize=8)
-    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_ylim(max(len(names), least) - 0.4, -0.6)

@@ -184,7 +184,7 @@ class OwnershipReport(Report):
         axis.bar(range(1, self.pairs + 1), sorted(self.differences, reverse=True), color=SHADES[2])
         axis.axhline(0, color=LINE, linewidth=0.8)
         axis.set_xlabel("pairs of patterns, from the one that agrees most with the key")
-        axis.set_ylabel(_EFFECTS[self.access][1])
+        axis.set_ylabel(f"lead of the chosen pattern, {_EFFECTS[self.access][1]}")
         axis.set_title(
             f"{shortened(self.model)}: {self.agreeing} of {self.pairs} pairs agree, "
             f"p = {self.p_value:.2g}",

@@ -153,7 +153,7 @@ class Comparison(Report):
         ):
             axis.plot(values, places, "o", color=color, markersize=5, label=label)
         axis.axvline(0.5, color=LINE, linewidth=0.8, linestyle=":")
-        name_rows(axis, [f"{unit.label}, {unit.scenario}" for unit in units])
+        name_rows(axis, [f"{unit.label}, {unit.scenario}" for unit in units], width=40)
         axis.set_xlabel("A (0.5: no reaction)")
         axis.set_title("Units that changed beyond chance", fontsize=10)
         legend_below(figure, [axis])

@@ -18,8 +18,9 @@ from rich.text import Text
 from pytest_watermark_guard.errors import ReportError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
-from pytest_watermark_guard.reports.figure import SHADES, new_figure, shortened
+from pytest_watermark_guard.reports.figure import SHADES, legend_below, new_figure, shortened
 from pytest_watermark_guard.reports.probe import ProbeReport
+from pytest_watermark_guard.reports.probe_figure import ALERT
 from pytest_watermark_guard.reports.report import Report, Row, saved
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import TIER_HEADER, count, gains, printable
@@ -275,6 +276,11 @@ def _cells(point: Point) -> list[str]:
 
 
 _ACROSS = 2  # panels
+_WITH_UNITS = {
+    "size": "size, pixels at a side of 224",
+    "opacity": "opacity, 0 to 1",
+    "length": "length, symbols",
+}
 _OF_D = (0.5, 1.0)  # the scale of d; what is counted begins at 0
 
 
@@ -294,6 +300,8 @@ def draw_surface(surface: SurfaceReport, units: Sequence[tuple[str, int]] = ()) 
             _draw_map(figure, axis, surface, panel)
     for axis in axes[len(panels) :]:
         axis.remove()
+    if len(surface.vary) == 1:
+        legend_below(figure, axes[: len(panels)])
     return figure
 
 
@@ -301,6 +309,11 @@ class _Panel(NamedTuple):
     title: str
     curves: dict[str, Floats]  # one where two properties are varied
     of_d: bool = False
+
+    @property
+    def measure(self) -> str:
+        """What the vertical axis shows."""
+        return "d" if self.of_d else "predictions, %" if "%" in self.title else "units"
 
 
 def _panels(surface: SurfaceReport, units: Sequence[tuple[str, int]]) -> list[_Panel]:
@@ -335,15 +348,16 @@ def _draw_curves(axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
     for (label, curve), color in zip(panel.curves.items(), colors, strict=True):
         axis.plot(places, curve, "o-", color=color, markersize=4, label=label)
     if panel.of_d:
+        label = f"usual threshold, {TIERS[-1]:g}"
+        axis.axhline(TIERS[-1], color=ALERT, linewidth=1, linestyle="--", label=label)
         axis.set_ylim(_OF_D[0] - 0.01, _OF_D[1] + 0.01)
     else:
         axis.set_ylim(bottom=0)
     if not numeric:
         axis.set_xticks(places, _ticks(values), fontsize=7, rotation=30)
-    axis.set_xlabel(name)
+    axis.set_xlabel(_WITH_UNITS.get(name, name))
+    axis.set_ylabel(panel.measure)
     axis.grid(alpha=0.3)
-    if len(panel.curves) > 1:
-        axis.legend(fontsize=7)
 
 
 def _ticks(values: Sequence[Value]) -> list[str]:
@@ -362,6 +376,6 @@ def _draw_map(figure: Any, axis: Any, surface: SurfaceReport, panel: _Panel) -> 
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axis.set_xticks(range(len(columns)), _ticks(columns), fontsize=8)
     axis.set_yticks(range(len(rows)), _ticks(rows), fontsize=8)
-    axis.set_xlabel(across)
-    axis.set_ylabel(down)
-    figure.colorbar(image, ax=axis)
+    axis.set_xlabel(_WITH_UNITS.get(across, across))
+    axis.set_ylabel(_WITH_UNITS.get(down, down))
+    figure.colorbar(image, ax=axis, label=panel.measure)

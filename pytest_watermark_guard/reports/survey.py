@@ -245,25 +245,29 @@ def render_survey(
     survey: SurveyReport,
     undecided: Sequence[Verdict] = (),
     *,
+    specs: bool = True,
     width: int = 80,
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of a survey, below what gates could not decide; returns lines."""
+    """Draw the tables of a survey, below what gates could not decide; returns lines.
+
+    Without `specs`, only what short names stand for is left out: something above says it.
+    """
     style = Style(width, ascii_only)
-    return rendered(_parts(survey, style, undecided), style, color)
+    return rendered(_parts(survey, style, undecided, specs), style, color)
 
 
 def _parts(
-    survey: SurveyReport, style: Style, undecided: Sequence[Verdict] = ()
+    survey: SurveyReport, style: Style, undecided: Sequence[Verdict] = (), specs: bool = True
 ) -> Iterator[RenderableType]:
     title = f"Survey of {count(len(survey.reports), 'model')}"
     yield Text(title if survey.reports else "Could not be probed", style="bold")
     for model, name in short_names(survey.reports).items():
-        if name != model:
+        if specs and name != model:
             yield Text(f"{printable(name)}: {printable(model)}")
     for model, reason in survey.failures.items():
-        one_line = printable(" ".join(reason.split()))
+        one_line = printable(" ".join(reason.split()).removeprefix(f"model spec {model!r}: "))
         yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
     for verdict in undecided:
         word = verdict.outcome.capitalize()
@@ -314,6 +318,8 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
 
 
 _IN_FIGURE = 12  # classes at either end of the ranking
+_ROWS = 14  # of models, that a panel has room for at least
+_MANY = 20  # models, whose dots would hide each other
 
 
 def draw_survey(survey: SurveyReport, scenario: str) -> Any:
@@ -334,7 +340,7 @@ def draw_survey(survey: SurveyReport, scenario: str) -> Any:
         models_shown = f" of {len(ranking.models)} models" if some else ""
         axis.set_title(f"Classes, highest and lowest mean A{models_shown}", fontsize=10)
     for axis, layer in zip(axes, layers, strict=True):
-        draw_counts(axis, survey, layer, scenario)
+        draw_counts(axis, survey, layer, scenario, rows=_ROWS)
         axis.set_title(f"{shortened(layer)}: units by d", fontsize=10)
     legend_below(figure, figure.axes, across=6)
     return figure
@@ -344,9 +350,12 @@ def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
     """Draw the first and last `each` classes of a ranking, a dot for each model."""
     order = ranking.ends(each)
     places = np.arange(len(order))
+    alpha = 1 if len(ranking.models) <= _MANY else 0.35
     for row, areas in enumerate(ranking.auroc):
         label = "one model" if row == 0 else None
-        axis.plot(areas[order], places, "o", color=SHADES[1], markersize=3, label=label)
+        axis.plot(
+            areas[order], places, "o", color=SHADES[1], markersize=3, label=label, alpha=alpha
+        )
     axis.plot(
         ranking.mean[order], places, "|", color=INK, markersize=10, markeredgewidth=1.6,
         label="mean",
@@ -358,8 +367,11 @@ def draw_classes(axis: Any, ranking: ClassRanking, each: int) -> None:
     axis.set_xlabel("A (0.5: no reaction)")
 
 
-def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> None:
-    """Draw for each model how many units reach each tier, the model with the most on top."""
+def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str, rows: int = 0) -> None:
+    """Draw for each model how many units reach each tier, the model with the most on top.
+
+    A few models get bars no thicker than `rows` of them would.
+    """
     tiers = [survey.counts(layer, scenario, tier) for tier in TIERS]
     models = survey.by_counts(layer, scenario)
     places = np.arange(len(models))
@@ -369,6 +381,7 @@ def draw_counts(axis: Any, survey: SurveyReport, layer: str, scenario: str) -> N
     for place, name in zip(places, models, strict=True):
         number, units = tiers[0][name]
         axis.text(100 * number / units, place, f" {number}", va="center", fontsize=8)
-    name_rows(axis, models)
+    short = short_names(survey.reports)
+    name_rows(axis, [short[name] for name in models], least=rows)
     axis.margins(x=0.12)
     axis.set_xlabel(f"% of units (number: with d ≥ {TIERS[0]:g})")

@@ -51,8 +51,8 @@ def render_reports(
     """
     style = Style(width, ascii_only)
     parts: list[RenderableType] = []
-    for index, (report, verdicts) in enumerate(entries):
-        makers = tests[index] if index < len(tests) else ()
+    unknown: list[Sequence[str]] = [()] * (len(entries) - len(tests))
+    for (report, verdicts), makers in zip(entries, [*tests, *unknown], strict=True):
         parts += [Text()] * bool(parts)
         parts += _report(report, verdicts, makers, threshold, style)
     return rendered(parts, style, color)

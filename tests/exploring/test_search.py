@@ -197,3 +197,40 @@ def test_files_that_hold_something_else(report, tmp_path, change, message):
         wm.SearchReport.load(path)
     with pytest.raises(ReportError, match="cannot read"):
         wm.SearchReport.load(tmp_path / "none.json")
+
+
+@pytest.fixture
+def varied(tmp_path):
+    """Sixty photos of different brightness, three of them marked."""
+    rng = np.random.default_rng(2)
+    root = tmp_path / "varied"
+    root.mkdir()
+    for index in range(60):
+        pixels = rng.integers(0, rng.integers(80, 100), (SIDE, SIDE, 3), dtype=np.uint8)
+        if index < 3:
+            pixels[10:20, 5:50] = 255
+        Image.fromarray(pixels).save(root / f"{'marked' if index < 3 else 'photo'}{index}.png")
+    return root
+
+
+def test_a_cutoff_parts_marks_from_noise(report, varied, tmp_path):
+    found = wm.search(Eye(), varied, report, top=9, **PLAIN)
+    assert found.standing_out == 3
+    assert [find.image[:6] for find in found.finds[:3]] == ["marked"] * 3
+    assert found.finds[2].score > 2 * found.cutoff
+    text = " ".join(found.table().split())
+    assert f"3 images from the cut-off {found.cutoff:.2f} on; what lies below may be chance" in text
+    # On the contact sheet a line is between them.
+    found.gallery(tmp_path / "sheet.png", varied)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert sheet.shape[0] == 2 * 196 + 26 + 8
+    assert (sheet[196 + 8, 100] == (0xB3, 0x26, 0x1E)).all()
+
+
+def test_reports_of_older_versions_have_no_cutoff(report, tmp_path):
+    path = tmp_path / "search.json"
+    wm.search(Eye(), PHOTOS, report, **PLAIN).save(path)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data["cutoff"]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert wm.SearchReport.load(path).standing_out == len(data["finds"])

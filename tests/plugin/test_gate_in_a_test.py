@@ -33,6 +33,7 @@ def test_the_one_liner(project, distribution):
             "E *features *unit 2 *latin *fires on *1.000*",
             "*watermark sensitivity*",
             "Sensitive",
+            "Made by test_the_one_liner.py::test_sensitive.",
         ]
     )
     # The failure shows the user's line, not ours; one table for each probe, wherever it was made.
@@ -87,7 +88,7 @@ def test_probes_made_while_collecting_go_by_the_run_too(project):
     )
     result = project.runpytest("--wm-report")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["early", "5 of 64 images of *"])
+    result.stdout.fnmatch_lines(["early", "5 images drawn from the 64 images of *"])
 
 
 def test_no_report_unless_asked_for(project):

@@ -64,7 +64,7 @@ def test_told_everywhere(project, workers):
     assert found["release"]["p_value"] > 0.001
     page = (project.path / "wm.html").read_text("utf-8").replace("&#39;", "'")
     assert found["release"]["sentence"] in page
-    assert "Ownership: 2 verifications" in page
+    assert "Ownership: 0 of 2 verifications show the key" in page
 
 
 def test_the_ini_file_names_the_key(project):

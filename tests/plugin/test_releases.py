@@ -213,3 +213,19 @@ def test_a_model_that_the_file_does_not_hold_is_compared_with_nothing(release):
             "'fading:old' and 'fading:wide': none is of 'fading:new'"
         ]
     )
+
+
+def test_a_comparison_is_told_once_and_made_once(release, monkeypatch):
+    from pytest_watermark_guard.reports import releases
+
+    made = []
+    compare = releases.compare
+    monkeypatch.setattr(releases, "compare", lambda *a, **k: made.append(a) or compare(*a, **k))
+    options = ("--wm-model=fading:new", *AGAINST, "--wm-report", "--wm-json=v2.json")
+    result = release.runpytest_inprocess(*options, "--wm-html=v2.html", "-p", "no:xdist")
+    text = " ".join(result.stdout.str().split())
+    assert text.count("fading:new against fading:old") == 1
+    assert len(made) == 1
+    page = (release.path / "v2.html").read_text("utf-8")
+    assert "the units whose A changed beyond chance" in page
+    assert '<td data-label="d">rose</td>' in page

@@ -108,3 +108,39 @@ def test_they_survive_the_report_s_json(photos):
     data["examples"] = {"units": 3}
     with pytest.raises(ReportError, match="holds no probe report"):
         wm.ProbeReport.from_json(json.dumps(data))
+
+
+class Flips(nn.Module):
+    """Says "dark" of a photo, and "bright" of one on which something is printed in white."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.eye(2))
+
+    def forward(self, x):
+        peak = x.amax((1, 2, 3))
+        return self.fc(torch.stack([torch.full_like(peak, 0.8), peak], 1))
+
+
+def test_an_image_that_becomes_another_class_is_named(photos, tmp_path):
+    arguments = {"preprocess": FITS, "cache": False, "class_names": ["dark", "bright"]}
+    large = wm.Scenario("large", ["A", "B"], length=2, size=80)
+    report = wm.probe(Flips(), photos, (large,), ("logits",), examples=True, **arguments)
+    (example,) = report.examples.predictions
+    assert (example.scenario, example.before, example.after) == ("large", "dark", "bright")
+    assert example.identity in {f"{index}.png" for index in range(10)}
+    again = wm.ProbeReport.from_json(report.to_json())
+    assert again.examples.predictions == report.examples.predictions
+    report.to_html(tmp_path / "page.html", images=photos)
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "without: <b>dark</b>" in page
+    assert 'with the mark: <b class="after">bright</b>' in page
+
+
+def test_where_no_prediction_changes_none_is_named(photos):
+    calm = wm.probe(
+        Inked(), photos, (SMALL,), ("features",), examples=True, preprocess=FITS, cache=False
+    )
+    assert calm.examples.predictions == ()

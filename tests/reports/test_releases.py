@@ -145,7 +145,8 @@ def test_what_is_not_compared_is_said():
         "not compared: neck under chinese and latin (2 units before, 3 after)",
         "not compared: logits[shape] under chinese (not probed before)",
         "not compared: logits under hindi (not probed after)",
-        "other images: 500 images of photos before, 400 images drawn from the 500 images of photos after",
+        "other images: 500 images of photos before, 400 images drawn from the 500 images of "
+        "photos after",
         "other seed: 17 before, 18 after",
         "other precision: float32 before, bfloat16 after",
         "other preprocessing: ImageNet's before, ImageNet's, 192 px after",

@@ -21,7 +21,7 @@ from pytest_watermark_guard.reports.scores import SensitiveUnit
 from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolder, Scenario
 
 UNITS = 8  # on one page
-_SIDE, _LARGE = 168, 400  # pixels
+_SIDE, _LARGE = 168, 280  # pixels
 _QUALITY = 72
 _CANNOT_DRAW = (WatermarkGuardError, TypeError, ValueError, KeyError, IndexError)
 

@@ -41,7 +41,7 @@ class Model(NamedTuple):
     number: int  # its place on the page
     outcome: str
     word: str
-    sentence: str
+    grounds: str  # why the verdict is what it is
     consequence: str  # what it means, in a sentence
     steps: tuple[Step, ...]  # what to do
     telling: SensitiveUnit  # the unit that the sentence is about
@@ -189,7 +189,7 @@ def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
         number=number,
         outcome=outcome,
         word=word,
-        sentence=quoted.sentence(),
+        grounds=quoted.grounds(),
         consequence=consequence(report, telling_unit(quoted)),
         steps=tuple(steps(quoted)),
         telling=telling_unit(quoted),
