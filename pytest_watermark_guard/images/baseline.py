@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -132,7 +131,7 @@ def is_builtin(images: Any) -> bool:
 
 def _open(images: Any) -> Baseline:
     if is_builtin(images):
-        return _of_builtin(builtin.builtin_images())
+        return _of_builtin(builtin.BuiltinImages())
     if isinstance(images, str | Path):
         root = user_path("images", images)
         paths = folder.image_paths(root)
@@ -174,25 +173,21 @@ def _open(images: Any) -> Baseline:
 
 def first_builtin(count: int) -> Baseline:
     """Open the first images of the built-in set alone."""
-    return _of_builtin(builtin.first_images(count))
+    return _of_builtin(builtin.BuiltinImages(count))
 
 
-def _of_builtin(array: npt.NDArray[np.uint8]) -> Baseline:
+def _of_builtin(images: builtin.BuiltinImages) -> Baseline:
     return Baseline(
-        f"{len(array)} images of the built-in set {builtin.BUILTIN_NAME}",
-        tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(array))),
-        lambda position: Image.fromarray(array[position]),
+        f"{len(images)} images of the built-in set {builtin.BUILTIN_NAME}",
+        tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(images))),
+        lambda position: Image.fromarray(images[position]),
         concurrent=True,
-        digest_of=cache(partial(_digest_builtin, array)),
+        digest_of=lambda names: digest(images.content, names),
     )
 
 
 def _digest_rows(images: Any, names: tuple[str, ...]) -> str:
     return digest([digest(images[int(name)]) for name in names])
-
-
-def _digest_builtin(array: npt.NDArray[np.uint8], names: tuple[str, ...]) -> str:
-    return digest([digest(array[int(name.rpartition("/")[2])]) for name in names])
 
 
 def _read_item(images: Sequence[Any], position: int) -> Image.Image | tuple[Image.Image, int]:

@@ -7,10 +7,9 @@ On bland or uniform images, a watermark stands out more than it does on photos, 
 more sensitive to it than they are; on images nearly as varied as photos, units rank much as they
 do on photos. The five families come in turn, so the first images are a balanced sample as well.
 
-Everything is drawn from one SHAKE-256 stream per image and computed in integers, or by Pillow
-operations on 8 bits that round alike everywhere, so that the bytes do not depend on the platform
-or on the versions of NumPy and Pillow. `SHA256` says which bytes are meant. A Pillow linked
-against another JPEG decoder than libjpeg-turbo may decode the photos a little differently.
+How they are painted (`images.painting`) leaves nothing to the platform; `SHA256` says which bytes
+are meant. A Pillow linked against another JPEG decoder than libjpeg-turbo may decode the photos a
+little differently. An image is painted when it is asked for: a gate that ends early asks for few.
 
 The photos are ``china.jpg`` by danielbuechele
 (https://www.flickr.com/photos/danielbuechele/6061409035/) and ``flower.jpg`` by vultilion
@@ -22,283 +21,99 @@ are adaptations of them.
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
-from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFilter
 
 from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.caching.store import cache_folder
+from pytest_watermark_guard.images.painting import digest_of_photos, painted
 
-SIZE = 224
 COUNT = 256
 VERSION = 1
 SHA256 = "081038d0979f408a18dc0a53cfee1b73021e509b4f67604cc8789ff4349fbc9b"
-
-_MIN_DETAIL = 14  # mean of |horizontal| + |vertical| differences of neighbouring grey levels
-_CHANNEL_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-# round(256 * cos(2 pi k / 64)) for k = 0..16, written out as libraries round differently
-_COSINES = (256, 255, 251, 245, 237, 226, 213, 198, 181, 162, 142, 121, 98, 74, 50, 25, 0)
-
-_Ints = NDArray[np.int64]
-_Y: _Ints
-_X: _Ints
-_Y, _X = np.indices((SIZE, SIZE), np.int64)
-
-
-class _Photo(NamedTuple):
-    image: Image.Image
-    detail: _Ints
-
-
-class _Draws:
-    """Uniform integers that are the same on every platform."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self._blocks = 0
-        self._bytes = b""
-
-    def block(self, count: int) -> bytes:
-        self._blocks += 1
-        return hashlib.shake_256(f"{self._key}/{self._blocks}".encode()).digest(count)
-
-    def below(self, stop: int) -> int:
-        if not self._bytes:
-            self._bytes = self.block(4096)
-        word, self._bytes = self._bytes[:4], self._bytes[4:]
-        return int.from_bytes(word, "little") * stop >> 32
-
-    def between(self, low: int, high: int) -> int:
-        return low + self.below(high - low + 1)
-
-    def skewed(self, low: int, high: int) -> int:
-        return low + (high - low) * self.below(257) * self.below(257) // 65536
-
-    def chance(self, percent: int) -> bool:
-        return self.below(100) < percent
-
-
-def _load_photos() -> list[_Photo]:
-    from sklearn.datasets import load_sample_image
-
-    photos = []
-    for name in ("china.jpg", "flower.jpg"):
-        image = Image.fromarray(load_sample_image(name))
-        grey = np.asarray(image.convert("L")).astype(np.int64)
-        detail = np.zeros_like(grey)
-        detail[1:] += abs(grey[1:] - grey[:-1])
-        detail[:, 1:] += abs(grey[:, 1:] - grey[:, :-1])
-        photos.append(_Photo(image, detail))
-    return photos
-
-
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    # One axis at a time: which one Pillow resizes first depends on its version, and each rounds.
-    image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _clamp(value: int) -> int:
-    return max(0, min(255, value))
-
-
-def _direction(turn: int) -> tuple[int, int]:
-    """256 times the cosine and sine of `turn` 64ths of a circle."""
-
-    def cosine(k: int) -> int:
-        k = min(k % 64, 64 - k % 64)
-        return _COSINES[k] if k <= 16 else -_COSINES[32 - k]
-
-    return cosine(turn), cosine(turn - 16)
-
-
-def _mask(coverage: NDArray[Any]) -> Image.Image:
-    return Image.fromarray(np.clip(coverage, 0, 255).astype(np.uint8))
-
-
-class _Painter:
-    """Paints one image; every method draws from the same stream."""
-
-    def __init__(self, photos: Sequence[_Photo], draws: _Draws) -> None:
-        self.photos = photos
-        self.draws = draws
-
-    # Parts
-
-    def crop(self) -> Image.Image:
-        draws = self.draws
-        for _ in range(4):  # sky and defocused leaves cover much of the photos: look for detail
-            photo = self.photos[draws.below(len(self.photos))]
-            limit = photo.image.height
-            width = draws.skewed(40, limit) if draws.chance(50) else draws.between(40, limit)
-            height = min(limit, width * draws.between(70, 140) // 100)
-            left = draws.below(photo.image.width - width + 1)
-            top = draws.below(limit - height + 1)
-            detail = photo.detail[top : top + height, left : left + width]
-            if int(detail.sum()) >= _MIN_DETAIL * width * height:
-                break
-        image = photo.image.crop((left, top, left + width, top + height))
-        image = _resize(image, SIZE, SIZE)
-        turn = draws.below(8)
-        return image if turn == 7 else image.transpose(Image.Transpose(turn))
-
-    def recolour(self, image: Image.Image) -> Image.Image:
-        draws = self.draws
-        if draws.chance(60):
-            bands = image.split()
-            order = _CHANNEL_ORDERS[draws.below(len(_CHANNEL_ORDERS))]
-            image = Image.merge("RGB", [bands[i] for i in order])
-        # 256ths, here and below: the products are exact in Pillow's single precision
-        saturation = (64, 128, 160, 205, 230, 256)[draws.below(6)] / 256
-        image = Image.blend(image.convert("L").convert("RGB"), image, saturation)
-        invert = draws.chance(15)
-        contrast, offset = draws.between(150, 380), draws.between(-50, 50)
-        bend = draws.between(-200, 200)
-        table = []
-        for _ in range(3):
-            gain, shift = draws.between(190, 320), draws.between(-25, 25)
-            for value in range(256):
-                level = ((255 - value if invert else value) * gain >> 8) + shift
-                level = _clamp(((level - 128) * contrast >> 8) + 128 + offset)
-                table.append(_clamp(level + bend * level * (255 - level) // 65280))
-        return image.point(table)
-
-    def texture(self) -> Image.Image:
-        return self.recolour(self.crop())
-
-    def defocus(self, image: Image.Image, percent: int, radius: int) -> Image.Image:
-        if not self.draws.chance(percent):
-            return image
-        for _ in range(2):
-            image = image.filter(ImageFilter.BoxBlur(self.draws.between(1, radius)))
-        return image
-
-    def ramp(self) -> Image.Image:
-        corners = [self.draws.below(256) for _ in range(4)]
-        image = Image.fromarray(np.array(corners, np.uint8).reshape(2, 2))
-        return _resize(image, SIZE, SIZE)
-
-    # Masks: distances to an edge, positive inside, in 256ths of a pixel, clipped to 0..255
-
-    def blob(self, smallest: int, largest: int) -> Image.Image:
-        draws = self.draws
-        x, y = _X - draws.below(SIZE), _Y - draws.below(SIZE)
-        radius = draws.skewed(smallest, largest)
-        softness = (1, 1, 1, 2, 4, 8)[draws.below(6)]
-        if draws.chance(40):
-            narrow = radius * draws.between(40, 100) // 100
-            slanted = x + y * draws.between(-60, 60) // 100
-            inside = 65536 - (slanted * 256 // narrow) ** 2 - (y * 256 // radius) ** 2
-            return _mask(inside * narrow // 512 // softness + 128)
-        corners, start = draws.between(3, 7), draws.below(64)
-        inside = np.full_like(x, 1 << 30)
-        for corner in range(corners):
-            turn = start + 64 * corner // corners + draws.between(-3, 3)
-            cosine, sine = _direction(turn)
-            reach = radius * draws.between(40, 100) // 100
-            inside = np.minimum(inside, reach * 256 - x * cosine - y * sine)
-        return _mask(inside // softness + 128)
-
-    def bars(self) -> Image.Image:
-        draws = self.draws
-        coverage = np.zeros_like(_X)
-        for _ in range(draws.between(1, 2)):
-            (cosine, sine), period = _direction(draws.below(64)), draws.between(5, 36)
-            width = period * draws.between(10, 60) // 100 + 1
-            phase = abs((_X * cosine + _Y * sine) % (period * 256) - period * 128)
-            coverage = np.maximum(coverage, width * 128 - phase)
-        mask = _mask(coverage)
-        return ImageChops.multiply(mask, self.blob(60, 220)) if draws.chance(60) else mask
-
-    # Families
-
-    def mixture(self) -> Image.Image:
-        first, second = self.texture(), self.texture()
-        kind = self.draws.below(9)
-        if kind < 2:
-            return first
-        if kind < 4:
-            return Image.blend(first, second, self.draws.between(64, 192) / 256)
-        if kind < 5:
-            return Image.composite(first, second, self.ramp())
-        blends = (ImageChops.screen, ImageChops.multiply, ImageChops.lighter, ImageChops.difference)
-        return blends[kind - 5](first, second)
-
-    def objects(self) -> Image.Image:
-        image = self.defocus(self.texture(), 50, 8)
-        for _ in range(self.draws.between(1, 4)):
-            thing = self.defocus(self.texture(), 15, 3)
-            image = Image.composite(thing, image, self.blob(40, 180))
-        return image
-
-    def scene(self) -> Image.Image:
-        return self.objects() if self.draws.chance(40) else self.mixture()
-
-    def scene_with_bars(self) -> Image.Image:
-        return Image.composite(self.texture(), self.scene(), self.bars())
-
-    def framed(self) -> Image.Image:
-        draws = self.draws
-        if draws.chance(40):
-            image = Image.new("RGB", (SIZE, SIZE), (draws.below(256),) * 3)
-        else:
-            image = self.defocus(self.texture(), 70, 8)
-        width, height = draws.between(80, 210), draws.between(80, 210)
-        corner = (draws.below(SIZE - width), draws.below(SIZE - height))
-        image.paste(_resize(self.scene(), width, height), corner)
-        return image
-
-    def tiled(self) -> Image.Image:
-        across = (2, 2, 3, 4)[self.draws.below(4)]
-        side = -(-SIZE // across)
-        tile = _resize(self.scene(), side, side)
-        mirrored = tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = Image.new("RGB", (SIZE, SIZE))
-        for row in range(across):
-            for column in range(across):
-                piece = mirrored if column % 2 else tile
-                if row % 2:
-                    piece = piece.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-                image.paste(piece, (column * side, row * side))
-        return image
-
-    def grain(self, image: Image.Image) -> Image.Image:
-        draws = self.draws
-        if not draws.chance(25):
-            return image
-        strength = draws.between(8, 60)
-        noise = np.frombuffer(draws.block(SIZE * SIZE), np.uint8).reshape(SIZE, SIZE)
-        grain = Image.fromarray(noise).point([level * strength >> 7 for level in range(256)])
-        return ImageChops.add(image, Image.merge("RGB", [grain] * 3), 1, -strength)
-
-
-_FAMILIES = (
-    _Painter.mixture,
-    _Painter.objects,
-    _Painter.framed,
-    _Painter.tiled,
-    _Painter.scene_with_bars,
-)
-
-
-def generate(count: int = COUNT) -> NDArray[np.uint8]:
-    """Paint the first built-in images, uint8 [count, SIZE, SIZE, 3], the same every time."""
-    photos = _load_photos()
-    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
-    for index in range(count):
-        painter = _Painter(photos, _Draws(f"watermark-guard/{VERSION}/{index}"))
-        paint = _FAMILIES[index % len(_FAMILIES)]
-        images[index] = np.asarray(painter.grain(paint(painter)))
-    return images
-
-
+PHOTOS_SHA256 = "99310b92a8963a4b9118f3a93695bf9d2f7c20a03361f1962972901ccd5560da"
 BUILTIN_NAME = f"v{VERSION}"
+
+_KEY = f"watermark-guard/{VERSION}"
+
+
+class BuiltinImages:
+    """The first images of the built-in set: from the cache, else painted as they are asked for.
+
+    When all of the set were painted, they are kept. Images may be asked for in several threads.
+
+    Parameters
+    ----------
+    count : int, default COUNT
+
+    Warns
+    -----
+    UserWarning
+        If the cached file was damaged, if it cannot be written, or if this platform paints other
+        bytes than the published ones.
+    """
+
+    _others: str = ""  # what this platform's are made of, where those are not the published ones
+
+    def __init__(self, count: int = COUNT) -> None:
+        self._count = count
+        path = _path()
+        kept, damaged = _kept(path)
+        self._images: dict[int, NDArray[np.uint8]] = {} if kept is None else dict(enumerate(kept))
+        self._keep = kept is None
+        self._lock = threading.Lock()
+        if damaged:
+            # First it goes, then a warning, which may be an error.
+            with suppress(OSError):
+                path.unlink()
+            warnings.warn(f"{path} is damaged; the images are painted again", stacklevel=2)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        image = self._images.get(index)
+        if image is None:
+            self._check_photos()
+            image = painted(_KEY, index)
+            with self._lock:
+                self._images[index] = image
+                complete = self._keep and len(self._images) == COUNT
+                self._keep &= not complete
+            if complete:
+                self._write()
+        return image
+
+    @property
+    def content(self) -> str:
+        """Tells the bytes of these images from others, once the first of them is there."""
+        return self._others or SHA256
+
+    def _check_photos(self) -> None:
+        photos = digest_of_photos()
+        if photos == PHOTOS_SHA256 or self._others:
+            return
+        self._keep, self._others = False, photos
+        warnings.warn(
+            "the built-in images differ from the published ones on this platform (Pillow's JPEG "
+            "decoder may be another); scores may differ slightly from other machines'",
+            stacklevel=3,
+        )
+
+    def _write(self) -> None:
+        path = _path()
+        images = np.stack([self._images[index] for index in range(COUNT)])
+        try:
+            write_atomically(path, lambda file: np.save(file, images, allow_pickle=False))
+        except OSError as error:
+            warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=3)
 
 
 def builtin_images() -> NDArray[np.uint8]:
@@ -311,36 +126,10 @@ def builtin_images() -> NDArray[np.uint8]:
     Warns
     -----
     UserWarning
-        If the cached file was damaged, if it cannot be written, or if this platform generates
-        other bytes than the published ones.
+        As `BuiltinImages`.
     """
-    path = _path()
-    kept, damaged = _kept(path)
-    if kept is not None:
-        return kept
-    images = generate()
-    if _digest(images) != SHA256:
-        warnings.warn(
-            "the built-in images differ from the published ones on this platform (Pillow's JPEG "
-            "decoder may be another); scores may differ slightly from other machines'",
-            stacklevel=2,
-        )
-        return images
-    # First the file, then a warning, which may be an error.
-    try:
-        write_atomically(path, lambda file: np.save(file, images, allow_pickle=False))
-    except OSError as error:
-        warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=2)
-    if damaged:
-        warnings.warn(f"{path} is damaged; the built-in images were generated again", stacklevel=2)
-    return images
-
-
-@lru_cache(maxsize=1)
-def first_images(count: int) -> NDArray[np.uint8]:
-    """Return the first images of the built-in set; where it is not kept, only these are painted."""
-    kept, _ = _kept(_path())
-    return generate(count) if kept is None else kept[:count]
+    images = BuiltinImages()
+    return np.stack([images[index] for index in range(COUNT)])
 
 
 def _path() -> Path:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pytest_watermark_guard.plugin.options import (
     output_path,
     read_settings,
 )
+from pytest_watermark_guard.plugin.outputs import tell_estimate
 from pytest_watermark_guard.probing.context import Run, check_release, using_run
 from pytest_watermark_guard.reports.known_units import KnownUnit, KnownUnits
 from pytest_watermark_guard.watermarks.scenarios import (
@@ -92,6 +94,7 @@ def start_run(config: pytest.Config) -> GuardState:
         on_report=lambda report: pending.append(Probed(report)),
         on_verdict=on_verdict,
         on_ownership=pending_owned.append,
+        on_estimate=partial(tell_estimate, config),
         examples=html_path is not None,
         known=known,
         against=against,

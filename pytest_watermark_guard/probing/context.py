@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pytest_watermark_guard.reports.verdict import Verdict
 
 
-def _nobody(found: object) -> None:
-    """Take a report or a verdict that nobody waits for."""
+def _nobody(*found: object) -> None:
+    """Take a report, a verdict or an estimate that nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Run:
         Receives every gate's verdict, after its report.
     on_ownership : callable
         Receives every finished verification of ownership.
+    on_estimate : callable
+        Receives how many images a probe has, and about how many seconds they will take, where
+        these are many.
     examples : bool
         Whether reports name the images that move the worst units most and least.
     known : KnownUnits
@@ -61,6 +64,7 @@ class Run:
     on_report: Callable[[ProbeReport], None] = _nobody
     on_verdict: Callable[[Verdict], None] = _nobody
     on_ownership: Callable[[OwnershipReport], None] = _nobody
+    on_estimate: Callable[[int, float], None] = _nobody
     examples: bool = False
     known: KnownUnits = field(default_factory=KnownUnits)
     against: EarlierRelease | None = None

@@ -24,8 +24,10 @@ from pytest_watermark_guard.models.running.threads import free_threads, using_th
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.plans import PlanCache
+from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.probing.progress import progress_bar
 
+_WORTH_SAYING = 20.0  # seconds
 # Two probes of one model would switch its mode under each other's feet.
 ONE_AT_A_TIME = threading.RLock()
 
@@ -243,14 +245,21 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                     weights=opened.weights,
                 )
                 advance(len(batch.identities))
+                if execution.progress and not opened.estimated:
+                    left = executor.seconds_left
+                    opened.estimated = left is not None
+                    if left is not None and left >= _WORTH_SAYING:
+                        current_run().on_estimate(images, left)
 
 
-class _Opened(NamedTuple):
+@dataclass
+class _Opened:
     module: nn.Module
     recorder: ActivationRecorder
     executor: Executor
     weights: str
     threads: int
+    estimated: bool = False
 
 
 def _in_words(executor: Executor, threads: int, most: int) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from pytest_watermark_guard.images import builtin
 from pytest_watermark_guard.images.baseline import open_baseline
+from pytest_watermark_guard.images.painting import painted
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def generated():
-    return builtin.generate()
+    return np.stack([painted(f"watermark-guard/{builtin.VERSION}", i) for i in range(256)])
 
 
 def test_the_same_bytes_everywhere(generated):
@@ -35,21 +36,21 @@ def test_images_differ_and_hardly_any_is_bland(generated):
 
 
 @pytest.fixture
-def generations(monkeypatch, generated):
+def paintings(monkeypatch, generated):
     calls = []
-    monkeypatch.setattr(builtin, "generate", lambda: calls.append(1) or generated)
+    monkeypatch.setattr(builtin, "painted", lambda _, i: calls.append(i) or generated[i])
     return calls
 
 
-def test_generated_once_and_kept(folder, generations):
+def test_painted_once_and_kept(folder, paintings):
     first, second = builtin.builtin_images(), builtin.builtin_images()
     np.testing.assert_array_equal(first, second)
-    assert len(generations) == 1
+    assert paintings == [*range(builtin.COUNT)]
     assert [path.name for path in folder.iterdir()] == [f"builtin-{builtin.BUILTIN_NAME}.npy"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
-def test_a_damaged_cache_is_made_again(folder, generations, damage):
+def test_a_damaged_cache_is_made_again(folder, paintings, damage):
     builtin.builtin_images()
     (path,) = folder.iterdir()
     whole = path.read_bytes()
@@ -57,11 +58,11 @@ def test_a_damaged_cache_is_made_again(folder, generations, damage):
     path.write_bytes({"truncated": whole[:999], "empty": b"", "one bit": one_bit}[damage])
     with pytest.warns(UserWarning, match="is damaged"):
         builtin.builtin_images()
-    assert len(generations) == 2
+    assert len(paintings) == 2 * builtin.COUNT
     assert path.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, generations):
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, paintings):
     (tmp_path / "file").touch()
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="are not kept"):
@@ -69,13 +70,25 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, g
 
 
 def test_other_bytes_are_announced_and_not_kept(folder, monkeypatch, generated):
-    monkeypatch.setattr(builtin, "generate", lambda: generated[:1])
+    monkeypatch.setattr(builtin, "digest_of_photos", lambda: "others")
+    monkeypatch.setattr(builtin, "painted", lambda _, i: generated[i])
     with pytest.warns(UserWarning, match="differ from the published ones"):
         builtin.builtin_images()
     assert not list(folder.iterdir())
 
 
-def test_it_is_the_default_baseline(folder, generations):
+def test_an_image_is_painted_when_it_is_asked_for(folder, paintings):
+    baseline = open_baseline().subset(5, seed=1)
+    content = baseline.content()
+    assert paintings == []
+    baseline.load(2)
+    assert paintings == [int(baseline.identities[2].rpartition("/")[2])]
+    assert not list(folder.iterdir())
+    builtin.builtin_images()  # from now on they are kept, and are the same
+    assert open_baseline().subset(5, seed=1).content() == content
+
+
+def test_it_is_the_default_baseline(folder, paintings):
     baseline = open_baseline()
     assert len(baseline) == builtin.COUNT
     assert baseline.description == f"{builtin.COUNT} images of the built-in set v{builtin.VERSION}"

@@ -10,13 +10,13 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageEnhance
 
-from pytest_watermark_guard.images.builtin import generate
+from pytest_watermark_guard.images.builtin import BuiltinImages
 from pytest_watermark_guard.images.looks import LOOK, NEAR, look_of, near_duplicates, together
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return list(generate(40))
+    return [*BuiltinImages(40)]
 
 
 def groups_of(images):

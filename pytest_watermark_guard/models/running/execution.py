@@ -101,6 +101,11 @@ class Executor:
         self._rows_left = max(self._rows_left, 0) + rows
 
     @property
+    def seconds_left(self) -> float | None:
+        """How long the inputs that are left will take; None while the way to run may change."""
+        return None if self._tuner else self._current.seconds * max(self._rows_left, 0)
+
+    @property
     def plan(self) -> Plan:
         """How the model is run now."""
         return self._current.plan
