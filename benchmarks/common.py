@@ -33,4 +33,5 @@ def print_machine() -> None:
 
 
 def line(what: str, measured: object, wanted: object, met: bool) -> None:
-    print(f"{what:<58} {measured!s:>10}   {wanted!s:<10} {'met' if met else 'MISSED'}")
+    verdict = "" if wanted == "" else "met" if met else "MISSED"
+    print(f"{what:<58} {measured!s:>10}   {wanted!s:<10} {verdict}".rstrip())
