@@ -256,7 +256,7 @@ class _Reader:
             label, size = batches.baseline.labels.get(identity), pixels.shape[1::-1]
         else:
             image, label = batches.baseline.load(position)
-            pixels, size = self._fitted(image, repr(identity)), image.size
+            pixels, size = fitted(batches.preprocessing, image, repr(identity)), image.size
             if batches.decoded:
                 batches.decoded.put(identity, pixels)
         marks: list[Any] = []
@@ -291,7 +291,7 @@ class _Reader:
                 f"baseline image {size[0]}x{size[1]}; a marked copy must differ by the "
                 "mark only"
             )
-        marked = self._fitted(copy, repr(str(path)))
+        marked = fitted(self._batches.preprocessing, copy, repr(str(path)))
         if differ_everywhere(pixels, marked):
             raise ImagesError(
                 f"scenario {scenario.name!r}: {str(path)!r} differs from its baseline image nearly "
@@ -300,16 +300,17 @@ class _Reader:
             )
         return marked
 
-    def _fitted(self, image: Image.Image, where: str) -> Pixels:
-        preprocessing = self._batches.preprocessing
-        width, height = preprocessing.scaled(*image.size)
-        # What it takes already is bounded by Pillow.
-        if width * height > max(_MOST_PIXELS, image.width * image.height):
-            raise ImagesError(
-                f"images: {where} has {image.width}x{image.height} px and would be resized to "
-                f"{width}x{height}, which takes too much memory; crop it, or leave it out"
-            )
-        return preprocessing.fit(image)
+
+def fitted(preprocessing: Preprocessing, image: Image.Image, where: str) -> Pixels:
+    """Resize and crop an image to a model's input; `ImagesError` if that takes too much memory."""
+    width, height = preprocessing.scaled(*image.size)
+    # What it takes already is bounded by Pillow.
+    if width * height > max(_MOST_PIXELS, image.width * image.height):
+        raise ImagesError(
+            f"images: {where} has {image.width}x{image.height} px and would be resized to "
+            f"{width}x{height}, which takes too much memory; crop it, or leave it out"
+        )
+    return preprocessing.fit(image)
 
 
 def open_for(

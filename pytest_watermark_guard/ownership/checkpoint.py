@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class Checkpoint:
                     f"({training.get(name)!r}, and here {value!r}); {FORMAT.advice}"
                 )
         return state
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Turn whatever goes wrong when its state is taken over into one error with its name."""
+        return FORMAT.reading(self._path)
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace what is kept, at once or not at all."""

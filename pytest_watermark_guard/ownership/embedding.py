@@ -181,7 +181,9 @@ def embed(
         training = _Training(
             before, after, key, pixels, objective, batch_size, learning_rate, steps
         )
-        training.resume(state_file.read())
+        state = state_file.read()
+        with state_file.reading():
+            training.resume(state)
         with progress_bar(steps, progress, "embedding") as advance:
             advance(training.taken)
             while not training.finished(least_utility, alpha, state_file):

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.images.baseline import Baseline, open_baseline
+from pytest_watermark_guard.images.batches import fitted
 from pytest_watermark_guard.models.adapters.adapter import called
 from pytest_watermark_guard.models.device import resolve_device
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
@@ -123,8 +124,11 @@ def read_pixels(
     if count is not None:
         baseline = baseline.subset(count, seed)
     baseline = baseline.shuffled(seed)
-    fitted = [preprocessing.fit(baseline.load(i)[0]) for i in range(len(baseline))]
-    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).contiguous(), baseline
+    pixels = [
+        fitted(preprocessing, baseline.load(i)[0], repr(identity))
+        for i, identity in enumerate(baseline.identities)
+    ]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), baseline
 
 
 def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MOST_MIB = 300  # that memory may peak above what it was; whole inputs take a few KiB
+
 INPUTS = {
     "images": 11_000,
     "documents": 4000,
@@ -24,3 +30,21 @@ def refusal(error: Exception, name: str) -> int:
     """Return 1 for an error that names the file, to be counted."""
     assert name in str(error)
     return 1
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Check that whatever sizes an input declares, memory for them is not used up."""
+    before = _peak()
+    yield
+    assert _peak() - before < MOST_MIB
+
+
+def _peak() -> float:
+    """Return the most memory that this process ever had, in MiB; 0 where that is not known."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows
+        return 0.0
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

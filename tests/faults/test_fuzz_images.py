@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from fuzzing import refusal, told
+from fuzzing import bounded_memory, refusal, told
 from mutating import mutants
 from PIL import Image
 
@@ -58,7 +58,7 @@ def test_image_files(tmp_path, monkeypatch, record_property):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS // 2)
     path = tmp_path / "x.jpg"
     read = refused = 0
-    with warnings.catch_warnings():
+    with bounded_memory(), warnings.catch_warnings():
         warnings.simplefilter("error")
         for content in mutants(seeds(), told("images"), 1):
             path.write_bytes(content)

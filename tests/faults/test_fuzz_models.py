@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from fuzzing import refusal, told
+from fuzzing import bounded_memory, refusal, told
 from mutating import mutants
 from onnx import TensorProto, helper
 from safetensors.torch import save as safetensors
@@ -62,7 +62,7 @@ def test_checkpoints(tmp_path, record_property):
         pickle.dumps({"model": np.arange(3.0), "o": Harmful(harmed)}, protocol=2),
     ]
     read = refused = 0
-    with warnings.catch_warnings():
+    with bounded_memory(), warnings.catch_warnings():
         warnings.simplefilter("error")
         for number, content in enumerate(mutants(seeds, told("checkpoints"), 11)):
             path = tmp_path / f"weights{('.pt', '.safetensors', '.any')[number % 3]}"

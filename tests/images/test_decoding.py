@@ -17,6 +17,7 @@ import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images.baseline import open_baseline
 from pytest_watermark_guard.images.decoding import read_image
+from pytest_watermark_guard.ownership.encoder import read_pixels
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -302,6 +303,12 @@ def test_a_strip_is_refused_before_it_fills_the_memory(tmp_path, size, geometry)
     batches = wm.probing_batches(tmp_path, ["latin"], preprocess=preprocess)
     with pytest.raises(ImagesError, match=r"'strip\.png' has \d+x\d+ px and would be resized to"):
         next(iter(batches))
+
+
+def test_a_strip_is_no_key_image_either(tmp_path):
+    Image.new("RGB", (300_000, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(ImagesError, match=r"'strip\.png' has 300000x2 px"):
+        read_pixels(tmp_path, wm.Preprocessing(size=(224, 224), resize=256), None, 0)
 
 
 def test_a_strip_that_is_squeezed_is_read(tmp_path):

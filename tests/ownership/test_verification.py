@@ -212,6 +212,23 @@ def test_files_that_are_no_checkpoint(clean, key, images, tmp_path):
         embed(clean, key, images, alpha=1e-4, checkpoint=tmp_path / "noise" / "state")
 
 
+@pytest.mark.parametrize("part", ["parameters", "optimizer", "generator", "balance"])
+def test_checkpoints_of_which_a_part_does_not_fit(clean, key, images, tmp_path, part):
+    given = {"steps": 1, "alpha": 1e-4, "checkpoint": tmp_path / "state"}
+    with pytest.raises(OwnershipError, match="after 1 steps"):
+        embed(clean, key, images, **given)
+    whole = torch.load(tmp_path / "state", weights_only=True)
+    for other in (None, [], "missing"):
+        state = {**whole["state"], part: other}
+        if other == "missing":
+            del state[part]
+        if part == "balance" and other != "missing":
+            continue
+        torch.save({**whole, "state": state}, tmp_path / "state")
+        with pytest.raises(OwnershipError, match=r"state' holds no checkpoint: .* delete it"):
+            embed(clean, key, images, **given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
