@@ -125,8 +125,10 @@ def _distinct(units: Sequence[SensitiveUnit]) -> int:
 
 def _counts(report: ProbeReport, style: Style) -> Table:
     decisions = report.early_stop.each if report.early_stop else {}
-    images = ["images"] * bool(decisions)
     interval = ["95 %"] * any(scores.largest for scores in report)
+    if interval:
+        decisions = {}  # both do not fit into 80 columns; a sentence below tells of the images
+    images = ["images"] * bool(decisions)
     columns = ("layer", "scenario", "units", *TIER_HEADER, "max d", *interval, *images, "unit")
     rows = []
     for scores in report:
