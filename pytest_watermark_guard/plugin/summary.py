@@ -83,7 +83,8 @@ class Summary:
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = unprobed or (str(report.longrepr) if crash is None else crash.message)
             # The first failure of a model says most. "Failed" is pytest's name for `pytest.fail`.
-            self.failures.setdefault(specs[0], reason.removeprefix("Failed: "))
+            reason = reason.removeprefix("Failed: ").removeprefix(f"model spec {specs[0]!r}: ")
+            self.failures.setdefault(specs[0], reason)
         elif unprobed is not None:
             self.failures.setdefault(report.nodeid, unprobed)
         else:

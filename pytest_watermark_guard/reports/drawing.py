@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -47,8 +48,9 @@ def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False)
         console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
         if isinstance(part, Table):
             console.print()
-    # Where a line is broken, the next one may begin with anything.
-    text = inert("\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n")
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = inert(text)  # where a line is broken, the next one may begin with anything
     # One character for another, so that columns stay in line.
     return text.replace("…", ".").encode("ascii", "replace").decode() if style.ascii_only else text
 

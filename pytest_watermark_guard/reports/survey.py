@@ -267,7 +267,7 @@ def _parts(
         if specs and name != model:
             yield Text(f"{printable(name)}: {printable(model)}")
     for model, reason in survey.failures.items():
-        one_line = printable(" ".join(reason.split()).removeprefix(f"model spec {model!r}: "))
+        one_line = printable(" ".join(reason.split()))
         yield Text(f"Not probed: {printable(model)}: {one_line}", style="red")
     for verdict in undecided:
         word = verdict.outcome.capitalize()

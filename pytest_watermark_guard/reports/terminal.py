@@ -14,9 +14,8 @@ from pytest_watermark_guard.reports.controls import (
     control_sentences,
 )
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
-from pytest_watermark_guard.reports.early_stop import Decision
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.reports.scores import TIERS, Scores, SensitiveUnit
+from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
 from pytest_watermark_guard.reports.text import (
     TIER_HEADER,
     UNIT_HEADER,
@@ -124,10 +123,8 @@ def _distinct(units: Sequence[SensitiveUnit]) -> int:
 
 
 def _counts(report: ProbeReport, style: Style) -> Table:
-    decisions = report.early_stop.each if report.early_stop else {}
-    images = ["images"] * bool(decisions)
     interval = ["95 %"] * any(scores.largest for scores in report)
-    columns = ("layer", "scenario", "units", *TIER_HEADER, "max d", *interval, *images, "unit")
+    columns = ("layer", "scenario", "units", *TIER_HEADER, "max d", *interval, "unit")
     rows = []
     for scores in report:
         worst = scores.strongest()
@@ -139,7 +136,6 @@ def _counts(report: ProbeReport, style: Style) -> Table:
                 *(str(scores.count(tier)) for tier in TIERS),
                 f"{worst.differentiability:.3f}",
                 *([_ends(scores.largest)] * len(interval)),
-                *_images_taken(decisions, scores),
                 printable(worst.label),
             )
         )
@@ -150,14 +146,6 @@ def _ends(interval: tuple[float, float] | None) -> str:
     if interval is None:
         return "-"
     return "-".join(f"{end:.2f}".removeprefix("0") for end in interval)
-
-
-def _images_taken(decisions: Mapping[tuple[str, str], Decision], scores: Scores) -> list[str]:
-    """Say how many images the verdict on these scores took, if there was one on each layer."""
-    if not decisions:
-        return []
-    decision = decisions.get((scores.layer, scores.scenario))
-    return ["all" if decision is None or decision.verdict is None else str(decision.n_images)]
 
 
 def _impact(report: ProbeReport, style: Style) -> Table:

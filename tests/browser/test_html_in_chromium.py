@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import pytest_watermark_guard as wm
 from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
 from pytest_watermark_guard.reports.html.page import write_html
 
@@ -269,6 +270,40 @@ def test_at_most_a_thousand_units_are_rows(browser, tmp_path):
     assert "unit 750" not in rows(browser)  # its d is the least
     search(browser, "unit 750")
     wait_for(browser, lambda b: rows(b) == ["unit 750"])
+
+
+def test_the_slider_takes_the_mark_away(browser, tmp_path):
+    import torch
+    from PIL import Image
+
+    class Bright(torch.nn.Module):
+        def forward(self, x):
+            return torch.stack([x.amax((1, 2, 3)), x.mean((1, 2, 3))], 1)
+
+    for index in range(8):
+        Image.new("RGB", (60, 60), (20 + 20 * index,) * 3).save(tmp_path / f"{index}.png")
+    found = wm.probe(
+        Bright(),
+        tmp_path,
+        (wm.Scenario("large", ["A", "B"], length=2, size=60),),
+        ("features",),
+        preprocess=wm.Preprocessing(size=(60, 60)),
+        cache=False,
+        examples=True,
+    )
+    found.to_html(tmp_path / "page.html", images=tmp_path)
+    browser.get((tmp_path / "page.html").as_uri())
+    shot = browser.find_element("css selector", ".shot")
+    marked, slider = (shot.find_element("css selector", c) for c in (".marked", "input"))
+    assert marked.value_of_css_property("clip-path") == "inset(0px 0px 0px 0%)"
+    slider.send_keys("\ue011")  # Home: the slider's other end, by keyboard
+    assert marked.value_of_css_property("clip-path") == "inset(0px 0px 0px 100%)"
+    assert slider.get_attribute("aria-valuetext") == "0 % with the mark"
+    # The pair beside the verdict needs no slider.
+    pair = browser.find_elements("css selector", ".hero .pair img")
+    assert len(pair) == 2
+    assert all(image.is_displayed() for image in pair)
+    assert browser.get_log("browser") == []
 
 
 def test_a_spec_can_be_copied(opened):

@@ -151,7 +151,7 @@ def test_table_of_two_properties(grid):
     assert lines[0] == "eye: ink marks by size and opacity"
     assert all(len(line) <= 80 for line in lines)
     title = lines.index("Units of features by d, of 3")
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines[title:]]
+    cells = [[c.strip() for c in line.split("|")] for line in lines[title:]]
     header, *rows = [row for row in cells if len(row) == 9 and not row[0].startswith("-")]
     assert header == ["size", "opacity", ">=.7", ">=.8", ">=.9", ">=.95", "unit 1", "max d", "unit"]
     assert [row[:2] for row in rows] == [

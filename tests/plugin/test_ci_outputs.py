@@ -221,7 +221,7 @@ def test_a_model_that_could_not_be_checked_is_told_everywhere(project, actions, 
     options = ["--wm-report", "--wm-json=wm.json", "--wm-html=wm.html", *distribution]
     result = project.runpytest("--wm-model=shop:broken", "--wm-model=shop:blind", *options)
     (told,) = errors(result)
-    assert told.startswith("::error title=Model that could not be probed::shop:broken: model spec")
+    assert told.startswith("::error title=Model that could not be probed::shop:broken: broken() ")
     result.stdout.fnmatch_lines(["Not probed: shop:broken: *"])
     assert "### shop&#58;broken: could not be probed" in actions.read_text("utf-8")
     assert [*json.loads((project.path / "wm.json").read_text("utf-8"))["failures"]] == [

@@ -181,7 +181,7 @@ def test_settings_in_pyproject_toml(project, photos):
     )
     result = project.runpytest("--wm-model=shop:sensitive", "--wm-inconclusive=pass")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["7 of 64 images of *"])
+    result.stdout.fnmatch_lines(["7 images drawn from the 64 images of *"])
 
 
 @pytest.mark.skipif(
@@ -350,10 +350,9 @@ def test_runs_nested_in_one_process_do_not_mix(project):
 def test_early_verdicts_are_reported_and_can_be_turned_off(project):
     early = project.runpytest("--wm-model=shop:blind", "--wm-report")
     told = "Verdicts took * of 64 images, at error probability 0.001 for all of them."
-    early.stdout.fnmatch_lines(["*max d*images*unit*", told])
+    early.stdout.fnmatch_lines(["*max d*unit*", told])
     full = project.runpytest("--wm-model=shop:blind", "--wm-report", "--wm-early-stop=0")
     full.stdout.no_fnmatch_line("Verdicts took*")
-    full.stdout.no_fnmatch_line("*max d*images*")
     wrong = project.runpytest("--wm-model=shop:blind", "--wm-early-stop=2")
     assert wrong.ret == pytest.ExitCode.USAGE_ERROR
     wrong.stderr.fnmatch_lines(["ERROR: *early_stop must be a probability*"])
