@@ -1,8 +1,9 @@
 """Draw the picture at the top of the README: a photo with and without a mark, and the report.
 
 Needs ``pip install matplotlib selenium timm``, Chromium with its driver, and the folder that
-``WATERMARK_GUARD_DATA`` names, with ``models/tf_efficientnet_lite0.safetensors``. The photos are the
-built-in ones. Run it as ``python scripts/draw_overview.py``; it writes docs/images/overview.png.
+``WATERMARK_GUARD_DATA`` names, with ``models/tf_efficientnet_lite0.safetensors``. The photos are
+the built-in ones. Run it as ``python scripts/draw_overview.py``; it writes
+docs/images/overview.png.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from selenium.webdriver.chrome.service import Service
 import pytest_watermark_guard as wm
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 -- after the choice of its engine
+from matplotlib import pyplot as plt
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "overview.png"
 WEIGHTS = Path(os.environ["WATERMARK_GUARD_DATA"]) / "models" / "tf_efficientnet_lite0.safetensors"
@@ -33,6 +34,7 @@ GREY, RED = "#777777", "#b3261e"
 
 
 def main() -> None:
+    """Draw it."""
     model = wm.load_model(f"timm:tf_efficientnet_lite0?weights={WEIGHTS}").module.eval()
     report = wm.probe(
         model,
@@ -89,6 +91,7 @@ def best_pair(model, indices):
 
 
 def draw_scores(axis, before, after) -> None:
+    """Draw how far the score of each class rises."""
     rows = range(len(CLASSES))
     axis.hlines(rows, before, after, color=RED, linewidth=2)
     axis.scatter(before, rows, color=GREY, s=50, zorder=3)
@@ -104,6 +107,7 @@ def draw_scores(axis, before, after) -> None:
 
 
 def top_of_page(report) -> Image.Image:
+    """Return what a reader of the HTML page sees first."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):

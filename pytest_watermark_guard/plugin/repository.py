@@ -149,9 +149,7 @@ def _text(file: Path) -> str:
     return file.read_text("utf-8", errors="replace")
 
 
-def _lightning_module(
-    trees: Mapping[Path, ast.Module], folder: Path
-) -> tuple[str, str] | None:
+def _lightning_module(trees: Mapping[Path, ast.Module], folder: Path) -> tuple[str, str] | None:
     for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and any(

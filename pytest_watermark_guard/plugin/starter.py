@@ -88,7 +88,7 @@ def _settings(repository: Repository) -> Iterator[str]:
         yield _write(repository.folder / "pytest.ini", text, repository.folder)
         return
     file, table = place
-    lines = INI_LINES
+    lines: tuple[str, ...] = INI_LINES
     if file.endswith(".toml"):
         # Its older table takes every number as text.
         number = "0.95" if table == "[tool.pytest]" else '"0.95"'

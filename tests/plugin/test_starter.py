@@ -113,7 +113,7 @@ def test_a_second_run_changes_nothing(repository, capsys):
         (
             "pyproject_DOT_toml",
             "[project]\n",
-            'pyproject.toml is there and was left as it is: add below [tool.pytest.ini_options]\n'
+            "pyproject.toml is there and was left as it is: add below [tool.pytest.ini_options]\n"
             '    wm_threshold = "0.95"\n',
         ),
         ("pyproject_DOT_toml", "[tool.pytest]\n", "below [tool.pytest]\n    wm_threshold = 0.95\n"),
