@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not folder.is_dir():
         parser.error(f"init: {given.folder!r} is not a folder; name the repository's")
     try:
-        for line in start(folder):
-            print(line)
+        lines = list(start(folder))  # all is written before the first word
     except OSError as error:
         parser.exit(1, f"init: cannot write {error.filename!r}: {error.strerror}\n")
+    print("\n".join(lines))
     return 0
 
 

@@ -18,6 +18,8 @@ LIBRARIES = {
 """Kinds of repositories by what is imported there; the first that fits is taken."""
 
 _NOT_ITS_OWN = {"node_modules", "site-packages", "build", "dist", "__pycache__"}
+TEST_FILE = "test_watermark_guard.py"
+"""What the starter writes: it tells nothing of the repository."""
 _TEST_FOLDERS = ("tests", "test")
 # Functions that make a model of a name, by the library that they are of.
 _MAKERS = {"create_model": "timm", "from_pretrained": "transformers"}
@@ -127,7 +129,8 @@ def _own_files(folder: Path) -> Iterator[Path]:
             for name in folders
             if name not in _NOT_ITS_OWN and not name.startswith((".", "venv"))
         )
-        yield from (Path(place) / name for name in sorted(files) if name.endswith(".py"))
+        own = (name for name in sorted(files) if name.endswith(".py") and name != TEST_FILE)
+        yield from (Path(place) / name for name in own)
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

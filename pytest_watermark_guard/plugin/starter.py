@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_watermark_guard.plugin.repository import Repository, look_at
+from pytest_watermark_guard.plugin.repository import TEST_FILE, Repository, look_at
 
 FILES = Path(__file__).parent / "starter_files"
-TEST_FILE = "test_watermark_guard.py"
 WORKFLOW = Path(".github") / "workflows" / "watermark-guard.yml"
 INI_LINES = ("wm_threshold = 0.95", "wm_scenarios = chinese latin arabic_numerals")
 TOML_LINES = (

@@ -105,6 +105,7 @@ def test_a_second_run_changes_nothing(repository, capsys):
     assert f"{TEST} is there and was left as it is." in told
     assert "pytest.ini is there and was left as it is: add below [pytest]" in told
     assert "wrote" not in told
+    assert "torch, as nothing says otherwise" in told  # the test that it wrote tells nothing
 
 
 @pytest.mark.parametrize(
