@@ -95,3 +95,12 @@ def test_no_host_of_packages_and_no_path_of_a_machine():
     for page in (*pages.PAGES, *(path.relative_to(pages.ROOT) for path in WORKFLOWS)):
         text = (pages.ROOT / page).read_text("utf-8")
         assert not re.search(r"/work/|/root/|pypi\.org|/simple\b", text), page
+
+
+def test_the_readme_is_read_in_two_minutes_and_has_its_two_commands():
+    lines = (pages.ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 150
+    environments = (pages.ROOT / "tox.ini").read_text("utf-8")
+    for name in ("demo", "test"):
+        assert f"    python -m pip install tox && python -m tox run -e {name}" in lines
+        assert f"[testenv:{name}]" in environments
