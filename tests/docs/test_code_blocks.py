@@ -158,7 +158,7 @@ def python_blocks(page):
     return [block for block in pages.blocks_of(Path(page)) if block.language == "python"]
 
 
-PAGES = [str(page) for page in pages.PAGES if python_blocks(page) and page.suffix != ".ipynb"]
+PAGES = [page.as_posix() for page in pages.PAGES if python_blocks(page) and page.suffix != ".ipynb"]
 
 
 @pytest.mark.wm_settings(max_images=12, inconclusive="pass")
