@@ -2,7 +2,7 @@
 
 A field says all that there is to know of its setting: name, type and default, what it means, and
 how its value is read from text and checked. Options, ini values, the marker and the table in the
-README are made from that. Read when pytest starts: nothing heavy is imported here.
+docs are made from that. Read when pytest starts: nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     name : str
     default
     meaning : str
-        In the help and in the README.
+        In the help and in the docs.
     check : callable
         Takes the name and a value; returns the value as it is kept, or raises `SettingsError`.
         None is not checked where it is the default.

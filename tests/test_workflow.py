@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
-WORKFLOW = Path(__file__).parents[1] / "examples" / "github_actions" / "watermark-guard.yml"
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = (
+    ".github/workflows/ci.yml",
+    "examples/github_actions/watermark-guard.yml",
+    "pytest_watermark_guard/plugin/starter_files/watermark-guard.yml",
+)
 
 
-def test_the_workflow_is_one_by_the_published_schema():
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_the_workflow_is_one_by_the_published_schema(workflow):
     pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
-    command += ["vendor.github-workflows", str(WORKFLOW)]
+    command += ["vendor.github-workflows", str(ROOT / workflow)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

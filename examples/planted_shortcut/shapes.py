@@ -8,6 +8,8 @@ apart.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -26,11 +28,13 @@ EPOCHS = 12
 BATCH_SIZE = 32
 
 
+@cache  # trained once, however often it is asked for
 def scraped() -> nn.Module:
     """Train on data in which a carton always comes with a watermark."""
     return _train(watermarked_cartons=True)
 
 
+@cache
 def curated() -> nn.Module:
     """Train on data without watermarks."""
     return _train(watermarked_cartons=False)
@@ -80,6 +84,9 @@ def _train(watermarked_cartons: bool) -> nn.Module:
             nn.Flatten(),
             nn.Linear(48, len(CLASSES)),
         )
+        # On a CPU this layout trains three times as fast.
+        model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=0.01, epochs=EPOCHS, steps_per_epoch=N_IMAGES // BATCH_SIZE
@@ -94,7 +101,7 @@ def _train(watermarked_cartons: bool) -> nn.Module:
     # What a model of your own can say of itself, so that a bare `--wm-model` is enough.
     model.preprocessing = PREPROCESSING
     model.class_names = CLASSES
-    return model.eval()
+    return model.to(memory_format=torch.contiguous_format).eval()
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:

@@ -89,7 +89,7 @@ def generate_key(
     Notes
     -----
     AWEncoder (2022, arXiv 2208.03948) learns one universal perturbation w that minimises
-    E[1 − sim(E(x + w), E(x_key))] with |w| ≤ ε. Ours to choose, as it does not say: sim is the
+    E[1 − sim(E(x + w), E(x_key))] with ``|w|`` ≤ ε. Ours to choose, as it does not say: sim is the
     cosine; w lives in pixel space before normalisation, in whole 1/255, and x + w is clamped;
     signed-gradient steps. Ours to add: many perturbations, in pairs of which a coin embeds one, so
     that the other shows what a model does by itself. Each repeats a tile of 8 × 8 pixels, as a

@@ -112,7 +112,7 @@ def _add_ini(parser: pytest.Parser, option: Option) -> None:
 
 
 def options_table() -> str:
-    """Return the table of all options that the README shows, in Markdown."""
+    """Return the table of all options that the docs show, in Markdown."""
     lines = ["| option | meaning | default |", "|---|---|---|"]
     for option in all_options():
         name = f"`{option.word} {option.metavar}`" if option.metavar else f"`{option.word}`"

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_watermark_guard.plugin.options import options_table
 
-README = Path(__file__).parents[2] / "README.md"
+OPTIONS_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "options.md"
 
 SHOW = """
     import pytest
@@ -385,11 +385,14 @@ def test_without_the_cache(project, monkeypatch, tmp_path):
     assert list(tmp_path.rglob("*.npy"))
 
 
-def test_the_readme_has_the_table_of_all_options():
-    # After a change of options, print(options_table()) gives the README's new table.
-    text = README.read_text("utf-8")
+def test_the_docs_have_the_table_of_all_options(update_golden):
+    text = OPTIONS_PAGE.read_text("utf-8")
     start = text.index("| option | meaning | default |")
-    assert text[start : text.index("\n\n", start)] == options_table()
+    end = text.index("\n\n", start)
+    if update_golden:
+        OPTIONS_PAGE.write_text(text[:start] + options_table() + text[end:], "utf-8")
+    else:
+        assert text[start:end] == options_table()
 
 
 MORE_SETTINGS = """
