@@ -307,6 +307,25 @@ def test_a_report_says_when_some_images_were_run_in_bfloat16(probing_with):
     assert precision.endswith(", some images in bfloat16")
 
 
+def test_near_a_threshold_units_are_scored_again_in_float32(probing_with):
+    probing_with(WITH_BFLOAT16)
+    torch.manual_seed(0)
+    model = Layouts()
+    exact = plain(model, early_stop=0)
+    highest = max(float(scores.differentiability.max()) for scores in exact)
+    near = probe(model, early_stop=0, stop_at=highest)
+    assert (
+        near.precision == "float32, channels last, again, as a unit was within 0.01 of a threshold"
+    )
+    assert near.number_format == "float32"
+    for scores in exact:
+        found = near[scores.layer, scores.scenario]
+        np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
+    far = probe(model, early_stop=0, stop_at=min(highest + 0.02, 1))
+    assert far.precision.startswith("bfloat16")
+    assert probe(model).precision.startswith("bfloat16")  # no gate: nothing is decided
+
+
 @pytest.mark.parametrize(
     ("model", "tried"),
     [(Layouts(), 1), (Slow(lambda rows: rows), 3)],
