@@ -18,9 +18,9 @@ WORKFLOW = ".github/workflows/watermark-guard.yml"
 def repository(tmp_path):
     """Make a repository of files, by their texts."""
 
-    def make(**files):
+    def make(files):
         for name, text in files.items():
-            path = tmp_path / name.replace("__", "/").replace("_DOT_", ".")
+            path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
         return tmp_path
@@ -41,43 +41,43 @@ def written(folder):
     ("files", "kind", "loading"),
     [
         (
-            {"net_DOT_py": "import timm\nnet = timm.create_model('resnet50d', pretrained=True)"},
+            {"net.py": "import timm\nnet = timm.create_model('resnet50d', pretrained=True)"},
             "timm (timm in net.py)",
             ["import timm\n", 'timm.create_model("resnet50d", pretrained=True)'],
         ),
         (
-            {"requirements_DOT_txt": "# no torch\ntransformers>=4\n"},
+            {"requirements.txt": "# no torch\ntransformers>=4\n"},
             "transformers (transformers in requirements.txt)",
             ["from transformers import", 'from_pretrained("microsoft/resnet-18")'],
         ),
         (
             {
-                "src__shop__net_DOT_py": "import lightning as L\nimport timm\n\n"
+                "src/shop/net.py": "import lightning as L\nimport timm\n\n"
                 "class Carton(L.LightningModule):\n    pass\n"
             },
             "lightning (lightning in src/shop/net.py)",
             ["from shop.net import Carton", 'Carton.load_from_checkpoint("last.ckpt"'],
         ),
         (
-            {"pyproject_DOT_toml": '[project]\ndependencies = ["numpy", "pytorch-lightning>=2"]\n'},
+            {"pyproject.toml": '[project]\ndependencies = ["numpy", "pytorch-lightning>=2"]\n'},
             "lightning (pytorch_lightning in pyproject.toml)",
             ["from my_package.training import Classifier"],
         ),
         (
-            {"net_DOT_py": "from torch import nn"},
+            {"net.py": "from torch import nn"},
             "torch (torch in net.py)",
             ["import torchvision\n"],
         ),
         ({}, "torch, as nothing says otherwise", ["import torchvision\n"]),
         (
-            {"_DOT_venv__timm_DOT_py": "import timm", "broken_DOT_py": "import timm timm ="},
+            {".venv/timm.py": "import timm", "broken.py": "import timm timm ="},
             "torch, as nothing says otherwise",
             [],
         ),
     ],
 )
 def test_the_kind_of_repository(repository, capsys, files, kind, loading):
-    folder = repository(**files)
+    folder = repository(files)
     assert f"Kind of repository: {kind}." in init(folder, capsys)
     text = (folder / TEST).read_text("utf-8")
     compile(text, TEST, "exec")
@@ -86,7 +86,7 @@ def test_the_kind_of_repository(repository, capsys, files, kind, loading):
 
 
 def test_an_empty_repository_gets_everything(repository, capsys):
-    folder = repository()
+    folder = repository({})
     told = init(folder, capsys)
     assert written(folder) == {TEST, WORKFLOW, "pytest.ini"}
     for name in written(folder):
@@ -96,7 +96,7 @@ def test_an_empty_repository_gets_everything(repository, capsys):
 
 
 def test_a_second_run_changes_nothing(repository, capsys):
-    folder = repository()
+    folder = repository({})
     init(folder, capsys)
     (folder / TEST).write_text("# mine")
     before = {name: (folder / name).read_bytes() for name in written(folder)}
@@ -112,32 +112,32 @@ def test_a_second_run_changes_nothing(repository, capsys):
     ("name", "text", "told"),
     [
         (
-            "pyproject_DOT_toml",
+            "pyproject.toml",
             "[project]\n",
             "pyproject.toml is there and was left as it is: add below [tool.pytest.ini_options]\n"
             '    wm_threshold = "0.95"\n',
         ),
-        ("pyproject_DOT_toml", "[tool.pytest]\n", "below [tool.pytest]\n    wm_threshold = 0.95\n"),
-        ("pytest_DOT_ini", "", "add below [pytest]\n    wm_threshold = 0.95\n"),
-        ("tox_DOT_ini", "[pytest]\n", "tox.ini is there and was left as it is: add below [pytest]"),
-        ("setup_DOT_cfg", "[tool:pytest]\n", "add below [tool:pytest]"),
+        ("pyproject.toml", "[tool.pytest]\n", "below [tool.pytest]\n    wm_threshold = 0.95\n"),
+        ("pytest.ini", "", "add below [pytest]\n    wm_threshold = 0.95\n"),
+        ("tox.ini", "[pytest]\n", "tox.ini is there and was left as it is: add below [pytest]"),
+        ("setup.cfg", "[tool:pytest]\n", "add below [tool:pytest]"),
     ],
 )
 def test_settings_have_a_place_already(repository, capsys, name, text, told):
-    folder = repository(**{name: text})
+    folder = repository({name: text})
     assert told in init(folder, capsys)
-    file = folder / name.replace("_DOT_", ".")
+    file = folder / name
     assert file.read_text() == text
     assert (folder / "pytest.ini").exists() == (file.name == "pytest.ini")
 
 
 def test_a_tox_ini_that_is_not_pytest_s(repository, capsys):
-    folder = repository(tox_DOT_ini="[tox]\n")
+    folder = repository({"tox.ini": "[tox]\n"})
     assert "wrote pytest.ini" in init(folder, capsys)
 
 
 def test_test_folder_requirements_and_gitlab(repository, capsys):
-    folder = repository(test__test_it_DOT_py="", requirements_DOT_txt="torch\n")
+    folder = repository({"test/test_it.py": "", "requirements.txt": "torch\n"})
     (folder / ".gitlab-ci.yml").touch()
     told = init(folder, capsys)
     assert "wrote test/test_watermark_guard.py" in told
@@ -155,7 +155,7 @@ def test_no_such_folder(tmp_path, capsys):
 
 
 def test_a_file_in_the_way_is_told(repository, capsys):
-    folder = repository(tests="a file, not a folder")
+    folder = repository({"tests": "a file, not a folder"})
     with pytest.raises(SystemExit) as end:
         main(["init", str(folder)])
     assert end.value.code == 1
