@@ -49,7 +49,7 @@ def test_a_model_is_probed_once_for_all_its_items(project):
 def test_several_models_are_surveyed(project):
     models = "--wm-model=shop:sensitive", "--wm-model=shop:blind"
     result = project.runpytest(*models, "--wm-report")
-    result.stdout.fnmatch_lines(["Survey of 2 models", "*shop:sensitive*", "*shop:blind*"])
+    result.stdout.fnmatch_lines_random(["Survey of 2 models", "sensitive  *", "blind  *"])
     result = project.runpytest(models[0], "--wm-report")
     result.stdout.no_fnmatch_line("Survey of*")
 

@@ -55,7 +55,7 @@ def test_a_perfect_detector_fails_before_the_last_image():
     verdict = caught.value.verdict
     assert verdict.report.early_stop.verdict == "sensitive"
     assert verdict.report.n_images < N
-    assert f"Probed: {verdict.report.n_images} of 400 images" in verdict.story()
+    assert f"Probed: the first {verdict.report.n_images} of 400 images" in verdict.story()
 
 
 def test_early_and_full_runs_agree():
