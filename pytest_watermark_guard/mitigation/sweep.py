@@ -189,7 +189,10 @@ def sweep(
 
 
 def _checked(alphas: Sequence[float]) -> list[float]:
-    shares = sorted({0.0, *map(float, alphas)})
+    try:
+        shares = sorted({0.0, *map(float, alphas)})
+    except (TypeError, ValueError):
+        raise MaskError(f"alphas: shares of the features in [0, 1], got {alphas!r}") from None
     if not 0 <= shares[0] <= shares[-1] <= 1:
         wrong = shares[0] if shares[0] < 0 else shares[-1]
         raise MaskError(f"alphas: shares of the features in [0, 1], got {wrong:g}")

@@ -212,6 +212,8 @@ def test_an_alpha_that_was_not_swept(swept):
         swept.mask(0.3)
     with pytest.raises(MaskError, match=r"in \[0, 1\], got 1.5"):
         sweep(alphas=(1.5,))
+    with pytest.raises(MaskError, match=r"in \[0, 1\], got \('chinese',\)"):
+        sweep(alphas=("chinese",))
 
 
 def test_folders_of_classes(tmp_path):
