@@ -44,9 +44,23 @@ def render_reports(
     color: bool = False,
     ascii_only: bool = False,
 ) -> str:
-    """Draw the tables of several probes, each with the verdicts of the gates that used it.
+    """Draw the tables of several probes for a terminal, as ``pytest --wm-report`` does.
 
-    `threshold` is for probes that no gate used, and `tests` are those that made each probe.
+    Parameters
+    ----------
+    entries : sequence of (ProbeReport, sequence of Verdict)
+        Each probe with the verdicts of the gates that used it.
+    threshold : float
+        For probes that no gate used: units with d at or above it are red.
+    tests : sequence of (sequence of str), optional
+        For each probe, the tests that made it.
+    width, color, ascii_only
+        What the terminal can show.
+
+    Returns
+    -------
+    str
+        Lines, the last one ended.
     """
     style = Style(width, ascii_only)
     parts: list[RenderableType] = []
