@@ -17,7 +17,7 @@ INPUTS = {
     "keys": 700,
     "cache": 2500,
     "probes": 150,
-    "names": 300,
+    "names": 100,
 }
 
 

@@ -248,7 +248,8 @@ def test_at_every_batch(tmp_path, monkeypatch, count, reference, cached):
             expected = ModelError if isinstance(error, OSError) else type(error)
             with contextlib.suppress(expected):
                 assert tiny.probe(photos, before).to_json() == said
-                assert left[0] > 0, "it was raised"
+                # The first call only looks for the input's size; without it, more is assumed.
+                assert left[0] > 0 or turn == 1, "it was raised"
             if left[0] > 0:
                 break
             turn, faults = turn + 1, faults + 1
