@@ -65,7 +65,7 @@ def test_the_built_in_images_damaged(project):
     path.write_bytes(path.read_bytes()[:1000])
     result = outcome(project)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"*{path.name} is damaged; the built-in images were generated*"])
+    result.stdout.fnmatch_lines([f"*{path.name} is damaged; the images are painted again*"])
     outcome(project).assert_outcomes(passed=1)
 
 
