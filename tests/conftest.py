@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 import pytest_watermark_guard as wm
 import pytest_watermark_guard.reports.json_file
 import pytest_watermark_guard.reports.terminal
+from pytest_watermark_guard.models.running.openvino_model import load_openvino
 
 # A busy machine is slow now and then; that is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,6 +23,9 @@ pytest_plugins = ["pytester"]
 # no longer be themselves, and torch and rich would break.
 for name in dir(wm):
     getattr(wm, name)
+load_openvino()
+with suppress(ImportError):  # an optional extra
+    import onnxscript  # noqa: F401
 
 REAL_DATA = "WATERMARK_GUARD_DATA"
 QUIET = " ".join(

@@ -54,7 +54,9 @@ def share_interval(
     reach = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     scale = 1 + z**2 / trials
     # Rounding must not leave [0, 1], nor the share itself outside.
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+    low = 0.0 if share == 0 else max(0.0, (centre - reach) / scale)
+    high = 1.0 if share == 1 else min(1.0, (centre + reach) / scale)
+    return low, high
 
 
 def paired_difference_interval(

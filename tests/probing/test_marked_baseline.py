@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.images.builtin import generate
+from pytest_watermark_guard.images.builtin import builtin_images
 
 SIDE = 96
 N = 60
@@ -133,7 +133,7 @@ def test_a_model_that_fails_on_built_in_images_does_not_fail_the_probe():
 
 
 def test_images_with_marks_printed_by_the_product(tmp_path):
-    for index, pixels in enumerate(generate(65)[40:]):
+    for index, pixels in enumerate(builtin_images()[40:65]):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     wm.write_marked_folder(tmp_path, tmp_path / "marked", INK)
     assert probe(tmp_path / "marked").notes[0].startswith(LOOK_MARKED)

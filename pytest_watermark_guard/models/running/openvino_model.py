@@ -91,7 +91,7 @@ class Converter:
             # Two workers would be pinned to the same core.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = _openvino().Core().compile_model(self._graph, "CPU", options)
+        compiled = load_openvino().Core().compile_model(self._graph, "CPU", options)
         return OpenVinoModel(compiled, self._layers, self._batch_size)
 
 
@@ -119,7 +119,7 @@ def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
 
 def _converted(traced: Any) -> Any:
     """Convert by the frontend: ``openvino.convert_model`` does so too, and sends that it did."""
-    openvino = _openvino()
+    openvino = load_openvino()
     decoding = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
     frontends = openvino.frontend.FrontEndManager()
     frontend = frontends.load_by_framework("pytorch")
@@ -127,7 +127,7 @@ def _converted(traced: Any) -> Any:
     return frontend.convert(frontend.load(decoder))
 
 
-def _openvino() -> Any:
+def load_openvino() -> Any:
     """Import OpenVINO without its telemetry, which reports already that it is imported."""
     if "openvino" in sys.modules:
         return sys.modules["openvino"]

@@ -15,6 +15,7 @@ from pytest_watermark_guard.models.running.threads import (
     using_threads,
 )
 from pytest_watermark_guard.probing import running
+from pytest_watermark_guard.probing.context import Run, using_run
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
 
@@ -60,8 +61,9 @@ def test_fewer_threads_are_told_and_put_back(monkeypatch):
             return x.mean((2, 3))
 
     monkeypatch.setattr(running, "free_threads", lambda most: 1)
-    small = wm.Preprocessing(size=(32, 32))
-    report = wm.probe(Model(), PHOTOS, ("latin",), preprocess=small, outputs="logits", cache=False)
+    options = {"preprocess": wm.Preprocessing(size=(32, 32)), "outputs": "logits", "cache": False}
+    with using_run(Run()):  # not that of these tests, whose workers share the cores
+        report = wm.probe(Model(), PHOTOS, ("latin",), **options)
     assert report.precision == "float32, 1 of 4 threads"
     assert 1 in seen
     assert torch.get_num_threads() == 4
