@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,17 +66,28 @@ class _Draws:
 
 @cache
 def _photos() -> list[_Photo]:
-    from sklearn.datasets import load_sample_image
-
     photos = []
     for name in ("china.jpg", "flower.jpg"):
-        image = Image.fromarray(load_sample_image(name))
+        image = _sample_photo(name)
         grey = np.asarray(image.convert("L")).astype(np.int64)
         detail = np.zeros_like(grey)
         detail[1:] += abs(grey[1:] - grey[:-1])
         detail[:, 1:] += abs(grey[:, 1:] - grey[:, :-1])
         photos.append(_Photo(image, detail))
     return photos
+
+
+def _sample_photo(name: str) -> Image.Image:
+    """Read a photo that scikit-learn ships, without importing it, which takes most of a second."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder, "datasets", "images", name)
+        if path.is_file():
+            with Image.open(path) as photo:
+                return photo.convert("RGB")
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image(name))
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -25,6 +25,7 @@ _COMPARED = 64  # inputs, at most
 _FEW = 8  # inputs, about: enough to tell other numbers from rounding
 _CLEARLY_FASTER = 0.4  # of the first pass's time, warming up included: nothing else is tried
 _LARGEST_BATCH = {"cpu": 32}
+_LITTLE = 0.3
 _SAVED = 0.15  # of the work left, by compiling
 _WARM_UPS = 3  # passes: CUDA graphs are warmed up, recorded, and replayed
 
@@ -191,7 +192,9 @@ class Tuner:
             yield known
             self._seconds = known.seconds
         else:
-            if self._seconds * self._rows_left < self._policy.worth_tuning:
+            # Converted already, to try another precision costs little.
+            worth = self._policy.worth_tuning * (_LITTLE if self._best.plan.openvino else 1)
+            if self._seconds * self._rows_left < worth:
                 return
             yield from self._try_plans()
             if self._sizes and not self._best.plan.openvino:  # it was converted for one size
