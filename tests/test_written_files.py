@@ -11,59 +11,19 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from small_reports import ERASURE, OWNED, REPORT, SEARCH, SURFACE, SURVEY, SWEEP
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.mitigation.sweep_report import SweepReport
-from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.ownership import OwnershipKey, OwnershipReport
 from pytest_watermark_guard.ownership.checkpoint import Checkpoint
 from pytest_watermark_guard.plugin.known_units_file import read_known, write_known
 from pytest_watermark_guard.reports.json_file import write_json
 from pytest_watermark_guard.reports.known_units import KnownUnit
-from pytest_watermark_guard.reports.search import Find
 
 resource = pytest.importorskip("resource", reason="needs POSIX")
 
-SCORES = wm.Scores("logits", "latin", np.array([0.25, 0.5]), np.array([0.1, np.nan]), 9, ("a", "b"))
-REPORT = wm.ProbeReport(
-    "net", "9 photos", 9, 1, {("logits", "latin"): SCORES}, {"latin": wm.Impact(0.5, 1, "b", 0.25)}
-)
-SURVEY = wm.SurveyReport({"net": REPORT})
-SURFACE = wm.SurfaceReport("net", "latin", {"size": (30,)}, {(30,): REPORT})
-SEARCH = wm.SearchReport("net", "1 photo", 1, (SCORES.strongest(),), (Find("0", 1.5),))
-ERASURE = wm.FeatureErasure(np.ones((2, 1)), np.ones((1, 2)), np.zeros(2))
-HEAD = SweptHead(
-    alpha=0.0,
-    masked=0,
-    accuracy=0.5,
-    accuracy_interval=(0.25, 0.75),
-    change=0.0,
-    change_interval=(-0.5, 0.5),
-    scores={"latin": SCORES},
-    flips={"latin": 0.5},
-    control_flips={"latin": None},
-)
-SWEEP = SweepReport(
-    model="net",
-    scenarios=("latin",),
-    threshold=0.95,
-    margin=0.01,
-    seed=1,
-    n_train=9,
-    n_validation=18,
-    classes=("a", "b"),
-    penalty=1.0,
-    ranking=(1, 0),
-    weights="",
-    choosing=(HEAD,),
-    heads=(HEAD,),
-    erased=HEAD,
-    erasure=ERASURE,
-)
-OWNED = OwnershipReport(
-    "net", "labels", "ab", 0.5, 0.1, (0.1,), chosen=0.2, decoy=0.1, n_images=9, images="", queries=9
-)
 KEY = OwnershipKey(
     torch.ones(1, 2, 3, 2, 2, dtype=torch.int8),
     torch.tensor([True]),
