@@ -18,7 +18,9 @@ def talkative(project):
 
 
 def test_a_gate_says_how_long_it_will_take(talkative):
-    result = talkative.runpytest_subprocess("--wm-model=shop:blind", "--wm-early-stop=0")
+    result = talkative.runpytest_subprocess(
+        "--wm-model=shop:blind", "--wm-early-stop=0", "--wm-no-cache"
+    )
     result.stdout.re_match_lines(
         [r"watermark guard: .*: 64 images, about \d+ s, or less if the verdict is clear"]
     )
@@ -28,5 +30,7 @@ def test_a_gate_says_how_long_it_will_take(talkative):
 def test_quiet_runs_and_workers_say_nothing(talkative, quietly):
     if quietly == ("-n2",):
         pytest.importorskip("xdist")
-    result = talkative.runpytest_subprocess("--wm-model=shop:blind", "--wm-early-stop=0", *quietly)
+    result = talkative.runpytest_subprocess(
+        "--wm-model=shop:blind", "--wm-early-stop=0", "--wm-no-cache", *quietly
+    )
     result.stdout.no_re_match_line(".*or less if the verdict is clear")
