@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pytest_watermark_guard.models.running.agreement import FLOAT32_ROUNDING, are_close
 from pytest_watermark_guard.probing import running
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.prepare import ProbeContext
@@ -26,10 +27,7 @@ CHANGED = (
     "random)"
 )
 _IMAGES = 2
-# How far a number may be from the one before: as a share of its own size, plus a share of its
-# layer's root mean square. More than the order of a sum makes, far less than what moves a score.
-_FLOAT32 = 1e-3, 1e-4
-_LOWER = 3e-2, 1e-2
+_LOWER_ROUNDING = 3e-2, 1e-2  # as `FLOAT32_ROUNDING`
 
 
 class FirstAnswers:
@@ -75,12 +73,8 @@ class FirstAnswers:
         context = self._context
         whole = context.execution.plan.precision == "float32"
         float32 = whole and context.batches.dtype in (torch.float32, torch.float64)
-        share, layer_share = _FLOAT32 if float32 else _LOWER
-        for key, old in before.items():
-            if key not in now or now[key].shape != old.shape:
-                return False
-            scale = np.sqrt(np.square(old.astype(np.float64)).mean())
-            # NaN compares false with everything: it must not pass for agreement.
-            if not (np.abs(now[key] - old) <= share * np.abs(old) + layer_share * scale).all():
-                return False
-        return True
+        within = FLOAT32_ROUNDING if float32 else _LOWER_ROUNDING
+        return all(
+            key in now and now[key].shape == old.shape and are_close(old, now[key], within)
+            for key, old in before.items()
+        )

@@ -49,7 +49,7 @@ def measured(
         again in float32.
     """
     cache = context.cache
-    asked = None if cache is None else _asked(context, gate, examples)
+    asked = None if cache is None else _asked(context, gate, examples, thresholds)
     answers = FirstAnswers(context)
     notes: tuple[str, ...] = ()
     if cache is not None and asked is not None:
@@ -64,17 +64,19 @@ def measured(
     confirmed = gate is not None and _is_confirmed(gate, measurement)
     if gate is not None and not confirmed:  # only all images can tell
         measurement, small, more = measure(context, None)
-    if _is_close(measurement, thresholds):
+    close = _is_close(measurement, thresholds)
+    if close:
         exact = _in_float32(context)
-        measurement, _, _ = measure(_of_first_images(exact, measurement.n_images), None)
+        first = _of_first_images(exact, measurement.n_images)
+        measurement, _, _ = measure(first, None, doubts=measurement.doubts)
         if gate is not None and confirmed and not _is_confirmed(gate, measurement):
             confirmed = False
             measurement, _, _ = measure(exact, None)
         measurement = measurement._replace(plan=measurement.plan + _AGAIN)
     if gate is not None:
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))
-    # Of a small probe the activations are kept, which answer other questions too.
-    if cache is not None and asked is not None and not small:
+    # Of a small probe the activations are kept, which answer other questions too; but not these.
+    if cache is not None and asked is not None and (close or not small):
         cache.results.save(asked, measurement, answers.of(context.batches.streams))
     return measurement, tuple(dict.fromkeys((*notes, *more)))
 
@@ -114,8 +116,9 @@ def _measure(
     compute: Compute | None,
     examples: bool,
     answers: FirstAnswers,
+    doubts: tuple[str, ...] | None = None,
 ) -> tuple[ProbeMeasurement, bool, tuple[str, ...]]:
-    """Run the model and score its activations.
+    """Run the model and score its activations; `doubts` are those on the images, where known.
 
     Returns
     -------
@@ -153,12 +156,14 @@ def _measure(
             early_stop=None,
             dead_units=dead_units(recording),
             saturated=is_saturated(recording),
-            doubts=doubts_of(recording, scores, context, here),
+            doubts=doubts_of(recording, scores, context, here) if doubts is None else doubts,
         )
         return measurement, recording.keepable, recording.cache_notes
 
 
-def _asked(context: ProbeContext, gate: EarlyGate | None, examples: bool) -> str | None:
+def _asked(
+    context: ProbeContext, gate: EarlyGate | None, examples: bool, thresholds: Sequence[float]
+) -> str | None:
     """Digest what a result depends on beside model and images; None where that cannot be told."""
     baseline = context.batches.baseline
     labels = [baseline.labels.get(identity) for identity in baseline.identities]
@@ -166,8 +171,7 @@ def _asked(context: ProbeContext, gate: EarlyGate | None, examples: bool) -> str
     terms = None if gate is None else gate.terms
     names = context.naming.keywords
     try:
-        return digest(
-            context.batches.streams, context.execution.layers, names, labels, folder, terms
-        )
+        layers = context.execution.layers
+        return digest(context.batches.streams, layers, names, labels, folder, terms, thresholds)
     except NoKeyError:
         return None

@@ -15,6 +15,12 @@ import torch
 Floats = npt.NDArray[np.floating]
 Activations = dict[str, Floats]
 
+FLOAT32_ROUNDING = 1e-3, 1e-4
+"""Of an activation's own size, and of its layer's root mean square.
+
+More than the order of a sum makes in float32, far less than what moves A.
+"""
+
 USUAL, LARGEST = 0.005, 0.01
 """How far A may be moved: at 95 % of all units, and at any."""
 
@@ -23,9 +29,6 @@ _ROUNDING = 1e-5
 _BEYOND_CHANCE = 4.0  # standard errors; among thousands of units, some exceed three
 _MOST_ROWS = 64  # all pairs of them are compared
 _MOST_IMAGES = 16
-# Of an activation's own size, and of its layer's root mean square: more than the order of a sum
-# makes in float32, far less than what moves A.
-_SHARE, _LAYER_SHARE = 1e-3, 1e-4
 
 
 class Shift(NamedTuple):
@@ -89,13 +92,21 @@ def estimated_shift(expected: Activations, computed: Activations, streams: int =
 
 def are_equal(expected: Activations, computed: Activations) -> bool:
     """Tell whether activations, by layer, are equal but for the rounding of float32."""
-    for layer, units in expected.items():
-        scale = np.sqrt(np.square(units.astype(np.float64)).mean())
-        apart = np.abs(computed[layer].astype(np.float64) - units)
-        # NaN compares false with everything: it must not pass for equal.
-        if not (apart <= _SHARE * np.abs(units) + _LAYER_SHARE * scale).all():
-            return False
-    return True
+    return all(are_close(units, computed[layer]) for layer, units in expected.items())
+
+
+def are_close(
+    expected: Floats, computed: Floats, within: tuple[float, float] = FLOAT32_ROUNDING
+) -> bool:
+    """Tell whether a layer's activations, of one shape, are apart by so much at most.
+
+    `within` is a share of each activation's own size, and one of all their root mean square.
+    """
+    share, layer_share = within
+    scale = np.sqrt(np.square(expected.astype(np.float64)).mean())
+    # NaN compares false with everything: it must not pass for close.
+    apart = np.abs(computed - expected)
+    return bool((apart <= share * np.abs(expected) + layer_share * scale).all())
 
 
 def _noise(before: Floats, after: Floats, equal: Floats, streams: int) -> Floats:

@@ -119,7 +119,6 @@ class Tuner:
         self._rows_left = 0
         self._plans: Iterator[Plan] = self._asked()
         self._from_openvino = remembered is None or remembered.openvino
-        self._shift: Shift | None = None
         self.started = self.finished = self.tuned = False
 
     def start(self, inputs: torch.Tensor, rows_left: int) -> Activations:
@@ -154,7 +153,7 @@ class Tuner:
         expected = self._first(few.clone())  # the model may work in place
         if self._first.seconds * (rows + self._rows_left) < self._policy.worth_tuning:
             return
-        candidate = self._attempt(plan, few, lambda found: are_equal(expected, found))
+        candidate = self._attempt(plan, few, lambda _, found: are_equal(expected, found))
         if candidate is not None:
             self._best = candidate
 
@@ -284,17 +283,14 @@ class Tuner:
     def _candidate(self, plan: Plan) -> Runner | None:
         """Return the model run by another plan, or None where it fails, disagrees, or was tried."""
 
-        def agrees(found: Activations) -> bool:
-            self._shift = estimated_shift(self._expected, found, self._streams)
-            return self._policy.agrees(self._shift)
+        def agrees(candidate: Runner, found: Activations) -> bool:
+            candidate.shift = estimated_shift(self._expected, found, self._streams)
+            return self._policy.agrees(candidate.shift)
 
-        candidate = self._attempt(plan, self._inputs, agrees)
-        if candidate is not None:
-            candidate.shift = self._shift
-        return candidate
+        return self._attempt(plan, self._inputs, agrees)
 
     def _attempt(
-        self, plan: Plan, inputs: torch.Tensor, agrees: Callable[[Activations], bool]
+        self, plan: Plan, inputs: torch.Tensor, agrees: Callable[[Runner, Activations], bool]
     ) -> Runner | None:
         """Run some inputs by another plan, and return what does so if the activations agree."""
         if plan.openvino:  # a shape of its input is a shape that was traced
@@ -310,7 +306,7 @@ class Tuner:
             candidate = Runner(other, plan, self._first.clock, is_copy=True)
             for _ in range(_WARM_UPS if plan.compiled else 1):
                 activations = candidate(inputs.clone())  # the model may work in place
-            taken = agrees(activations)
+            taken = agrees(candidate, activations)
         except Exception:  # a model may refuse a layout or a type in any way; then it is not used
             taken = False
         except BaseException:

@@ -21,7 +21,7 @@ from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
 from pytest_watermark_guard.models.running.tuning import TuningPolicy
-from pytest_watermark_guard.probing import running
+from pytest_watermark_guard.probing import recording, running
 from pytest_watermark_guard.probing.caches.plans import PlanCache
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
@@ -324,6 +324,27 @@ def test_near_a_threshold_units_are_scored_again_in_float32(probing_with):
     far = probe(model, early_stop=0, stop_at=min(highest + 0.02, 1))
     assert far.precision.startswith("bfloat16")
     assert probe(model).precision.startswith("bfloat16")  # no gate: nothing is decided
+
+
+@pytest.mark.parametrize("spill", [10**9, 100], ids=["activations", "results"])
+def test_what_a_probe_left_in_the_cache_does_not_decide_near_a_threshold(
+    probing_with, monkeypatch, tmp_path, spill
+):
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(recording, "_SPILL", spill)  # bytes; of more, only results are kept
+    batches = probing_with(WITH_BFLOAT16)
+    torch.manual_seed(0)
+    model = Layouts()
+    report = probe(model, cache=True, early_stop=0)
+    assert report.precision.startswith("bfloat16")
+    highest = max(float(scores.differentiability.max()) for scores in report)
+    gate = {"cache": True, "early_stop": 0, "stop_at": highest}
+    near = probe(model, **gate)
+    assert near.number_format == "float32"
+    batches.clear()
+    assert probe(model, **gate).to_json() == near.to_json()
+    # The first images again, as they are run before anything cached is used.
+    assert sum(rows for rows, _ in batches) <= 10
 
 
 @pytest.mark.parametrize(
