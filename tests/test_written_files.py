@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from small_reports import ERASURE, OWNED, REPORT, SEARCH, SURFACE, SURVEY, SWEEP
+from small_reports import ERASURE, KEY, OWNED, REPORT, SEARCH, SURFACE, SURVEY, SWEEP
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import WatermarkGuardError
@@ -24,15 +24,6 @@ from pytest_watermark_guard.reports.known_units import KnownUnit
 
 resource = pytest.importorskip("resource", reason="needs POSIX")
 
-KEY = OwnershipKey(
-    torch.ones(1, 2, 3, 2, 2, dtype=torch.int8),
-    torch.tensor([True]),
-    torch.zeros(3, 2, 2, dtype=torch.uint8),
-    epsilon=0.03,
-    preprocessing=wm.Preprocessing(size=(2, 2), resize=None),
-    seed=1,
-    encoder="ab",
-)
 KNOWN = KnownUnit("net", "ab", "logits", "latin", 0, "a", 0.99, 0.95, datetime.date(2030, 1, 1))
 IMAGES = np.zeros((1, 8, 8, 3), dtype=np.uint8)
 

@@ -32,6 +32,30 @@ def refusal(error: Exception, name: str) -> int:
     return 1
 
 
+def tried(path, contents, load, refusing) -> tuple[int, int]:
+    """Load a file with each of some contents; return how many are read, and refused by its name.
+
+    `refusing` is what `load` raises for a file that it refuses; anything else is a failure.
+    """
+    read = refused = 0
+    for content in contents:
+        path.write_bytes(content)
+        try:
+            load(path)
+        except refusing as error:
+            refused += refusal(error, path.name)
+        else:
+            read += 1
+    return read, refused
+
+
+def counted(record_property, what, inputs, read, refused) -> None:
+    """Print how many inputs there were, which are all that were told."""
+    print(f"{read + refused} {what}: {read} read, {refused} refused")
+    record_property("inputs", read + refused)
+    assert read + refused == inputs
+
+
 @contextmanager
 def bounded_memory() -> Iterator[None]:
     """Check that whatever sizes an input declares, memory for them is not used up."""

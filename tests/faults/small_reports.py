@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.mitigation.sweep_report import SweepReport
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
-from pytest_watermark_guard.ownership import OwnershipReport
+from pytest_watermark_guard.ownership import OwnershipKey, OwnershipReport
 from pytest_watermark_guard.reports.search import Find
 
 SCORES = wm.Scores("logits", "latin", np.array([0.25, 0.9]), np.array([0.1, 0.05]), 9, ("a", "b"))
@@ -59,3 +60,12 @@ OWNED = OwnershipReport(
 SURFACE = wm.SurfaceReport("net", "latin", {"size": (30,)}, {(30,): REPORT})
 SEARCH = wm.SearchReport("net", "1 photo", 1, (SCORES.strongest(),), (Find("0", 1.5),))
 SURVEY = wm.SurveyReport({"net": REPORT})
+KEY = OwnershipKey(
+    torch.ones(1, 2, 3, 2, 2, dtype=torch.int8),
+    torch.tensor([True]),
+    torch.zeros(3, 2, 2, dtype=torch.uint8),
+    epsilon=0.03,
+    preprocessing=wm.Preprocessing(size=(2, 2), resize=None),
+    seed=1,
+    encoder="ab",
+)

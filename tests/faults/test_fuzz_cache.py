@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from fuzzing import told
+from fuzzing import counted, told
 from mutating import documents, mutants
 
 from pytest_watermark_guard.caching import store as module
@@ -77,8 +77,7 @@ def test_arrays(tmp_path, record_property):
                 read += 1
                 assert array.nbytes <= len(payload)
                 assert not array.dtype.hasobject
-    print(f"{read + refused} cached arrays: {read} read, {refused} refused")
-    record_property("inputs", read + refused)
+    counted(record_property, "cached arrays", told("cache"), read, refused)
     assert read > 30
     assert refused > 100
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from fuzzing import INPUTS, refusal, told
+from fuzzing import INPUTS, counted, told, tried
 from hypothesis import HealthCheck, given, settings, strategies as st
 from mutating import documents, mutants
 from small_reports import ERASURE, OWNED, REPORT, SEARCH, SURFACE, SURVEY, SWEEP
@@ -39,9 +39,11 @@ def test_there_are_at_least_20_000_inputs_of_strangers():
     assert sum(INPUTS.values()) >= 20_000
 
 
-def counted(record_property, read, refused):
-    print(f"{read + refused} documents: {read} read, {refused} refused")
-    record_property("inputs", read + refused)
+EACH = told("documents") // (len(DOCUMENTS) + 2)  # of each kind; runs and known units are two more
+
+
+def enough(record_property, read, refused):
+    counted(record_property, "documents", EACH, read, refused)
     assert read > 30
     assert refused > 100
 
@@ -51,36 +53,24 @@ def test_documents(tmp_path, record_property, kind):
     whole, load = DOCUMENTS[kind]
     path = tmp_path / "document.json"
     whole.save(path)
-    seed = json.loads(path.read_text())
-    read = refused = 0
-    for text in documents([seed], told("documents") // 10, 2):
-        path.write_text(text, encoding="utf-8")
-        try:
-            document = load(path)
-            document.save(path)
-            load(path)
-        except WatermarkGuardError as error:
-            refused += refusal(error, "document.json")
-        else:
-            read += 1
-    counted(record_property, read, refused)
+
+    def again(path):
+        load(path).save(path)
+        load(path)
+
+    contents = map(str.encode, documents([json.loads(path.read_text())], EACH, 2))
+    enough(record_property, *tried(path, contents, again, WatermarkGuardError))
 
 
 def test_runs_of_earlier_releases(tmp_path, record_property):
     path = tmp_path / "document.json"
     write_json(path, [(REPORT, [])], 0.9)
-    seed = json.loads(path.read_text())
-    read = refused = 0
-    for text in documents([seed], told("documents") // 10, 3):
-        path.write_text(text, encoding="utf-8")
-        try:
-            reports = read_release(path)
-        except WatermarkGuardError as error:
-            refused += refusal(error, "document.json")
-        else:
-            read += 1
-            assert all(isinstance(report, wm.ProbeReport) for report in reports)
-    counted(record_property, read, refused)
+
+    def load(path):
+        assert all(isinstance(report, wm.ProbeReport) for report in read_release(path))
+
+    contents = map(str.encode, documents([json.loads(path.read_text())], EACH, 3))
+    enough(record_property, *tried(path, contents, load, WatermarkGuardError))
 
 
 def test_known_units(tmp_path, record_property):
@@ -93,18 +83,14 @@ def test_known_units(tmp_path, record_property):
             for number in range(3)
         ],
     )
-    read = refused = 0
-    for content in mutants([path.read_bytes()], told("documents") // 10, 4):
-        path.write_bytes(content)
-        try:
-            units = read_known(path)
-            write_known(path, units)
-            assert len(read_known(path)) == len(units)
-        except WatermarkGuardError as error:
-            refused += refusal(error, "known.toml")
-        else:
-            read += 1
-    counted(record_property, read, refused)
+
+    def again(path):
+        units = read_known(path)
+        write_known(path, units)
+        assert len(read_known(path)) == len(units)
+
+    contents = mutants([path.read_bytes()], EACH, 4)
+    enough(record_property, *tried(path, contents, again, WatermarkGuardError))
 
 
 @pytest.mark.parametrize("load", [load for _, load in DOCUMENTS.values()] + [read_release])

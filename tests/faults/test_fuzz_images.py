@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from fuzzing import bounded_memory, refusal, told
+from fuzzing import bounded_memory, counted, told, tried
 from mutating import mutants
 from PIL import Image
 
@@ -57,20 +57,16 @@ def test_image_files(tmp_path, monkeypatch, record_property):
     # What is larger than twice this is refused by its header, before memory is given to it.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MOST_PIXELS // 2)
     path = tmp_path / "x.jpg"
-    read = refused = 0
+
+    def load(path):
+        image = read_image(path)
+        assert image.mode == "RGB"
+        assert image.width * image.height <= MOST_PIXELS
+
+    contents = mutants(seeds(), told("images"), 1)
     with bounded_memory(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        for content in mutants(seeds(), told("images"), 1):
-            path.write_bytes(content)
-            try:
-                image = read_image(path)
-            except ImagesError as error:
-                refused += refusal(error, "x.jpg")
-            else:
-                read += 1
-                assert image.mode == "RGB"
-                assert image.width * image.height <= MOST_PIXELS
-    print(f"{read + refused} image files: {read} read, {refused} refused")
-    record_property("inputs", read + refused)
+        read, refused = tried(path, contents, load, ImagesError)
+    counted(record_property, "image files", told("images"), read, refused)
     assert read > 500
     assert refused > 500

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from fuzzing import bounded_memory, refusal, told
+from fuzzing import bounded_memory, counted, refusal, told, tried
 from mutating import mutants
 from onnx import TensorProto, helper
 from safetensors.torch import save as safetensors
+from small_reports import KEY
 
-import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import ModelSpecError, OwnershipError
 from pytest_watermark_guard.models.loading.archives import load_exported_program
 from pytest_watermark_guard.models.loading.checkpoints import read_checkpoint
@@ -44,9 +44,8 @@ def saved(value, **options) -> bytes:
     return file.getvalue()
 
 
-def counted(record_property, what, read, refused):
-    print(f"{read + refused} {what}: {read} read, {refused} refused")
-    record_property("inputs", read + refused)
+def enough(record_property, what, inputs, read, refused):
+    counted(record_property, what, inputs, read, refused)
     assert refused > 10
 
 
@@ -75,7 +74,7 @@ def test_checkpoints(tmp_path, record_property):
                 read += 1
                 assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
     assert not harmed.exists()
-    counted(record_property, "checkpoints", read, refused)
+    enough(record_property, "checkpoints", told("checkpoints"), read, refused)
     assert read > 50
 
 
@@ -89,15 +88,9 @@ def test_exported_programs(tmp_path, record_property):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(torch.export.export(Small(), (torch.rand(2, 3, 4, 4),)), path)
-    seeds, read, refused = [path.read_bytes()], 0, 0
-    for content in mutants(seeds, told("programs"), 12):
-        path.write_bytes(content)
-        try:
-            load_exported_program(path)
-            read += 1
-        except ModelSpecError as error:
-            refused += refusal(error, "net.pt2")
-    counted(record_property, "exported programs", read, refused)
+    contents = mutants([path.read_bytes()], told("programs"), 12)
+    outcomes = tried(path, contents, load_exported_program, ModelSpecError)
+    enough(record_property, "exported programs", told("programs"), *outcomes)
 
 
 def graph() -> bytes:
@@ -128,16 +121,10 @@ def outside() -> bytes:
 
 def test_onnx_files(tmp_path, record_property, capfd):
     path = tmp_path / "net.onnx"
-    read = refused = 0
-    for content in mutants([graph(), graph(), outside()], told("onnx"), 13):
-        path.write_bytes(content)
-        try:
-            open_onnx(path)
-            read += 1
-        except ModelSpecError as error:
-            refused += refusal(error, "net.onnx")
+    contents = mutants([graph(), graph(), outside()], told("onnx"), 13)
+    outcomes = tried(path, contents, open_onnx, ModelSpecError)
     capfd.readouterr()  # onnxruntime logs by itself
-    counted(record_property, "ONNX files", read, refused)
+    enough(record_property, "ONNX files", told("onnx"), *outcomes)
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", "../x", "a\0b", ""])
@@ -151,24 +138,10 @@ def test_onnx_files_name_no_files_elsewhere(tmp_path, place):
 
 def test_ownership_keys(tmp_path, record_property):
     path = tmp_path / "key.safetensors"
-    OwnershipKey(
-        torch.ones(1, 2, 3, 2, 2, dtype=torch.int8),
-        torch.tensor([True]),
-        torch.zeros(3, 2, 2, dtype=torch.uint8),
-        epsilon=0.03,
-        preprocessing=wm.Preprocessing(size=(2, 2), resize=None),
-        seed=1,
-        encoder="ab",
-    ).save(path)
-    read = refused = 0
-    for content in mutants([path.read_bytes()], told("keys"), 14):
-        path.write_bytes(content)
-        try:
-            OwnershipKey.load(path)
-            read += 1
-        except OwnershipError as error:
-            refused += refusal(error, "key.safetensors")
-    counted(record_property, "keys", read, refused)
+    KEY.save(path)
+    contents = mutants([path.read_bytes()], told("keys"), 14)
+    outcomes = tried(path, contents, OwnershipKey.load, OwnershipError)
+    enough(record_property, "keys", told("keys"), *outcomes)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pt2"])
