@@ -21,14 +21,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from common import line, print_machine, real_data
+from common import line, lite_spec, mobilenet_spec, photos_below, print_machine, real_data
 
-SPECS = {
-    "mobilenet_v2": "torchvision:mobilenet_v2?weights={}/models/mobilenet_v2.safetensors",
-    "tf_efficientnet_lite0": (
-        "timm:tf_efficientnet_lite0?weights={}/models/tf_efficientnet_lite0.safetensors"
-    ),
-}
+SPECS = {"mobilenet_v2": mobilenet_spec, "tf_efficientnet_lite0": lite_spec}
 MOST = 2.0  # seconds of what is neither the import of torch nor a forward pass
 
 TIMED = """
@@ -54,11 +49,9 @@ enter("importing torch")
 import torch, torchvision
 leave()
 enter("other imports, pytest, output")
-from pytest_watermark_guard.images import builtin, inputs
-from pytest_watermark_guard.models.loading import loading
-from pytest_watermark_guard.models.running import threads, tuning
+from pytest_watermark_guard.models.running import tuning
 from pytest_watermark_guard.models.running.runner import Runner
-from pytest_watermark_guard.probing import filling, first_answers, measuring, prepare, running
+from pytest_watermark_guard.probing import first_answers, measuring, prepare, running
 from pytest_watermark_guard.probing.early_stopping import EarlyGate
 
 def timed(owner, name, part):
@@ -164,10 +157,10 @@ def main() -> None:
     data = real_data()
     options = []
     if arguments.images == "photos":
-        options = [f"--wm-images={data / 'data' / 'imagenet-sample' / 'baseline'}"]
+        options = [f"--wm-images={photos_below(data)}"]
     print_machine()
     for name in arguments.models:
-        rounds = [measure(SPECS[name].format(data), options) for _ in range(arguments.rounds)]
+        rounds = [measure(SPECS[name](data), options) for _ in range(arguments.rounds)]
         _, rows, plan, _ = rounds[-1]
         images = Path(arguments.images or "built-in images").name
         print(f"\n{name}, {images}: {median(r[0] for r in rounds):.1f} s, {rows} inputs, {plan}")

@@ -24,6 +24,14 @@ def mobilenet_spec(data: Path) -> str:
     return f"torchvision:mobilenet_v2?weights={data}/models/mobilenet_v2.safetensors"
 
 
+def lite_spec(data: Path) -> str:
+    return f"timm:tf_efficientnet_lite0?weights={data}/models/tf_efficientnet_lite0.safetensors"
+
+
+def photos_below(data: Path) -> Path:
+    return data / "data" / "imagenet-sample" / "baseline"
+
+
 def print_machine() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(

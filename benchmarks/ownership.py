@@ -22,7 +22,7 @@ import attacks
 import contrastive
 import numpy as np
 import torch
-from common import line, mobilenet_spec, print_machine, real_data
+from common import line, mobilenet_spec, photos_below, print_machine, real_data
 from mitigation import split
 from PIL import Image
 from scipy.stats import binom
@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path("attacks.png"), help="of the attacks")
     arguments = parser.parse_args()
     data = real_data()
-    photos = data / "data" / "imagenet-sample" / "baseline"
+    photos = photos_below(data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print_machine()
     with tempfile.TemporaryDirectory() as scratch:

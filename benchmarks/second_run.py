@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import line, mobilenet_spec, print_machine, real_data
+from common import line, mobilenet_spec, photos_below, print_machine, real_data
 
 # A user's test process has its model; the images that it sees are counted outside of it.
 CALL = """
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     data = real_data()
-    photos = str(data / "data" / "imagenet-sample" / "baseline")
+    photos = str(photos_below(data))
     call = [sys.executable, "-c", CALL, photos, str(data / "models" / "mobilenet_v2.safetensors")]
     bare = [sys.executable, "-c", "import torch, torchvision"]
     print_machine()

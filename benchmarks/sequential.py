@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import DATA, line, mobilenet_spec, print_machine, real_data
+from common import DATA, line, mobilenet_spec, photos_below, print_machine, real_data
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -136,7 +136,7 @@ def _run_mobilenet() -> dict[str, np.ndarray]:
     features: list[torch.Tensor] = []
     model.classifier.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     parts: dict[str, list[np.ndarray]] = {}
-    folder = data / "data" / "imagenet-sample" / "baseline"
+    folder = photos_below(data)
     for batch in wm.probing_batches(folder, SCRIPTS, model=model):
         for script, images in {"": batch.images, **batch.marked}.items():
             logits = model(images.contiguous(memory_format=torch.channels_last))

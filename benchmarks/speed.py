@@ -29,7 +29,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from common import line, print_machine, real_data
+from common import line, photos_below, print_machine, real_data
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,10 +163,6 @@ def operations(model: torch.nn.Module) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, 224, 224))
     return counter.get_total_flops()
-
-
-def photos_below(data: Path) -> Path:
-    return data / "data" / "imagenet-sample" / "baseline"
 
 
 def reference_seconds(name: str, folders: list[Path]) -> float:

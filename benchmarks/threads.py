@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import line, mobilenet_spec, print_machine, real_data
+from common import line, lite_spec, mobilenet_spec, photos_below, print_machine, real_data
 
 SIDE_BY_SIDE, BUSY = 1.15, 2.2
 
@@ -54,10 +54,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     data = real_data()
-    photos = data / "data" / "imagenet-sample" / "baseline"
-    options = [f"--wm-images={photos}", f"--wm-max-images={arguments.images}", "--wm-early-stop=0"]
-    lite = f"timm:tf_efficientnet_lite0?weights={data}/models/tf_efficientnet_lite0.safetensors"
-    one, both = [mobilenet_spec(data)], [mobilenet_spec(data), lite]
+    options = [
+        f"--wm-images={photos_below(data)}",
+        f"--wm-max-images={arguments.images}",
+        "--wm-early-stop=0",
+    ]
+    one, both = [mobilenet_spec(data)], [mobilenet_spec(data), lite_spec(data)]
     print_machine()
     in_turn, together, quiet, busy = [], [], [], []
     for _ in range(arguments.rounds):

@@ -23,13 +23,16 @@ _WRITING: set[str] = set()
 """Paths of the temporary files that this process writes now."""
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[IO[bytes]], Any], *, tidy: bool = True
+) -> None:
     """Write a file beside the target, then rename it.
 
     Other processes see the old content or the new one, never a part of it. If anything fails, the
-    old file stays as it was and nothing else is left; what a killed process left beside it is
-    removed. Missing folders are made, links are followed, and the mode of a file that is replaced
-    is kept. What is no regular file, such as a pipe, cannot be replaced and is written directly.
+    old file stays as it was and nothing else is left; with `tidy`, what a killed process left
+    beside it is removed, for which the folder is listed. Missing folders are made, links are
+    followed, and the mode of a file that is replaced is kept. What is no regular file, such as a
+    pipe, cannot be replaced and is written directly.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
@@ -45,7 +48,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
         temporary.replace(target)
     finally:
         remove_temporary(temporary)
-    _remove_abandoned(target)
+    if tidy:
+        _remove_abandoned(target)
 
 
 def check_writable(path: str | Path) -> None:

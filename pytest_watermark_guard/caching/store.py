@@ -92,9 +92,11 @@ class Store:
     def remove_abandoned(self) -> None:
         """Remove what killed processes were writing."""
         with contextlib.suppress(OSError):  # there is no such folder, or it is not ours
-            for used, path, _ in self._files():
-                if path.endswith(".tmp") and is_abandoned(path, used):
-                    _remove(Path(path))
+            # Only these are looked at: there may be thousands of others.
+            for path in self._folder.glob("*/*.tmp"):
+                ours = _KIND.fullmatch(path.parent.name) and not path.parent.is_symlink()
+                if ours and _OWN.fullmatch(path.name) and is_abandoned(path, path.lstat().st_mtime):
+                    _remove(path)
 
     @contextlib.contextmanager
     def warning_last(self) -> Iterator[None]:
@@ -207,9 +209,11 @@ class Store:
         return self._folder / kind / f"{key}.guard{suffix}"
 
     def _put(self, path: Path, write: Callable[[_Summed], Any]) -> None:
-        self._finished(
-            path, lambda: write_atomically(path, lambda file: _write_summed(path, file, write))
-        )
+        def put() -> None:
+            # What is abandoned goes when room is made.
+            write_atomically(path, lambda file: _write_summed(path, file, write), tidy=False)
+
+        self._finished(path, put)
 
     def _finished(self, path: Path, put: Callable[[], Any]) -> None:
         """Have a file put in its place, and make room for it."""

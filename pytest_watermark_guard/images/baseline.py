@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,7 @@ def _open(images: Any) -> Baseline:
     )
 
 
+@lru_cache(maxsize=1)
 def first_builtin(count: int) -> Baseline:
     """Open the first images of the built-in set alone."""
     return _of_builtin(builtin.BuiltinImages(count))

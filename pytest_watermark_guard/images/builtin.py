@@ -58,14 +58,12 @@ class BuiltinImages:
         bytes than the published ones.
     """
 
-    _others: str = ""  # what this platform's are made of, where those are not the published ones
-
     def __init__(self, count: int = COUNT) -> None:
         self._count = count
         path = _path()
         kept, damaged = _kept(path)
         self._images: dict[int, NDArray[np.uint8]] = {} if kept is None else dict(enumerate(kept))
-        self._keep = kept is None
+        self._painting = self._keep = kept is None
         self._lock = threading.Lock()
         if damaged:
             # First it goes, then a warning, which may be an error.
@@ -93,14 +91,14 @@ class BuiltinImages:
 
     @property
     def content(self) -> str:
-        """Tells the bytes of these images from others, once the first of them is there."""
-        return self._others or SHA256
+        """Tells the bytes of these images from those that another platform paints."""
+        photos = digest_of_photos() if self._painting else PHOTOS_SHA256
+        return SHA256 if photos == PHOTOS_SHA256 else photos
 
     def _check_photos(self) -> None:
-        photos = digest_of_photos()
-        if photos == PHOTOS_SHA256 or self._others:
+        if not self._keep or digest_of_photos() == PHOTOS_SHA256:
             return
-        self._keep, self._others = False, photos
+        self._keep = False
         warnings.warn(
             "the built-in images differ from the published ones on this platform (Pillow's JPEG "
             "decoder may be another); scores may differ slightly from other machines'",

@@ -27,14 +27,13 @@ def image_paths(root: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [
-            Path(parent, name)
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    # A pipe or a device would be waited for, here and wherever its content is digested.
-    for path in paths:
-        check_regular(path)
+        names = [n for n in files if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        with os.scandir(parent) as entries:
+            odd = {entry.name for entry in entries if not entry.is_file()}
+        # A pipe or a device would be waited for, here and wherever its content is digested.
+        for name in odd.intersection(names):
+            check_regular(Path(parent, name))
+        paths += [Path(parent, name) for name in names]
     if not paths:
         raise ImagesError(
             f"images: no image in {str(root)!r} or below it; looked for {', '.join(SUFFIXES)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -279,6 +279,7 @@ _FAMILIES = (
 )
 
 
+@lru_cache(maxsize=256)
 def painted(key: str, index: int) -> NDArray[np.uint8]:
     """Paint one image of a set, uint8 [SIZE, SIZE, 3]: the same for the same key and index."""
     painter = _Painter(_photos(), _Draws(f"{key}/{index}"))

@@ -91,5 +91,6 @@ def write_marked_folder(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         marked = composite(pixels, [renderer.render(draw)], renderer.color)[0]
         saved = Image.fromarray(marked.permute(1, 2, 0).contiguous().numpy())
-        write_atomically(copy, partial(saved.save, format=format, **_SAVE_OPTIONS[format]))
+        save = partial(saved.save, format=format, **_SAVE_OPTIONS[format])
+        write_atomically(copy, save, tidy=False)
     return len(copies)

@@ -10,10 +10,7 @@ from pathlib import Path
 import tiny
 from injecting import injecting
 
-from pytest_watermark_guard.probing import doubts
-
 photos, folder, turn = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-doubts.marked_notes = lambda *_: ()
 
 
 def kill() -> BaseException:

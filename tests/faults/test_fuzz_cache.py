@@ -18,7 +18,7 @@ from mutating import documents, mutants
 
 from pytest_watermark_guard.caching import store as module
 from pytest_watermark_guard.caching.store import Store
-from pytest_watermark_guard.probing import doubts, recording
+from pytest_watermark_guard.probing import recording
 
 KEY = "0" * 64
 
@@ -85,7 +85,6 @@ def test_arrays(tmp_path, record_property):
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """Photos, what a probe of them says, and what it leaves; with and without activations."""
-    monkeypatch.setattr(doubts, "marked_notes", lambda *_: ())
     photos = tiny.photos(tmp_path / "photos")
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "whole"))
     said = tiny.probe(photos)

@@ -16,7 +16,6 @@ from PIL import Image
 from pytest_watermark_guard.errors import ImagesError, ModelSpecError
 from pytest_watermark_guard.images.decoding import read_image
 from pytest_watermark_guard.models.loading.checkpoints import read_checkpoint
-from pytest_watermark_guard.probing import doubts
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -90,7 +89,6 @@ def test_checkpoints(tmp_path, what, name):
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 200, b"PK\x03\x04"])
 def test_a_cache_of_cut_off_files_is_made_again(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(doubts, "marked_notes", lambda *_: ())
     monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path / "cache"))
     photos = tiny.photos(tmp_path / "photos")
     said = tiny.probe(photos).to_json()

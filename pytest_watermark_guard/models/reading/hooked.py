@@ -23,10 +23,10 @@ from pytest_watermark_guard.models.reading.layers import (
 from pytest_watermark_guard.models.reading.outputs import (
     NO_FEATURES,
     combined,
+    expected_outputs,
     further_outputs,
     is_dense,
     main_tensor,
-    unreadable,
     vector_outputs,
 )
 from pytest_watermark_guard.models.reading.passed import first_tensor
@@ -118,10 +118,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         """Return the output that the logits, or a backbone's features, are."""
         if self._main_name is None:
             return main_tensor(output, images)[0]
-        vectors = vector_outputs(output, images)
-        if self._main_name not in vectors:  # it was there when the layers were found
-            raise unreadable(output, images)
-        return vectors[self._main_name]
+        return expected_outputs(output, images, (self._main_name,))[self._main_name]
 
     @property
     def more_outputs(self) -> tuple[str, ...]:
@@ -213,9 +210,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
                 units = self._output.read(self.main(output, len(filled)))
                 result = {"logits": units, "features": units}
             if self._more:
-                vectors = vector_outputs(output, len(filled))
-                if not {*self._more.values()} <= {*vectors}:
-                    raise unreadable(output, len(filled))
+                vectors = expected_outputs(output, len(filled), self._more.values())
                 result |= {layer: vectors[name].clone() for layer, name in self._more.items()}
             for layer, taps in self._taps.items():
                 missing = [tap for tap in taps if tap not in self._kept]

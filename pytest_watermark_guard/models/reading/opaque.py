@@ -9,11 +9,10 @@ from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.adapters.function import FunctionModel
 from pytest_watermark_guard.models.reading.outputs import (
     as_units,
+    expected_outputs,
     further_outputs,
     looks_channels_last,
     main_tensor,
-    unreadable,
-    vector_outputs,
 )
 
 
@@ -61,9 +60,7 @@ class OpaqueReader:
         """Return what the model returns as logits, or as features of a backbone."""
         output = self._module(x)
         units = as_units(main_tensor(output, len(x))[0], channels_last=self._channels_last)
-        vectors = vector_outputs(output, len(x))
-        if not {*self._more.values()} <= {*vectors}:
-            raise unreadable(output, len(x))
+        vectors = expected_outputs(output, len(x), self._more.values())
         more = {layer: vectors[name] for layer, name in self._more.items()}
         return {"logits": units, "features": units, **more}
 

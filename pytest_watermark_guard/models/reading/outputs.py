@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +51,10 @@ def main_tensor(
     maps = [] if isinstance(output, Mapping) else _maps(output, images)
     if maps:
         return maps[0], True
-    raise unreadable(output, images)
+    raise _unreadable(output, images)
 
 
-def unreadable(output: Any, images: int | None) -> LayerError:
+def _unreadable(output: Any, images: int | None) -> LayerError:
     """Return the error for an output that cannot be read as logits of so many images."""
     of = "" if images is None else f" for B = {images} images"
     return LayerError(
@@ -80,6 +80,20 @@ def vector_outputs(output: Any, images: int | None = None) -> dict[str, Tensor]:
             collect(item, f"{name}.{key}" if name else key, depth + 1)
 
     collect(output, "")
+    return vectors
+
+
+def expected_outputs(output: Any, images: int, names: Collection[str]) -> dict[str, Tensor]:
+    """Return `vector_outputs`, among which are those that were there when layers were found.
+
+    Raises
+    ------
+    LayerError
+        If one is missing now.
+    """
+    vectors = vector_outputs(output, images)
+    if not {*names} <= {*vectors}:
+        raise _unreadable(output, images)
     return vectors
 
 
