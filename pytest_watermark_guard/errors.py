@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 
 
 def did_you_mean(
     name: str, known: Iterable[str], most: int = 1, shown: Callable[[str], str] = repr
 ) -> str:
     """Return ``; did you mean 'x'?`` for a message about an unknown name, or nothing."""
+    from difflib import get_close_matches
+
     by_lower = {other.lower(): other for other in known}
     near = get_close_matches(name.lower(), by_lower, n=most)
     words = " or ".join(shown(by_lower[other]) for other in near)

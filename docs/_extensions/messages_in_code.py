@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "pytest_watermark_guard"
@@ -16,16 +18,22 @@ def error_names() -> list[str]:
 
 def error_messages(name: str) -> list[str]:
     """Return the messages that an error is raised with; what is filled in is an ellipsis."""
-    found = set()
+    return sorted(message for message in _messages()[name] if message.strip("… :"))
+
+
+@cache
+def _messages() -> dict[str, set[str]]:
+    """Return the messages by the name of their error."""
+    found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
                 continue
             called = node.exc.func
             raised = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-            if raised == name and node.exc.args:
-                found.add(" ".join(_text(node.exc.args[0]).split()))
-    return sorted(message for message in found if message.strip("… :"))
+            if node.exc.args:
+                found[raised].add(" ".join(_text(node.exc.args[0]).split()))
+    return found
 
 
 def _text(node: ast.expr) -> str:

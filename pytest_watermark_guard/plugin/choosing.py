@@ -75,6 +75,10 @@ def gate_path(config: pytest.Config, spec: str) -> Path:
     if config.getoption("newfirst", False):
         # To sort files by their age, pytest asks each for it.
         return config.inipath or config.rootpath
+    return _shown_path(config, spec)
+
+
+def _shown_path(config: pytest.Config, spec: str) -> Path:
     return config.rootpath / spec.replace("\\", "/").replace("/", "_")
 
 
@@ -99,7 +103,7 @@ def _means(start: str, config: pytest.Config, spec: str) -> bool:
     """Tell whether this is a model, as pytest shows it in any folder, or as editors know it."""
     path = os.path.normpath(_file(start, config))
     return start == spec or path in map(
-        os.path.normpath, (config.rootpath / spec, gate_path(config, spec))
+        os.path.normpath, (config.rootpath / spec, _shown_path(config, spec))
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_watermark_guard.plugin.outputs import tell
+from pytest_watermark_guard.plugin.outputs import reason, tell
 from pytest_watermark_guard.plugin.sending import received
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class GitHubActions:
         from pytest_watermark_guard.reports.github_summary import step_summary
 
         changes, interrupted = self._summary.release_lines, self._summary.interrupted(session)
-        text = step_summary(entries, self._summary.threshold, unprobed, changes, interrupted)
-        try:
+        try:  # whatever goes wrong must not cost the verdicts, which pytest is still to print
+            text = step_summary(entries, self._summary.threshold, unprobed, changes, interrupted)
             with Path(self._file).open("a", encoding="utf-8") as file:
                 file.write(text)
-        except OSError as error:
-            self._trouble = f"could not write the step summary: {error.strerror}"
+        except Exception as error:
+            self._trouble = f"could not write the step summary: {reason(error)}"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the annotations: here nothing captures them."""

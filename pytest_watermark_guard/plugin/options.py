@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_watermark_guard.caching.files import check_writable
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.setting_values import IniType, user_path
 from pytest_watermark_guard.settings import Settings, described, parse_setting
@@ -157,13 +156,15 @@ def output_path(config: pytest.Config, name: str) -> Path | None:
 
     A run that only collects leaves that of an earlier one as it is.
     """
-    file = named_path(config, name)
-    if file is None or config.option.collectonly:
+    if config.option.collectonly:
         return None
+    file = named_path(config, name)
+    if file is None or hasattr(config, "workerinput"):  # it is the controller that writes
+        return file
+    from pytest_watermark_guard.caching.files import check_writable
+
     try:
-        # Now, not after an hour of probing. It is the controller that writes.
-        if not hasattr(config, "workerinput"):
-            check_writable(file)
+        check_writable(file)  # now, not after an hour of probing
     except OSError as error:
         raise SettingsError(f"{name}: cannot write {str(file)!r}: {error.strerror}") from None
     return file

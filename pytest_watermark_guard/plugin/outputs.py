@@ -27,8 +27,14 @@ def tell_estimate(config: pytest.Config, images: int, seconds: float) -> None:
     about = f"{minutes} min" if minutes >= 2 else f"{round(seconds)} s"
     with capturing.global_and_fixture_disabled() if capturing else nullcontext():
         reporter.ensure_newline()
-        test, _, _ = os.environ.get("PYTEST_CURRENT_TEST", "probe").rpartition(" ")
+        test, _, _ = os.environ.get("PYTEST_CURRENT_TEST", "probe ").rpartition(" ")
         tell(reporter, f"{test}: {images:,} images, about {about}, or less if the verdict is clear")
+
+
+def reason(error: Exception) -> str:
+    """Return why something could not be written, in a line."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return (said or f"{type(error).__name__}: {error}").splitlines()[0]
 
 
 def write_output(
@@ -43,7 +49,5 @@ def write_output(
         write()
     except Exception as error:
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-        reason = error.strerror if isinstance(error, OSError) else None
-        first, *_ = (reason or f"{type(error).__name__}: {error}").splitlines()
-        return f"could not write {file}: {first}; a file that was there before is as it was"
+        return f"could not write {file}: {reason(error)}; a file that was there before is as it was"
     return f"wrote {file}{more}"

@@ -59,19 +59,24 @@ class Repository:
     @property
     def settings_file(self) -> tuple[str, str] | None:
         """Where pytest's settings belong: file and table, or None if there is no such file yet."""
-        for name, table in (
-            ("pytest.ini", "[pytest]"),
-            (".pytest.ini", "[pytest]"),
-            ("pyproject.toml", "[tool.pytest.ini_options]"),
-            ("tox.ini", "[pytest]"),
-            ("setup.cfg", "[tool:pytest]"),
+        # In the order in which pytest looks for them; the latter three are its own if they say so.
+        for name, tables in (
+            ("pytest.toml", ("[pytest]",)),
+            (".pytest.toml", ("[pytest]",)),
+            ("pytest.ini", ("[pytest]",)),
+            (".pytest.ini", ("[pytest]",)),
+            ("pyproject.toml", ("[tool.pytest]", "[tool.pytest.ini_options]")),
+            ("tox.ini", ("[pytest]",)),
+            ("setup.cfg", ("[tool:pytest]",)),
         ):
             file = self.folder / name
-            # One of the latter two is pytest's if it says so; a pyproject.toml is where one looks.
-            always = name.endswith(("pytest.ini", ".toml"))
-            if file.is_file() and (always or table in _text(file)):
-                own = table == "[tool.pytest.ini_options]" and "[tool.pytest]" in _text(file)
-                return name, "[tool.pytest]" if own else table
+            if not file.is_file():
+                continue
+            said = [table for table in tables if table in _text(file)]
+            if said or "pytest" in name:
+                return name, (said or tables)[0]
+        if (self.folder / "pyproject.toml").is_file():
+            return "pyproject.toml", "[tool.pytest.ini_options]"
         return None
 
     @property
@@ -79,11 +84,8 @@ class Repository:
         """What pip is told to install it, in a workflow."""
         if (self.folder / "requirements.txt").is_file():
             return "-r requirements.txt"
-        return "." if (self.folder / "pyproject.toml").is_file() or self._has_setup else "torch"
-
-    @property
-    def _has_setup(self) -> bool:
-        return (self.folder / "setup.py").is_file()
+        packaged = any((self.folder / name).is_file() for name in ("pyproject.toml", "setup.py"))
+        return "." if packaged else "torch"
 
 
 def look_at(folder: Path) -> Repository:
@@ -114,12 +116,13 @@ def _trees(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
     """Give the Python files that speak of one of the libraries."""
     words = [name.encode() for names in LIBRARIES.values() for name in names]
     for path in _own_files(folder):
-        source = path.read_bytes()
-        if any(word in source for word in words):
-            try:
-                yield path, ast.parse(source)
-            except (SyntaxError, ValueError):
-                continue  # a template, or Python of another age: it tells nothing
+        try:
+            source = path.read_bytes()
+            tree = ast.parse(source) if any(word in source for word in words) else None
+        except (OSError, SyntaxError, ValueError):
+            continue  # a dead link, a template, or Python of another age: it tells nothing
+        if tree is not None:
+            yield path, tree
 
 
 def _own_files(folder: Path) -> Iterator[Path]:

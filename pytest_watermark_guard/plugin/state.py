@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,7 +71,7 @@ def start_run(config: pytest.Config) -> GuardState:
     settings = read_settings(config)
     resolve_scenarios(settings.scenarios, scenarios)
     typed = config.getoption("wm_model")
-    models: Sequence[str] = typed or config.getini("wm_model") or ()
+    models: tuple[str, ...] = tuple(dict.fromkeys(typed or config.getini("wm_model") or ()))
     # What an ini file says must not keep an editor from collecting all other tests.
     for spec in models if typed or not config.option.collectonly else ():
         check_spec(spec, config)
@@ -99,7 +99,7 @@ def start_run(config: pytest.Config) -> GuardState:
         known=known,
         against=against,
     )
-    choice = choose(config, tuple(dict.fromkeys(models)), tuple(gate_names(run)))
+    choice = choose(config, models, tuple(gate_names(run)))
     check_options(config, run, choice.gates)
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
@@ -107,7 +107,7 @@ def start_run(config: pytest.Config) -> GuardState:
     config.add_cleanup(during.close)
     return GuardState(
         run,
-        tuple(dict.fromkeys(models)),
+        models,
         choice=choice,
         json_path=json_path,
         html_path=html_path,
@@ -127,7 +127,8 @@ def _known_scenarios(config: pytest.Config) -> Mapping[str, AnyScenario]:
 
 def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
     """Return the units on record, and the file that they are in, or would be."""
-    named = named_path(config, "known")
+    # What an ini file says must not keep an editor from collecting.
+    named = None if config.option.collectonly else named_path(config, "known")
     path = named or (config.inipath.parent if config.inipath else config.rootpath) / KNOWN_FILE
     updating = bool(config.getoption("wm_update_known"))
     if config.getoption("wm_no_known"):
@@ -155,9 +156,9 @@ def _known_units(config: pytest.Config) -> tuple[KnownUnits, Path]:
 
 def _earlier_release(config: pytest.Config, settings: Settings) -> EarlierRelease | None:
     """Return the release that probes are compared with, if one is named."""
-    path = named_path(config, "against")
     if config.option.collectonly:
         return None
+    path = named_path(config, "against")
     if path is None:
         check_release(settings, None)
         return None

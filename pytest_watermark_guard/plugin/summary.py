@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -134,22 +134,22 @@ class Summary:
     @property
     def release_lines(self) -> list[str]:
         """What changed since an earlier release: a line for each probe."""
-        return self._release_lines(lambda compared: True)
+        return self._release_lines(told=False)
 
     @property
     def untold_release_lines(self) -> list[str]:
         """Those of these lines that no table of the terminal's report tells."""
-        shown = self._state.show_report
-        return self._release_lines(lambda compared: isinstance(compared, str) or not shown)
+        return self._release_lines(told=self._state.show_report)
 
-    def _release_lines(self, wanted: Callable[[Comparison | str], bool]) -> list[str]:
+    def _release_lines(self, told: bool) -> list[str]:
+        """Return the lines, if a table has `told` of what could be compared without those."""
         against = self._state.run.against
         if against is None:
             return []
         return [
             against.told(report, self.threshold)
             for report, _ in self.entries
-            if wanted(against.compared(report, self.threshold))
+            if not told or isinstance(against.compared(report, self.threshold), str)
         ]
 
     @property

@@ -98,7 +98,8 @@ def test_messages_of_somebody_else_s_errors(actions, name):
 def test_options(actions):
     for option in ("--wm-scenarios", "--wm-images", "--wm-model", "--wm-precision"):
         for name in NASTY:
-            result = actions.runpytest("--wm-model=shop:blind", f"{option}={name}", "--co")
+            result = actions.runpytest("--wm-model=shop:blind", f"{option}={name}")
+            assert result.ret == pytest.ExitCode.USAGE_ERROR
             assert commands(result) == [], (option, name)
 
 

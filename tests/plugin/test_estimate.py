@@ -33,4 +33,5 @@ def test_quiet_runs_and_workers_say_nothing(talkative, quietly):
     result = talkative.runpytest_subprocess(
         "--wm-model=shop:blind", "--wm-early-stop=0", "--wm-no-cache", *quietly
     )
+    result.assert_outcomes(passed=4)
     result.stdout.no_re_match_line(".*or less if the verdict is clear")

@@ -149,6 +149,13 @@ def test_in_another_order(configured, option):
         assert sorted(ids(configured, option)) == sorted(TESTS + every())
 
 
+def test_new_tests_first_without_an_ini_file(project):
+    project.makepyfile(test_other="def test_one(): pass\n\ndef test_two(): pass")
+    (project.path / "tox.ini").unlink()
+    found = ids(project, "--nf", MODEL, "--wm-images=photos", ".")
+    assert set(TESTS) < set(found)
+
+
 def test_stepwise(project):
     options = [MODEL, "--sw", "-pno:randomly"]
     project.runpytest(*options).assert_outcomes(failed=1)
@@ -198,11 +205,14 @@ def test_editors_can_draw_their_tree(configured):
         ["wm_model = resnet18"],
         ["wm_model = no.onnx"],
         ["wm_against = no.json"],
+        ["wm_against = ~nobody-of-this-name/x"],
+        ["wm_json = ~nobody-of-this-name/x"],
+        ["wm_known = ~nobody-of-this-name/x"],
         ["wm_known = no.toml"],
         ["wm_no_worse = true"],
         ["wm_html = tox.ini/page.html"],
     ],
-    ids=lambda lines: lines[0].split()[0],
+    ids=lambda lines: lines[0],
 )
 def test_nothing_in_an_ini_file_stops_an_editor_from_collecting(project, lines):
     project.makepyfile(test_other="def test_one(): pass\n\ndef test_two(): pass")

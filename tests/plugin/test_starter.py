@@ -131,6 +131,20 @@ def test_settings_have_a_place_already(repository, capsys, name, text, told):
     assert (folder / "pytest.ini").exists() == (file.name == "pytest.ini")
 
 
+@pytest.mark.parametrize("own", [{"tox.ini": "[pytest]\n"}, {"pytest.toml": ""}])
+def test_settings_go_where_pytest_reads_them(repository, capsys, own):
+    """A table in pyproject.toml would have pytest ignore the other file."""
+    (name,) = own
+    told = init(repository({"pyproject.toml": "[project]\n", **own}), capsys)
+    assert f"{name} is there and was left as it is: add below [pytest]" in told
+
+
+def test_a_link_to_nothing_is_no_trouble(repository, capsys):
+    folder = repository({"net.py": "import timm"})
+    (folder / "a.py").symlink_to("gone.py")
+    assert "Kind of repository: timm" in init(folder, capsys)
+
+
 def test_a_tox_ini_that_is_not_pytest_s(repository, capsys):
     folder = repository({"tox.ini": "[tox]\n"})
     assert "wrote pytest.ini" in init(folder, capsys)
