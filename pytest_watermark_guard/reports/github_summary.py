@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import punctuation
 
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.reports.text import decision, extent, printable, unit_table
+from pytest_watermark_guard.reports.text import decision, printable, unit_table
 from pytest_watermark_guard.reports.verdict import Verdict
 
 MOST_MODELS = 50  # GitHub takes one MiB
@@ -77,7 +77,7 @@ def _report(report: ProbeReport, verdicts: Sequence[Verdict], threshold: float) 
         for line in verdict.accepted_lines():
             yield from _paragraph(line)
     yield from _paragraph(
-        f"Probed: {extent(report)}, seed {report.seed}, {report.device} in {report.precision}."
+        f"Probed: {report.extent}, seed {report.seed}, {report.device} in {report.precision}."
     )
     if images_taken := decision(report):
         yield from _paragraph(images_taken)

@@ -130,6 +130,11 @@ class ProbeReport(Report):
         return tuple(dict.fromkeys(layer for layer, _ in self.scores))
 
     @property
+    def by_layer(self) -> list[list[Scores]]:
+        """The scores of each layer, one for each scenario."""
+        return [[one for one in self if one.layer == layer] for layer in self.layers]
+
+    @property
     def scenarios(self) -> tuple[str, ...]:
         """The scenarios probed, in order."""
         return tuple(dict.fromkeys(scenario for _, scenario in self.scores))
@@ -278,7 +283,7 @@ class ProbeReport(Report):
             }
 
     def _figure(self) -> Any:
-        return draw_probe(self.model, [[s for s in self if s.layer == x] for x in self.layers])
+        return draw_probe(self.model, self.by_layer)
 
     def save(self, path: str | Path) -> None:
         """Write the report to a JSON file."""

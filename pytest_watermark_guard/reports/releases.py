@@ -25,7 +25,7 @@ from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.release_file import fitting, read_release
 from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.scores import SensitiveUnit
-from pytest_watermark_guard.reports.text import count, extent, listed, printable
+from pytest_watermark_guard.reports.text import count, listed, printable
 from pytest_watermark_guard.reports.unit_changes import (
     LEVEL,
     Place,
@@ -194,9 +194,9 @@ class Comparison(Report):
     def _differences(self) -> Iterator[str]:
         before, after = self.before, self.after
         if before.images_digest != after.images_digest or before.n_images != after.n_images:
-            yield printable(f"other images: {extent(before)} before, {extent(after)} after")
+            yield printable(f"other images: {before.extent} before, {after.extent} after")
         elif not before.images_digest:
-            yield printable(f"the images may be others: {extent(before)}, {extent(after)}")
+            yield printable(f"the images may be others: {before.extent}, {after.extent}")
         for report, when in ((before, "before"), (after, "after")):
             if report.stopped_early:
                 yield (

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.drawing import Style, rendered
 from pytest_watermark_guard.reports.figure import save_figure
+from pytest_watermark_guard.reports.names import printable
 
 Row = dict[str, Any]
 LINES = 9  # of a printed report, below which its methods are named
@@ -73,9 +74,9 @@ class Report:
 
     def to_html(self, path: str | Path) -> None:
         """Write the report to one HTML file that opens offline."""
-        from pytest_watermark_guard import write_html
+        from pytest_watermark_guard.reports.html.page import write_report
 
-        write_html(path, self)
+        write_report(path, self)
 
     def to_frame(self) -> Any:
         """Return the report as a pandas DataFrame, a row for each thing that was found.
@@ -95,7 +96,7 @@ class Report:
         return pandas.DataFrame(list(self._rows()))
 
     def __repr__(self) -> str:
-        lines = list(self._lines())
+        lines = list(map(printable, self._lines()))
         shown = lines if len(lines) <= LINES else [*lines[: LINES - 1], "..."]
         first, *rest = shown
         return "\n".join([f"{type(self).__name__}: {first}", *(f"  {r}" for r in rest), _METHODS])

@@ -163,9 +163,8 @@ def _parts(report: SearchReport, style: Style) -> Iterator[RenderableType]:
         for rank, find in enumerate(report.finds, 1)
     ]
     yield Text()
-    yield Text(f"The {len(rows)} highest of {count(report.n_images, 'image')}", style="italic")
-    # rich would wrap a title of the table itself at the width of the table.
-    yield table(style, "", ("", "score", "image"), rows, words=(2,))
+    title = f"The {len(rows)} highest of {count(report.n_images, 'image')}"
+    yield table(style, title, ("", "score", "image"), rows, words=(2,))
     if report.cutoff is not None:
         yield Text(
             f"{count(report.standing_out, 'image')} from the cut-off {report.cutoff:.2f} on; "

@@ -23,7 +23,6 @@ from pytest_watermark_guard.reports.text import (
     control_areas,
     count,
     decision,
-    extent,
     gains,
     most_differentiable,
     printable,
@@ -84,7 +83,7 @@ def _report(
         yield Text(f"Made by {shown}{and_more(tests, _TESTS)}.")
     yield Text(
         printable(
-            f"{extent(report)}; seed {report.seed}; {report.device}, {report.precision}; "
+            f"{report.extent}; seed {report.seed}; {report.device}, {report.precision}; "
             f"{report.preprocessing}"
         )
     )

@@ -72,11 +72,6 @@ def control_areas(
     )
 
 
-def extent(report: ProbeReport) -> str:
-    """Say which images a probe used."""
-    return report.extent
-
-
 def decision(report: ProbeReport) -> str | None:
     """Say how many images a gate's verdict took, if it was free to stop early."""
     early = report.early_stop

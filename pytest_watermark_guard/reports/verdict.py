@@ -28,7 +28,6 @@ from pytest_watermark_guard.reports.text import (
     and_more,
     count,
     decision,
-    extent,
     listed,
     printable,
     reaction,
@@ -203,7 +202,7 @@ class Verdict:
             lines.append("")
         lines += self.accepted_lines()
         lines += [
-            f"Probed: {printable(extent(report))}, seed {report.seed}, {printable(report.device)} "
+            f"Probed: {printable(report.extent)}, seed {report.seed}, {printable(report.device)} "
             f"in {printable(report.precision)}.",
             f"Preprocessing: {printable(report.preprocessing)}.",
             "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",

@@ -432,10 +432,14 @@ def example_report(photos):
     )
 
 
+def pictures(page):
+    """Return all images of photos."""
+    return [image for image in page.all("img") if "jpeg" in image["src"]]
+
+
 def thumbnails(page):
     """Return the examples' images, without the large ones beside the verdict."""
-    small = [image for image in page.all("img") if "jpeg" in image["src"]]
-    return small[2:]
+    return pictures(page)[2:]
 
 
 def test_examples_are_the_probe_s_own_images(photos):
@@ -462,7 +466,7 @@ def test_images_that_are_gone_are_said_to_be(photos, tmp_path):
     for image in photos.iterdir():
         image.rename(image.with_name("x" + image.name))
     page = Page(render([(report, [])], by_name=True))
-    assert not thumbnails(page)
+    assert not pictures(page)
     assert "is not among the 8 images of" in page.text("p")
 
 
@@ -481,5 +485,5 @@ def test_reports_and_surveys_write_themselves(photos, tmp_path):
 
 def test_folders_that_a_report_names_are_opened_only_where_it_is_trusted(photos):
     page = Page(render([(example_report(photos), [])]))
-    assert not thumbnails(page)
+    assert not pictures(page)
     assert "Its images cannot be shown" in page.text("p")

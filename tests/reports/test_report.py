@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import sys
 import types
 from dataclasses import replace
@@ -163,3 +165,22 @@ def test_the_package_lists_its_public_names_alone():
     assert not [name for name in names if name.startswith("_") and name != "__version__"]
     assert "importlib" not in names
     assert all(hasattr(wm, name) for name in names)
+
+
+def test_text_from_outside_is_printed_as_text():
+    report = replace(SMALL, model="net\n::error::\x1b[2J")
+    first = repr(report).splitlines()[0]
+    assert "\\n" in first
+    assert "\x1b" not in repr(report)
+
+
+def test_a_page_of_a_report_is_the_same_every_time(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
+    for name in ("a.html", "b.html"):
+        REPORTS["search"].to_html(tmp_path / name)
+    first, second = ((tmp_path / name).read_text("utf-8") for name in ("a.html", "b.html"))
+    pictures = [re.findall(r"data:image/svg[^\"]+", page) for page in (first, second)]
+    assert pictures[0]
+    assert pictures[0] == pictures[1]
+    drawn = base64.b64decode(pictures[0][0].partition(",")[2])
+    assert b"<text" in drawn  # which a reader can find and copy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pytest_watermark_guard.reports.html.units import Judged
@@ -57,7 +57,7 @@ def ranked_classes(ranking: ClassRanking) -> Iterator[RankedClass]:
         yield RankedClass(ranking.scenario, label, areas.mean(), areas.min(), areas.max())
 
 
-def cautions(survey: SurveyReport) -> list[str]:
+def cautions(survey: SurveyReport, ranked: Iterable[ClassRanking]) -> list[str]:
     """Say what the comparison must not be read without."""
     silent = [
         f"{layer} under {scenario}"
@@ -69,5 +69,5 @@ def cautions(survey: SurveyReport) -> list[str]:
     sentences = [unequal_images(survey)]
     if silent:
         sentences.append(f"No unit of any model reaches d = {TIERS[0]:g}: {listed(silent)}.")
-    sentences += map(ranking_caution, rankings(survey))
+    sentences += map(ranking_caution, ranked)
     return [caution for caution in dict.fromkeys(sentences) if caution]

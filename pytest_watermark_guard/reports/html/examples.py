@@ -66,7 +66,7 @@ class Drawer:
     def __init__(self, images: Any = None, by_name: bool = False) -> None:
         self._images = images
         self._by_name = by_name
-        self._opened: dict[str, Baseline] = {}
+        self._opened: dict[str, tuple[Baseline, Mapping[str, int]]] = {}
 
     def galleries(self, models: Sequence[Model]) -> list[Gallery]:
         """Draw the images of each model's worst units; one that cannot be drawn says why."""
@@ -146,8 +146,7 @@ class Drawer:
     ) -> Iterable[Pair]:
         examples = report.examples
         assert examples is not None
-        baseline = self._baseline(examples)
-        places = {identity: place for place, identity in enumerate(baseline.identities)}
+        baseline, places = self._baseline(examples)
         missing = [identity for identity in images if identity not in places]
         if missing:
             raise ImagesError(f"{missing[0]!r} is not among the {baseline.description} any more")
@@ -177,7 +176,8 @@ class Drawer:
                 changes.get((scenario, identity)),
             )
 
-    def _baseline(self, examples: Examples) -> Baseline:
+    def _baseline(self, examples: Examples) -> tuple[Baseline, Mapping[str, int]]:
+        """Return the images, and the place of each by its name."""
         if self._images is not None:
             key, source = "", self._images
         elif examples.images is None:
@@ -189,7 +189,9 @@ class Drawer:
         else:
             raise ImagesError(f"pass images={examples.images!r}, if those are the ones to be shown")
         if key not in self._opened:
-            self._opened[key] = open_baseline(source)
+            baseline = open_baseline(source)
+            places = {identity: place for place, identity in enumerate(baseline.identities)}
+            self._opened[key] = baseline, places
         return self._opened[key]
 
 
@@ -221,7 +223,7 @@ def _fitting(geometry: Mapping[str, Any]) -> Preprocessing:
 
 
 def _scenario(examples: Examples, name: str) -> AnyScenario:
-    fields: Mapping[str, Any] = next(mark for mark in examples.marks if mark["name"] == name)
+    fields: Mapping[str, Any] = {mark["name"]: mark for mark in examples.marks}[name]
     return PairedFolder(**fields) if "folder" in fields else Scenario(**fields)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pytest_watermark_guard.reports.figure import (
@@ -16,7 +16,7 @@ from pytest_watermark_guard.reports.figure import (
     new_figure,
     shortened,
 )
-from pytest_watermark_guard.reports.html.comparison import SHOWN, rankings
+from pytest_watermark_guard.reports.html.comparison import SHOWN
 from pytest_watermark_guard.reports.html.units import Judged
 from pytest_watermark_guard.reports.probe_figure import ALERT, SERIES, draw_distribution
 from pytest_watermark_guard.reports.report import Report
@@ -91,21 +91,19 @@ def distributions(judged: Judged) -> list[Picture]:
     """Draw for each layer how many units reach each d, a line for each scenario."""
     import matplotlib
 
-    by_layer = [[s for s in judged.report if s.layer == layer] for layer in judged.report.layers]
     with matplotlib.rc_context(_STYLE):
-        return [_distribution(scores, judged.threshold) for scores in by_layer]
+        return [_distribution(scores, judged.threshold) for scores in judged.report.by_layer]
 
 
-def report_figure(report: Report) -> Picture:
-    """Draw a report's own figure."""
+def report_figure(report: Report, said: str) -> Picture:
+    """Draw a report's own figure, of which its first line is `said`."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure = report._figure()
-    return _picture(figure, f"{next(report._lines())}; the numbers are in the table.", "")
+        return _picture(report._figure(), f"{said}; the numbers are in the table.", "")
 
 
-def comparisons(survey: SurveyReport) -> list[Picture]:
+def comparisons(survey: SurveyReport, rankings: Iterable[ClassRanking]) -> list[Picture]:
     """Draw several models: units above each tier, and classes ranked over the models."""
     import matplotlib
 
@@ -116,7 +114,7 @@ def comparisons(survey: SurveyReport) -> list[Picture]:
                 counts = survey.counts(layer, scenario, TIERS[0])
                 if len(counts) > 1 and any(number for number, _ in counts.values()):
                     pictures.append(_counts(survey, layer, scenario))
-        return pictures + [_classes(ranking) for ranking in rankings(survey)]
+        return pictures + [_classes(ranking) for ranking in rankings]
 
 
 def _distribution(layer_scores: Sequence[Scores], threshold: float) -> Picture:

@@ -15,7 +15,6 @@ from pytest_watermark_guard.reports.controls import (
 )
 from pytest_watermark_guard.reports.html import comparison, figures, view
 from pytest_watermark_guard.reports.html.environment import render_page
-from pytest_watermark_guard.reports.html.examples import Drawer
 from pytest_watermark_guard.reports.html.origin import Origin, today
 from pytest_watermark_guard.reports.html.ownership import ownership_headline, ownership_verdict
 from pytest_watermark_guard.reports.html.units import ROWS, first_rows, packed
@@ -32,7 +31,7 @@ _CHANGES = 50  # units of a comparison in its table
 
 def write_html(
     path: str | Path,
-    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]] | Report,
+    entries: Sequence[tuple[ProbeReport, Sequence[Verdict]]],
     threshold: float = 0.95,
     *,
     masked: Sequence[Masked] = (),
@@ -50,9 +49,8 @@ def write_html(
     Parameters
     ----------
     path : str or Path
-    entries : sequence of (ProbeReport, sequence of Verdict), or Report
-        Each probe with the verdicts of the gates that used it; or a report of another kind, which
-        gets a page of its own, for which the other arguments mean nothing.
+    entries : sequence of (ProbeReport, sequence of Verdict)
+        Each probe with the verdicts of the gates that used it.
     threshold : float, default 0.95
         For probes that no gate used: units with d at or above it are shown as sensitive.
     masked : sequence of Masked, optional
@@ -72,9 +70,6 @@ def write_html(
     comparisons : sequence of Comparison, optional
         The same, unit by unit.
     """
-    if isinstance(entries, Report):
-        _write_report(path, entries)
-        return
     failures = failures or {}
     judged = view.judged(entries, threshold)
     models = view.models(entries, judged)
@@ -83,11 +78,17 @@ def write_html(
     if verdicts and not (models or failures):
         headline = view.Headline(*ownership_headline(verdicts))
     survey = comparison.survey_of(judged)
-    rankings = list(comparison.rankings(survey)) if survey else []
+    rankings = comparison.rankings(survey) if survey else []
     drawable = figures.can_draw()
     controls = control_columns(probe.report for probe in judged)
     impact = [(probe, *item) for probe in judged for item in probe.report.impact.items()]
-    drawer = Drawer(images, by_name)
+    pair, galleries = None, []
+    if any(report.examples for report, _ in entries):
+        # Drawing takes torch.
+        from pytest_watermark_guard.reports.html.examples import Drawer
+
+        drawer = Drawer(images, by_name)
+        pair, galleries = drawer.leading(models[0]), drawer.galleries(models)
     counts = list(view.counts(judged))
     layers = list(dict.fromkeys(layer for probe in judged for layer in probe.report.layers))
     scenarios = list(dict.fromkeys(name for probe in judged for name in probe.report.scenarios))
@@ -96,8 +97,8 @@ def write_html(
         headline=headline,
         date=origin.date if origin else today(),
         models=models,
-        pair=drawer.leading(models[0]) if models else None,
-        notes=view.notes(models, comparison.cautions(survey) if survey else []),
+        pair=pair,
+        notes=view.notes(models, comparison.cautions(survey, rankings) if survey else []),
         failures=failures,
         changes=changes,
         interrupted=interrupted,
@@ -126,10 +127,10 @@ def write_html(
         layers=layers,
         scenarios=scenarios,
         pictures=[(model, figures.distributions(model.judged)) for model in models if drawable],
-        survey_pictures=figures.comparisons(survey) if drawable and survey else [],
+        survey_pictures=figures.comparisons(survey, rankings) if drawable and survey else [],
         classes=[row for ranking in rankings for row in comparison.ranked_classes(ranking)],
         no_figures="" if drawable else figures.MISSING,
-        galleries=drawer.galleries(models),
+        galleries=galleries,
         masked=masked,
         owned=verdicts,
         origin=origin,
@@ -137,7 +138,7 @@ def write_html(
     write_text_atomically(path, text)
 
 
-def _write_report(path: str | Path, report: Report) -> None:
+def write_report(path: str | Path, report: Report) -> None:
     """Write a page of what a report says of itself: its lines, its figure and its rows."""
     first, *lines = report._lines()
     rows = list(islice(report._rows(), ROWS))
@@ -148,7 +149,7 @@ def _write_report(path: str | Path, report: Report) -> None:
         kind=type(report).__name__,
         date=today(),
         lines=lines,
-        picture=figures.report_figure(report) if drawable else None,
+        picture=figures.report_figure(report, first) if drawable else None,
         no_figures="" if drawable else figures.MISSING,
         columns=list(rows[0]) if rows else [],
         numeric={name for row in rows for name, v in row.items() if isinstance(v, int | float)},

@@ -17,7 +17,7 @@ from pytest_watermark_guard.reports.html.units import Judged
 from pytest_watermark_guard.reports.names import short_names
 from pytest_watermark_guard.reports.probe import ProbeReport
 from pytest_watermark_guard.reports.scores import TIERS, SensitiveUnit
-from pytest_watermark_guard.reports.text import count, decision, extent, listed
+from pytest_watermark_guard.reports.text import count, decision, listed
 from pytest_watermark_guard.reports.verdict import Verdict
 from pytest_watermark_guard.settings import WARN
 from pytest_watermark_guard.watermarks.streams import BLOBS, CONTROLS, STROKES
@@ -178,7 +178,7 @@ def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
     gates = verdicts or [_ungated(probe)]
     # The page quotes the gate with the lowest threshold, of those that fail if there are any.
     quoted = min(gates, key=lambda verdict: (verdict.passed, verdict.threshold))
-    outcome = quoted.outcome
+    telling, outcome = telling_unit(quoted), quoted.outcome
     word: str = outcome
     if not verdicts:
         passed = "clean" if report.clean else f"below {probe.threshold:g}"
@@ -190,9 +190,9 @@ def _model(number: int, probe: Judged, verdicts: Sequence[Verdict]) -> Model:
         outcome=outcome,
         word=word,
         grounds=quoted.grounds(),
-        consequence=consequence(report, telling_unit(quoted)),
+        consequence=consequence(report, telling),
         steps=tuple(steps(quoted)),
-        telling=telling_unit(quoted),
+        telling=telling,
         deciding=deciding_unit(quoted),
         scenarios=tuple(_scenario(probe, quoted, scenario) for scenario in report.scenarios),
         judged=probe,
@@ -242,7 +242,7 @@ def _facts(
     report: ProbeReport, threshold: float, verdicts: Sequence[Verdict]
 ) -> Iterator[tuple[str, str]]:
     yield "Model", report.model
-    yield "Images", extent(report)
+    yield "Images", report.extent
     yield "Scenarios", ", ".join(report.scenarios)
     yield "Layers", ", ".join(report.layers)
     yield "Threshold on d", f"{threshold:g}" + ("" if verdicts else " (no gate: for this page)")

@@ -195,7 +195,7 @@
         const one = document.createElement(column === 0 ? "th" : "td");
         if (column === 0) one.scope = "row";
         if (numeric.has(kind)) one.className = "number";
-        else one.dataset.label = kind === "interval" ? "95 %" : heads[column];
+        if (column) one.dataset.label = kind === "interval" ? "95 %" : heads[column];
         one.textContent = cell[kind](at);
         if (kind === "d") one.prepend(bar(at));
         row.append(one);
