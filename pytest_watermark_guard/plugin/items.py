@@ -157,11 +157,12 @@ class ModelGate(pytest.Collector):
 
 
 def _fail_unchecked(verdict: Verdict) -> None:
-    """Fail without a traceback through us; the error is the context, for `sending`."""
+    """Fail without a traceback through us; the error is the context, for `sending` alone."""
     try:
         raise NotCheckedError(verdict.sentence(), verdict)
     except NotCheckedError:
-        pytest.fail(verdict.story(), pytrace=False)
+        # Or pytest would print both.
+        raise pytest.fail.Exception(verdict.story(), pytrace=False) from None
 
 
 class GateItem(pytest.Item):

@@ -268,6 +268,7 @@ def test_a_gate_that_cannot_decide_is_inconclusive_everywhere(project, actions, 
     text = result.stdout.str()
     assert "not probed" not in text.lower()
     assert "be probed" not in text
+    assert "During handling" not in text
     result.stdout.fnmatch_lines(["Inconclusive: shop:sensitive: 12 images cannot tell *"])
     told = [line for line in errors(result) if "Gate that could not decide" in line]
     assert "shop:sensitive is inconclusive: 12 images cannot tell" in told[0]
