@@ -2,7 +2,8 @@
 
 ``key = generate_key(encoder)`` makes a secret, ``embed(encoder, key)`` writes it into a copy,
 ``verify(model, key)`` and ``verify_classifier(classifier, key)`` tell whether a model was made from
-that copy, as an exact p-value.
+that copy, as an exact p-value. To convince others, ``key.commit(beacon)`` and
+``key.draw_coins(value, published)`` come before embedding.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pytest_watermark_guard.ownership.generation import generate_key
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.utility import Utility, measure_utility
 from pytest_watermark_guard.ownership.verification import verify, verify_classifier
-from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
+from pytest_watermark_guard.reports.ownership import CoinDraw, Null, OwnershipReport
 
 __all__ = [
+    "CoinDraw",
     "Null",
     "Objective",
     "OwnershipError",

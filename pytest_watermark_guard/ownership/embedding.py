@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from pytest_watermark_guard.ownership.encoder import (
     Encoder,
     marked,
     opened,
-    pair_nearness,
+    pair_responses,
     read_pixels,
     settings_and_device,
     similarity,
@@ -133,8 +134,9 @@ def embed(
     Raises
     ------
     OwnershipError
-        If the key is another encoder's, the encoder is not in float32, a checkpoint is of another
-        training, or the goal was not reached within `steps`; the message says how far it came.
+        If the key is another encoder's, or has no coins yet, the encoder is not in float32, a
+        checkpoint is of another training, or the goal was not reached within `steps`; the message
+        says how far it came.
     SettingsError
         If a number cannot be used, or no key of this many pairs can reach `alpha`.
 
@@ -146,6 +148,7 @@ def embed(
     """
     for name, number in (("steps", steps), ("batch_size", batch_size), ("max_images", max_images)):
         plain_integer(name, number, least=1)
+    key.check_drawn()
     check_reachable(alpha, key.pairs)
     settings, target = settings_and_device(images=images, device=device)
     original = as_loaded(encoder).module
@@ -264,8 +267,8 @@ class _Training:
         checkpoint.write(self._state())
         self.utility = float(similarity(self._after.all(self._held_out), self._original).mean())
         near = self._after.nearness(self._key.key_image)
-        chosen, decoys = pair_nearness(near, self._key, self._held_out[:_ASKED])
-        gains = (chosen - decoys).numpy()
+        asked = pair_responses(near, self._key, self._held_out[:_ASKED], range(self._key.pairs))
+        gains = np.array([float(chosen - decoy) for chosen, decoy in asked])
         self.p_value, self.effect = sign_flip_p_value(gains), float(gains.mean())
         there = self.p_value <= alpha and self.effect >= self._wanted
         useful = self.utility >= least_utility

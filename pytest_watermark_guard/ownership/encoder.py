@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -24,8 +24,11 @@ from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.settings import Settings
 
-Nearness: TypeAlias = Callable[[Tensor], Tensor]
-"""From pixels, uint8 [n, 3, H, W], to how near each is to the key image, float64 [n]."""
+Response: TypeAlias = Callable[[Tensor], Tensor]
+"""From pixels, uint8 [n, 3, H, W], to what is measured of each, float64 [n, statistics].
+
+The images are n of those that were asked without a pattern, in the same order.
+"""
 
 CHUNK = 64  # images in a forward pass without gradients
 
@@ -74,10 +77,10 @@ class Encoder:
         """Embed any number of images without gradients, in batches of `CHUNK`."""
         return torch.cat([self(part) for part in torch.split(pixels, CHUNK)])
 
-    def nearness(self, image: Tensor) -> Nearness:
+    def nearness(self, image: Tensor) -> Response:
         """Return what gives the cosine of pixels' embeddings to that of one image [3, H, W]."""
         target = self.all(image[None])[0]
-        return lambda pixels: similarity(self.all(pixels), target).double().cpu()
+        return lambda pixels: similarity(self.all(pixels), target).double().cpu()[:, None]
 
 
 @contextmanager
@@ -136,18 +139,20 @@ def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:
     return (pixels.short() + perturbations.short()).clamp_(0, 255).byte()
 
 
-def pair_nearness(nearness: Nearness, key: OwnershipKey, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how near each pair moves images to the key image on average, float64 [pairs].
+def pair_responses(
+    response: Response, key: OwnershipKey, pixels: Tensor, pairs: Iterable[int]
+) -> Iterator[Tensor]:
+    """Measure pairs one after the other: mean over images, float64 [2, statistics].
 
-    The first with the chosen perturbations, the second with their decoys.
+    First the chosen perturbation's, then its decoy's.
     """
-    # The order does not depend on the coins: else a model that changes its answers in the course
-    # of the queries would look as if it knew them.
-    both = torch.stack(
-        [nearness(marked(pixels, w)).mean() for w in key.perturbations.flatten(0, 1)]
-    )
-    pair, coins = torch.arange(key.pairs), key.coins.long()
-    return both.view(-1, 2)[pair, coins], both.view(-1, 2)[pair, 1 - coins]
+    for pair in pairs:
+        # The order does not depend on the coins: else a model that changes its answers in the
+        # course of the queries would look as if it knew them.
+        both = torch.stack(
+            [response(marked(pixels, w)).mean(dim=0) for w in key.perturbations[pair]]
+        )
+        yield both.flip(0) if key.coins[pair] else both
 
 
 def similarity(embedded: Tensor, target: Tensor) -> Tensor:

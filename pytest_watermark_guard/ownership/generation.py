@@ -45,6 +45,7 @@ def generate_key(
     seed: int | None = None,
     *,
     pairs: int = 32,
+    n_images: int = 32,
     steps: int = 8,
     preprocess: Any = "auto",
     device: str | torch.device | None = None,
@@ -64,9 +65,11 @@ def generate_key(
         Largest size of a perturbation (L∞), of pixels in [0, 1]; at least 1/255.
     seed : int, optional
         Not negative. Default: 128 random bits. Whoever knows the seed, the encoder and the images
-        has the key.
+        has the key, but for coins that are drawn later.
     pairs : int, default 32
         Pairs of perturbations. A p-value is at least 2^−pairs.
+    n_images : int, default 32
+        Images that the key keeps, to be verified with; a random choice.
     steps : int, default 8
         Signed-gradient steps for each perturbation.
     preprocess, device, progress
@@ -82,7 +85,7 @@ def generate_key(
         If `epsilon` or `pairs` cannot be used, the input has no fixed size, or the model is an
         exported program.
     SettingsError
-        If `seed` or `steps` is not a whole number, or negative.
+        If `seed`, `n_images` or `steps` is not a whole number, or too small.
     WatermarkGuardError
         As `probe`.
 
@@ -100,6 +103,7 @@ def generate_key(
     if not 1 <= pairs <= MOST_PAIRS:
         raise OwnershipError(f"pairs must be in [1, {MOST_PAIRS}], got {pairs!r}")
     steps = plain_integer("steps", steps, least=0)
+    plain_integer("n_images", n_images, least=1)
     seed = secrets.randbits(128) if seed is None else plain_integer("seed", seed, least=0)
     settings, target = settings_and_device(images=images, device=device)
     loaded = as_loaded(encoder)
@@ -108,6 +112,7 @@ def generate_key(
     with opened(module, preprocessing, target) as opened_encoder:
         identity = opened_encoder.weights()
         pixels, _ = read_pixels(settings.images, preprocessing, _IMAGES, seed % 2**63)
+        kept, _ = read_pixels(settings.images, preprocessing, n_images, (seed + 2) % 2**63)
         # The images are in random order.
         image = pixels[0] if key_image is None else _read_key_image(key_image, preprocessing)
         perturbations = _learned(
@@ -121,6 +126,7 @@ def generate_key(
             preprocessing,
             seed,
             identity,
+            kept,
         )
 
 

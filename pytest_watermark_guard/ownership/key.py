@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,32 @@ from torch import Tensor
 from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
+from pytest_watermark_guard.ownership.coins import checked_text, checked_value, drawn_coins
 from pytest_watermark_guard.reports.documents import DocumentFormat
+from pytest_watermark_guard.reports.ownership import CoinDraw
 
 FORMAT = DocumentFormat(
     "ownership-key", "ownership key", OwnershipError, "get the original file, or name another one"
 )
-_TENSORS = {"perturbations": torch.int8, "coins": torch.bool, "key_image": torch.uint8}
+_COINS = "coins"
+_TENSORS = {
+    "perturbations": torch.int8,
+    _COINS: torch.bool,
+    "key_image": torch.uint8,
+    "images": torch.uint8,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class OwnershipKey:
-    """Pairs of universal perturbations, and which of each pair a secret coin chose.
+    """Pairs of universal perturbations, and which of each pair a coin chose.
 
     The chosen one of each pair is embedded into an encoder, the other is its decoy. Both were made
     in the same way, so that nothing but the coin tells them apart to whoever does not have the key.
+
+    The coins of a new key follow from its seed: good for a check of one's own releases. Whoever
+    doubts it has no reason to believe that they were fair. For others, `commit` fixes all but the
+    coins, and `draw_coins` takes them from a value that nobody knew then.
 
     Attributes
     ----------
@@ -38,7 +52,7 @@ class OwnershipKey:
         In steps of 1/255 of the range of a pixel; added to images of the encoder's input size,
         before normalisation, and clamped.
     coins : Tensor of bool, shape [pairs]
-        True: the second of the pair was chosen.
+        True: the second of the pair was chosen. Empty between `commit` and `draw_coins`.
     key_image : Tensor of uint8, shape [3, H, W]
         The image whose embedding marked images gather around.
     epsilon : float
@@ -49,6 +63,10 @@ class OwnershipKey:
         All random choices follow from it.
     encoder : str
         Identity of the weights below the head for which the key was made.
+    images : Tensor of uint8, shape [n, 3, H, W]
+        What verification asks with; none in keys of earlier versions.
+    coin_draw : CoinDraw, optional
+        What the coins follow from, if the key was committed.
 
     Raises
     ------
@@ -63,6 +81,8 @@ class OwnershipKey:
     preprocessing: Preprocessing
     seed: int
     encoder: str
+    images: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    coin_draw: CoinDraw | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in _TENSORS.items():
@@ -70,7 +90,7 @@ class OwnershipKey:
                 raise OwnershipError(
                     f"key: {name} must be {dtype}, not {getattr(self, name).dtype}"
                 )
-        pairs, size = len(self.coins), self.preprocessing.size
+        pairs, size = len(self.coins) if self.is_drawn else self.pairs, self.preprocessing.size
         how = self.preprocessing
         if how.normalize is not None or how.geometry is not None or size is None:
             raise OwnershipError(
@@ -84,6 +104,16 @@ class OwnershipKey:
             )
         if [*self.key_image.shape] != [3, *size]:
             raise OwnershipError(f"key: key_image has shape {[*self.key_image.shape]}")
+        if len(self.images) and [*self.images.shape[1:]] != [3, *size]:
+            raise OwnershipError(f"key: images have shape {[*self.images.shape]}")
+        draw = self.coin_draw
+        if draw is not None and draw.value:
+            expected = drawn_coins(self.commitment, draw.value, self.pairs)
+            if not torch.equal(self.coins, expected):
+                raise OwnershipError(
+                    "key: its coins are not those that follow from its commitment and the "
+                    f"beacon's value {draw.value!r}"
+                )
         largest = int(self.perturbations.int().abs().max()) if pairs else 0
         if not 0 < largest <= self.epsilon * 255 + 1e-6:
             raise OwnershipError(
@@ -93,23 +123,125 @@ class OwnershipKey:
     @property
     def pairs(self) -> int:
         """Number of pairs."""
-        return len(self.coins)
+        return len(self.perturbations)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the coins are known."""
+        return self.coin_draw is None or bool(self.coin_draw.value)
 
     @property
     def chosen(self) -> Tensor:
-        """What is embedded: int8 [pairs, 3, H, W]."""
+        """What is embedded: int8 [pairs, 3, H, W]; `OwnershipError` before coins are drawn."""
+        self.check_drawn()
         return self.perturbations[torch.arange(self.pairs), self.coins.long()]
 
     @property
     def decoys(self) -> Tensor:
-        """What is not: int8 [pairs, 3, H, W]."""
+        """What is not: int8 [pairs, 3, H, W]; `OwnershipError` before coins are drawn."""
+        self.check_drawn()
         return self.perturbations[torch.arange(self.pairs), (~self.coins).long()]
+
+    def check_drawn(self) -> None:
+        """Raise `OwnershipError` while the coins are not known."""
+        if not self.is_drawn:
+            assert self.coin_draw is not None
+            raise OwnershipError(
+                f"the key was committed, and its coins are not drawn yet: once "
+                f"{self.coin_draw.beacon!r} is out, use key.draw_coins(value, published=...)"
+            )
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything in the key, hexadecimal: publish it before you need it."""
-        total = hashlib.sha256(_canonical(self._fields()).encode())
-        for name in _TENSORS:
+        """SHA-256 of everything in the key, hexadecimal."""
+        return self._digest(self._fields(), _TENSORS)
+
+    @property
+    def commitment(self) -> str:
+        """SHA-256 of everything but the coins, and of the beacon and a nonce, hexadecimal.
+
+        Raises
+        ------
+        OwnershipError
+            If the key was not committed.
+        """
+        if self.coin_draw is None:
+            raise OwnershipError("the key was not committed: use key.commit(beacon=...)")
+        fields = self._fields()
+        fields["coin_draw"] = {name: fields["coin_draw"][name] for name in ("beacon", "nonce")}
+        return self._digest(fields, (name for name in _TENSORS if name != _COINS))
+
+    def commit(self, beacon: str) -> OwnershipKey:
+        """Fix everything but the coins; publish the `commitment` of what is returned, and save it.
+
+        Parameters
+        ----------
+        beacon : str
+            The public value that will decide the coins, so that everyone finds it and nobody can
+            pick another one: its source and its date, which must be after the commitment is
+            published. A pulse of a randomness beacon, the hash of a block, or numbers that all
+            parties will exchange.
+
+        Returns
+        -------
+        OwnershipKey
+            With a new nonce, and without coins.
+
+        Raises
+        ------
+        OwnershipError
+            If `beacon` says nothing, the key is committed already, or holds no images (keys of
+            earlier versions: images that are picked later decide the result too).
+        """
+        beacon = checked_text("beacon", beacon, "NIST Randomness Beacon, 2027-01-15 12:00 UTC")
+        if self.coin_draw is not None:
+            raise OwnershipError(
+                f"the key is committed already, for {self.coin_draw.beacon!r}: who commits twice "
+                "can choose between two draws; make a new key"
+            )
+        if not len(self.images):
+            raise OwnershipError(
+                "the key holds no images for verification, so they cannot be committed: make a "
+                "new key with generate_key"
+            )
+        draw = CoinDraw(beacon=beacon, nonce=secrets.token_hex(16))
+        return dataclasses.replace(self, coins=self.coins[:0], coin_draw=draw)
+
+    def draw_coins(self, value: str, published: str) -> OwnershipKey:
+        """Take the coins from the beacon's value, when it is out; then embed the key.
+
+        Parameters
+        ----------
+        value : str
+            What the beacon gave, to the letter (space around it does not count).
+        published : str
+            Where and when the commitment was published, for the report.
+
+        Returns
+        -------
+        OwnershipKey
+
+        Raises
+        ------
+        OwnershipError
+            If the key was not committed, has its coins, or the value could have been guessed.
+        """
+        published = checked_text("published", published, "example.org/commitment, 2027-01-10")
+        commitment = self.commitment
+        assert self.coin_draw is not None
+        if self.coin_draw.value:
+            raise OwnershipError(
+                f"the coins are drawn already, from {self.coin_draw.value!r}: a commitment is good "
+                "for one draw"
+            )
+        value = checked_value(value)
+        draw = dataclasses.replace(self.coin_draw, value=value, published=published)
+        coins = drawn_coins(commitment, value, self.pairs)
+        return dataclasses.replace(self, coins=coins, coin_draw=draw)
+
+    def _digest(self, fields: dict[str, Any], tensors: Iterable[str]) -> str:
+        total = hashlib.sha256(_canonical(fields).encode())
+        for name in tensors:
             total.update(getattr(self, name).contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
@@ -120,12 +252,15 @@ class OwnershipKey:
         for name in ("keep_exact_size", "crop_floor"):
             if name not in self.preprocessing.fitting:
                 del preprocessing[name]
-        return {
+        fields = {
             "epsilon": self.epsilon,
             "preprocessing": preprocessing,
             "seed": str(self.seed),
             "encoder": self.encoder,
         }
+        if self.coin_draw is not None:
+            fields["coin_draw"] = dataclasses.asdict(self.coin_draw)
+        return fields
 
     def save(self, path: str | Path) -> None:
         """Write the key to a safetensors file.
@@ -149,8 +284,9 @@ class OwnershipKey:
         ----------
         path : path
         published : str, optional
-            The `hash` that was published, or its beginning (at least 16 digits). The file itself
-            only shows that it was not damaged: whoever wrote another one has its hash in it too.
+            The `commitment` that was published, or the `hash` of a key without one; or its
+            beginning (at least 16 digits). The file itself only shows that it was not damaged:
+            whoever wrote another one has its hash in it too.
 
         Raises
         ------
@@ -164,7 +300,8 @@ class OwnershipKey:
                 # Metadata are texts.
                 version = int(metadata.get("format_version", 0))
                 FORMAT.check({**metadata, "format_version": version})
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                held = set(file.keys()) | {*_TENSORS} - {"images"}  # earlier versions had none
+                tensors = {name: file.get_tensor(name) for name in _TENSORS if name in held}
             fields = json.loads(metadata["key"])
             preprocessing: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
@@ -176,6 +313,7 @@ class OwnershipKey:
                 preprocessing=Preprocessing(**preprocessing),
                 seed=int(fields["seed"]),
                 encoder=str(fields["encoder"]),
+                coin_draw=CoinDraw(**fields["coin_draw"]) if "coin_draw" in fields else None,
             )
             stated = metadata["hash"]
         where = str(path)
@@ -184,9 +322,11 @@ class OwnershipKey:
                 f"{where!r} was changed after it was written: its content has the hash "
                 f"{key.hash[:16]}..., and it names {stated[:16]}...; get the original file"
             )
-        if published is not None and (len(published) < 16 or not stated.startswith(published)):
+        public = stated if key.coin_draw is None else key.commitment
+        if published is not None and (len(published) < 16 or not public.startswith(published)):
+            what = "hash" if key.coin_draw is None else "commitment"
             raise OwnershipError(
-                f"{where!r} is not the key that was published: its hash is {stated}, and not "
+                f"{where!r} is not the key that was published: its {what} is {public}, and not "
                 f"{published!r} (give at least 16 digits)"
             )
         return key

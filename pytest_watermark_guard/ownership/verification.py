@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.errors import LayerError, OwnershipError
+from pytest_watermark_guard.errors import LayerError, OwnershipError, SettingsError
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
@@ -20,21 +20,25 @@ from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     CHUNK,
     Encoder,
-    Nearness,
+    Response,
     opened,
-    pair_nearness,
+    pair_responses,
     read_pixels,
     settings_and_device,
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.context import current_run
-from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
+from pytest_watermark_guard.reports.ownership import Null, OwnershipReport, check_level
 from pytest_watermark_guard.setting_values import plain_integer
-from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
+from pytest_watermark_guard.statistics.sign_flips import (
+    combined,
+    sign_flip_e_values,
+    sign_flip_p_value,
+)
 from pytest_watermark_guard.version import __version__
 
-N_IMAGES = 16
+N_IMAGES = 16  # of images that are not the key's
 
 Predictor: TypeAlias = Callable[[Tensor], Any]
 """From pixels, uint8 [B, 3, H, W], to B class indices, or to scores [B, classes]."""
@@ -46,7 +50,8 @@ def verify(
     images: Any = None,
     nulls: Mapping[str, nn.Module | str | OwnershipKey] | None = None,
     *,
-    n_images: int = N_IMAGES,
+    n_images: int | None = None,
+    pairs: range | None = None,
     preprocess: Any = None,
     name: str | None = None,
     device: str | torch.device | None = None,
@@ -59,13 +64,18 @@ def verify(
         An encoder, or a classifier that was built on one; what a probe calls its features is used.
     key : OwnershipKey
     images : optional
-        As for `probe`; the key need not have been made with them.
+        Other images than the key's own, as for `probe`. Images that were picked after the model was
+        seen can decide the result: what they show is no evidence.
     nulls : mapping of str to Module, str or OwnershipKey, optional
         What must find nothing, by name: models that were made without the key (the clean encoder,
         others that were trained independently), and wrong keys, which are tried on the model. They
-        are put to the same test, and stand in the report.
-    n_images : int, default 16
-        A random choice of the images.
+        are put to the same test, and stand in the report. Who verifies somebody else's claim
+        chooses them, and not who makes it.
+    n_images : int, optional
+        The first of the key's images; or a random choice of `images`, by default 16.
+    pairs : range, optional
+        Those of the key's pairs that are asked, by default all; whoever sees the queries knows
+        them, so that others are kept for another time.
     preprocess : optional
         As for `probe`; default the key's.
     name : str, optional
@@ -80,7 +90,10 @@ def verify(
     Raises
     ------
     OwnershipError
-        If the model's input has not the size that the key was made for.
+        If the model's input has not the size that the key was made for, or the key's coins are not
+        drawn yet.
+    SettingsError
+        If `n_images` or `pairs` is not among what there is.
     WatermarkGuardError
         As `probe`.
 
@@ -90,7 +103,8 @@ def verify(
     on it; so do its relatives. What is tested is therefore not the response, but whether it is
     larger for those that the coins chose. Given the model, the coins are fair and independent if it
     was made without them: the p-value is exact, whatever the model, the images and the
-    perturbations are.
+    perturbations are. That the coins are fair has to be believed of a key with coins of its own; of
+    a committed key it follows from the beacon (see `OwnershipKey.commit`).
     """
 
     def measured(candidate: nn.Module | str, trial: _Trial, called: str | None) -> OwnershipReport:
@@ -99,7 +113,7 @@ def verify(
             near = encoder.nearness(trial.key.key_image)
             return trial.report(near, "embeddings", called or loaded.name)
 
-    make_trial = partial(_Trial, images, n_images, preprocess, device)
+    make_trial = partial(_Trial, images, n_images, pairs, preprocess, device, None)
     return _with_nulls(measured, make_trial, model, key, name, nulls)
 
 
@@ -109,7 +123,9 @@ def verify_classifier(
     images: Any = None,
     nulls: Mapping[str, nn.Module | str | Predictor | OwnershipKey] | None = None,
     *,
-    n_images: int = N_IMAGES,
+    n_images: int | None = None,
+    pairs: range | None = None,
+    stop_at: float | None = None,
     preprocess: Any = None,
     name: str | None = None,
     device: str | torch.device | None = None,
@@ -122,9 +138,14 @@ def verify_classifier(
         A model or model spec, of which the largest logit counts; or a function that asks someone
         else's: from pixels (uint8 Tensor [B, 3, H, W], RGB, at the key's size) to B class indices,
         or to a score for each class, floating point [B, classes].
-    key, images, nulls, n_images, preprocess, name, device
-        As for `verify`. It takes ``n_images × 2 × pairs + 1`` queries. They are asked in an order
-        that does not depend on the coins, so that the log of them does not tell which they are.
+    key, images, nulls, n_images, pairs, preprocess, name, device
+        As for `verify`. It takes ``n_images × (2 × pairs + 1) + 1`` queries: the key image, the
+        images as they are, and with each pattern. They are asked in an order that does not depend
+        on the coins, so that the log of them does not tell which they are.
+    stop_at : float, optional
+        Ask pair by pair, and stop as soon as the p-value is this small. It is then the one that
+        holds whenever one stops, 1 / the e-value. `OwnershipReport.queries_needed` of a rehearsal
+        on a classifier of one's own tells what to expect.
 
     Returns
     -------
@@ -134,15 +155,22 @@ def verify_classifier(
     ------
     OwnershipError
         If the function returns neither labels nor scores for each image, the model has no logits,
-        or the size does not fit.
+        the size does not fit, or the key's coins are not drawn yet.
+    SettingsError
+        If `n_images`, `pairs` or `stop_at` is not among what there is.
     WatermarkGuardError
         As `probe`.
 
     Notes
     -----
-    As `verify`; in place of the cosine of embeddings, with the share of images that get the key
-    image's label, or with the cosine of scores.
+    As `verify`; in place of the cosine of embeddings, with the cosine of scores. Of labels two
+    shares are added up, each in units of its root mean square over the pairs: of images that get
+    the key image's label, and of those that get another label than without a pattern. So no label
+    in particular is needed. The test is exact for any such sum, as the coins do not change the
+    units.
     """
+    if stop_at is not None:
+        check_level("stop_at", stop_at)
 
     def measured(
         candidate: nn.Module | str | Predictor, trial: _Trial, called: str | None
@@ -155,19 +183,22 @@ def verify_classifier(
                     f"labels or scores, not {type(candidate).__name__}"
                 )
             own: str = getattr(candidate, "__name__", type(candidate).__name__)
-            return trial.report(*_near(candidate, image), called or own)
+            response, access = _response(candidate, image, trial.pixels)
+            return trial.report(response, access, called or own)
         loaded = as_loaded(candidate)
         try:
             with trial.opened(loaded, "logits") as model:
-                near, access = _near(lambda pixels: model.all(pixels).argmax(1), image)
-                return trial.report(near, access, called or loaded.name)
+                response, access = _response(
+                    lambda pixels: model.all(pixels).argmax(1), image, trial.pixels
+                )
+                return trial.report(response, access, called or loaded.name)
         except LayerError as error:
             raise OwnershipError(
                 f"{loaded.name} returns no logits: use verify for an encoder without a head, or "
                 "pass a function from pixels to labels"
             ) from error
 
-    make_trial = partial(_Trial, images, n_images, preprocess, device)
+    make_trial = partial(_Trial, images, n_images, pairs, preprocess, device, stop_at)
     return _with_nulls(measured, make_trial, classifier, key, name, nulls)
 
 
@@ -204,18 +235,34 @@ class _Trial:
     def __init__(
         self,
         images: Any,
-        n_images: int,
+        n_images: int | None,
+        pairs: range | None,
         preprocess: Any,
         device: str | torch.device | None,
+        stop_at: float | None,
         key: OwnershipKey,
     ) -> None:
+        key.check_drawn()
         settings, self._device = settings_and_device(images=images, device=device)
-        plain_integer("n_images", n_images, least=1)
+        if n_images is not None:
+            plain_integer("n_images", n_images, least=1)
         self.key, self._hash = key, key.hash
-        self._preprocess = preprocess
-        self._pixels, self._baseline = read_pixels(
-            settings.images, key.preprocessing, n_images, (key.seed + 2) % 2**63
-        )
+        self._preprocess, self._stop_at = preprocess, stop_at
+        self._pairs = _chosen_pairs(pairs, key)
+        own = images is None and len(key.images) > 0
+        if own:
+            if (n_images or 0) > len(key.images):
+                raise SettingsError(
+                    f"n_images: the key holds {len(key.images)} images, and {n_images} are wanted"
+                )
+            self.pixels = key.images[:n_images]
+            self._described = f"{len(self.pixels)} of the {len(key.images)} images in the key"
+        else:
+            self.pixels, baseline = read_pixels(
+                settings.images, key.preprocessing, n_images or N_IMAGES, (key.seed + 2) % 2**63
+            )
+            self._described = baseline.description
+        self._all_own = own and len(self.pixels) == len(key.images)
 
     @contextmanager
     def opened(self, loaded: LoadedModel, layer: str) -> Iterator[Encoder]:
@@ -236,32 +283,69 @@ class _Trial:
         ):
             yield encoder
 
-    def report(self, nearness: Nearness, access: str, model: str) -> OwnershipReport:
-        """Report how near a model finds marked pixels to the key image."""
-        chosen, decoys = pair_nearness(nearness, self.key, self._pixels)
-        differences = (chosen - decoys).numpy()
+    def report(self, response: Response, access: str, model: str) -> OwnershipReport:
+        """Report how a model responds to the pairs, one after the other."""
+        key, found, evidence = self.key, [], np.zeros(0)
+        for both in pair_responses(response, key, self.pixels, self._pairs):
+            found.append(both.numpy())
+            gains = np.array([chosen - decoy for chosen, decoy in found])
+            evidence = sign_flip_e_values(gains)
+            if self._stop_at is not None and evidence[-1] >= 1 / self._stop_at:
+                break
+        p_value = sign_flip_p_value(combined(gains))
+        chosen, decoy = np.mean(found, axis=0)
+        labels = access == "labels"
         return OwnershipReport(
             model=model,
             access=access,
             key=self._hash,
-            p_value=sign_flip_p_value(differences),
-            effect=float(differences.mean()),
-            differences=tuple(differences.tolist()),
-            chosen=float(chosen.mean()),
-            decoy=float(decoys.mean()),
-            n_images=len(self._pixels),
-            images=self._baseline.description,
-            queries=2 * self.key.pairs * len(self._pixels) + 1,
+            p_value=p_value if self._stop_at is None else min(1.0, float(1 / evidence.max())),
+            effect=float(chosen[0] - decoy[0]),
+            differences=tuple(gains[:, 0].tolist()),
+            chosen=float(chosen[0]),
+            decoy=float(decoy[0]),
+            n_images=len(self.pixels),
+            images=self._described,
+            queries=len(self.pixels) * (2 * len(gains) + labels) + 1,
             version=__version__,
+            changes=tuple(gains[:, 1].tolist()) if labels else (),
+            e_value=float(evidence[-1]),
+            stop_at=self._stop_at,
+            first_pair=self._pairs[0],
+            key_pairs=key.pairs,
+            coin_draw=key.coin_draw and replace(key.coin_draw, nonce=""),
+            commitment=key.commitment if key.coin_draw is not None else "",
+            committed_images=self._all_own and key.coin_draw is not None,
         )
 
 
-def _near(predict: Predictor, key_image: Tensor) -> tuple[Nearness, str]:
-    """Return how near predictions are to that of the key image, and what they are."""
+def _chosen_pairs(pairs: range | None, key: OwnershipKey) -> range:
+    """Return the pairs to ask; `SettingsError` for others than the key has."""
+    there = range(key.pairs)
+    if pairs is None:
+        return there
+    if not isinstance(pairs, range) or not len(pairs) or pairs.step != 1:
+        raise SettingsError(f"pairs must be a range such as range(0, 16), not {pairs!r}")
+    if pairs[0] not in there or pairs[-1] not in there:
+        raise SettingsError(f"pairs: the key has range(0, {key.pairs}), not {pairs!r}")
+    return pairs
+
+
+def _response(predict: Predictor, key_image: Tensor, pixels: Tensor) -> tuple[Response, str]:
+    """Return what is measured of predictions, and what they are."""
     wanted = _predicted(predict, key_image[None])
     if wanted.ndim == 2:
-        return lambda pixels: similarity(_predicted(predict, pixels), wanted[0]), "scores"
-    return lambda pixels: (_predicted(predict, pixels) == wanted).double(), "labels"
+        return (
+            lambda marked: similarity(_predicted(predict, marked), wanted[0])[:, None],
+            "scores",
+        )
+    before = _predicted(predict, pixels)
+
+    def hits_and_changes(marked: Tensor) -> Tensor:
+        labels = _predicted(predict, marked)
+        return torch.stack([labels == wanted, labels != before], dim=1).double()
+
+    return hits_and_changes, "labels"
 
 
 def _predicted(predict: Predictor, pixels: Tensor) -> Tensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -16,15 +19,46 @@ from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.figure import LINE, SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.text import listed, printable
+from pytest_watermark_guard.statistics.sign_flips import combined, pairs_needed
 
 _FORMAT = DocumentFormat("ownership", "ownership report")
 _EFFECTS = {
     "embeddings": ("moved them closer to the key image's embedding", "cosine similarity"),
     "scores": ("moved their scores closer to those of the key image", "cosine similarity"),
-    "labels": ("got them the key image's label more often", "share of images"),
+    "labels": (
+        "got them the key image's label, or another one than they have without it, more often",
+        "share of images with the key image's label",
+    ),
 }
+_UNPROVEN = (
+    "This is no evidence for anyone else: nothing shows that the coins were fair, nor that the "
+    "patterns and the images were fixed before the model was known. A key that was committed "
+    "before its coins were drawn can show both."
+)
 ALPHA = 1e-3
 """Default level of a verdict."""
+
+
+@dataclass(frozen=True)
+class CoinDraw:
+    """What the coins of a committed key follow from.
+
+    Attributes
+    ----------
+    beacon : str
+        The public value that decides, fixed in the commitment: its source and date.
+    nonce : str
+        Random digits that keep the commitment from telling what it is of; empty in reports.
+    value : str
+        What the beacon gave; empty before.
+    published : str
+        Where and when the commitment was published, as the key's owner says.
+    """
+
+    beacon: str
+    nonce: str
+    value: str = ""
+    published: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,13 +84,16 @@ class OwnershipReport(Report):
         Hash of the key.
     p_value : float
         Exact: the chance of differences at least as large if the coins had been tossed only now,
-        that is for any model that was made without knowledge of them.
+        that is for any model that was made without knowledge of them. If `stop_at` is set, 1 / the
+        largest e-value, which is valid whenever one stops.
     effect : float
         Mean of `differences`.
     differences : tuple of float
         For each pair: how much nearer the chosen perturbation moves images to the key image than
         its decoy. In cosine of embeddings or scores; for labels in the share of images that get the
         key image's label.
+    changes : tuple of float
+        For labels, the same in the share of images that get another label than without a pattern.
     chosen, decoy : float
         Mean nearness to the key image with the chosen perturbations and with their decoys.
     n_images : int
@@ -68,6 +105,19 @@ class OwnershipReport(Report):
         Models made without the key, and wrong keys, which the same test was tried on.
     version : str
         Of this package.
+    e_value : float
+        What a bet against fair coins has made of 1. Those of verifications with different pairs may
+        be multiplied, and 1 / the product is a p-value; 0 in files of earlier versions.
+    stop_at : float, optional
+        The p-value at which the questions were to end.
+    first_pair, key_pairs : int
+        The first pair of the key that was asked, and how many it has.
+    coin_draw : CoinDraw, optional
+        What the coins follow from, if the key was committed.
+    commitment : str
+        What was published of such a key.
+    committed_images : bool
+        Whether it was asked with all images that were committed, and no others.
     """
 
     model: str
@@ -83,16 +133,37 @@ class OwnershipReport(Report):
     queries: int
     nulls: tuple[Null, ...] = ()
     version: str = ""
+    changes: tuple[float, ...] = ()
+    e_value: float = 0.0
+    stop_at: float | None = None
+    first_pair: int = 0
+    key_pairs: int = 0
+    coin_draw: CoinDraw | None = None
+    commitment: str = ""
+    committed_images: bool = False
 
     @property
     def pairs(self) -> int:
-        """Number of pairs, each with a coin."""
+        """Number of pairs that were asked, each with a coin."""
         return len(self.differences)
 
     @property
     def agreeing(self) -> int:
-        """Pairs of which the chosen one moves images nearer to the key image."""
-        return sum(difference > 0 for difference in self.differences)
+        """Pairs of which the chosen one has more of the effect."""
+        return sum(float(gain) > 0 for gain in combined(self._gains))
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the p-value holds for those, too, who do not trust the key's owner.
+
+        The coins follow from a commitment and a later value, and the images were committed as well.
+        """
+        return self.coin_draw is not None and self.committed_images
+
+    @property
+    def _gains(self) -> npt.NDArray[np.float64]:
+        """Return the differences [pairs, statistics]."""
+        return np.array([self.differences, *([self.changes] if self.changes else [])]).T
 
     def carries(self, alpha: float = ALPHA) -> bool:
         """Tell whether the model was made with the key, at a chance of `alpha` to say so wrongly.
@@ -107,9 +178,9 @@ class OwnershipReport(Report):
         SettingsError
             If `alpha` is not in (0, 1), or no result of this many pairs could reach it.
         """
-        if not 0 < alpha < 1:
-            raise SettingsError(f"alpha must be in (0, 1), got {alpha!r}")
-        check_reachable(alpha, self.pairs)
+        check_level("alpha", alpha)
+        if self.stop_at is None:
+            check_reachable(alpha, self.pairs)
         # The more nulls there are, the likelier one of them is below alpha by chance.
         least = max(alpha / max(len(self.nulls), 1), 2.0**-self.pairs)
         wrong = [null for null in self.nulls if null.p_value <= least]
@@ -121,19 +192,51 @@ class OwnershipReport(Report):
             )
         return self.p_value <= alpha
 
+    def queries_needed(self, alpha: float = ALPHA, power: float = 0.9) -> int | None:
+        """Tell how many queries a classifier that responds like this one will need.
+
+        For the plan of a verification with ``stop_at=alpha``, as many images as here, and up to as
+        many pairs as the key has: rehearse it on a classifier of your own.
+
+        Parameters
+        ----------
+        alpha : float, default 1e-3
+        power : float, default 0.9
+            The chance that so many are enough.
+
+        Returns
+        -------
+        int or None
+            None if the whole key would not be enough.
+
+        Raises
+        ------
+        SettingsError
+            If `alpha` or `power` is not in (0, 1).
+        """
+        check_level("alpha", alpha)
+        check_level("power", power)
+        pairs = pairs_needed(self._gains, alpha, power, max(self.key_pairs, self.pairs))
+        return None if pairs is None else self.n_images * (2 * pairs + bool(self.changes)) + 1
+
     def sentence(self) -> str:
-        """Say what was found so that a lawyer can read it."""
+        """Say what was found, and what it rests on, so that a lawyer can read it."""
         did, unit = _EFFECTS[self.access]
-        total = 2**self.pairs
+        which = (
+            ""
+            if self.pairs == (self.key_pairs or self.pairs)
+            else (f" Asked were pairs {self.first_pair + 1} to {self.first_pair + self.pairs}.")
+        )
+        tossed = "its owner tossed" if self.coin_draw is None else "nobody could choose"
         text = (
-            f"The key {self.key[:16]} holds {self.pairs} pairs of patterns, and in each pair a "
-            f"secret fair coin decided which pattern was to be embedded. Printed on "
-            f"{self.n_images} images, the pattern that the coin had chosen "
-            f"{did} than the other one in "
-            f"{self.agreeing} of {self.pairs} pairs (on average by {self.effect:+.3f} in {unit}), "
-            f"for the model {self.model!r}. For a model that was made without knowledge of the "
-            f"coins, a result at least as strong has a probability of {self.p_value:.2g} "
-            f"(exact, over all {total:,} ways in which the coins could have fallen)."
+            f"The key {self.key[:16]} holds {self.key_pairs or self.pairs} pairs of patterns, and "
+            f"in each pair a coin that {tossed} decided which pattern was to be embedded.{which} "
+            f"Printed on "
+            f"{self.n_images} images, the pattern that the coin had chosen {did} than the other "
+            f"one in {self.agreeing} of {self.pairs} pairs (on average by {self.effect:+.3f} in "
+            f"{unit}), for the model {self.model!r}. For a model that was made without knowledge "
+            f"of the coins, a result at least as strong has a probability of "
+            f"{self._probability()}."
         )
         if self.nulls:
             least = min(null.p_value for null in self.nulls)
@@ -142,7 +245,42 @@ class OwnershipReport(Report):
                 f"gave {'a probability' if len(self.nulls) == 1 else 'probabilities'} of "
                 f"{'' if len(self.nulls) == 1 else 'at least '}{least:.2g}."
             )
-        return text
+        return f"{text} {self._grounds()}"
+
+    def _probability(self) -> str:
+        if self.stop_at is not None:
+            return (
+                f"at most {self.p_value:.2g} (pairs were asked one after the other, and the "
+                "bound holds whenever one stops)"
+            )
+        return (
+            f"{self.p_value:.2g} (exact, over all {2**self.pairs:,} ways in which the coins could "
+            "have fallen)"
+        )
+
+    def _grounds(self) -> str:
+        """Say what the result rests on."""
+        if self.coin_draw is None:
+            return _UNPROVEN
+        draw = self.coin_draw
+        text = (
+            f"All patterns and images of the key were fixed by the commitment {self.commitment}, "
+            f"published: {draw.published}. The coins follow from it and from a later public value, "
+            f"{draw.beacon}: {draw.value}."
+        )
+        if not self.committed_images:
+            return (
+                f"{text} But the model was asked with {self.images}, and not with all images that "
+                "were committed: images that are picked later decide the result too. This is no "
+                "evidence for anyone else."
+            )
+        return (
+            f"{text} This rests on what anyone can check: that the commitment was published before "
+            "that value was known; that the value is the one named; that the owner published no "
+            "other commitment for it (of k, multiply the probability by k); and that pairs and "
+            "the preparation of the model's input were not chosen by what they showed."
+            + ("" if self.nulls else " The verifier tried no model of his own for comparison.")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -151,9 +289,14 @@ class OwnershipReport(Report):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> OwnershipReport:
         """Take what `to_dict` gave."""
-        nulls = tuple(Null(**null) for null in data["nulls"])
-        numbers = tuple(map(float, data["differences"]))
-        return cls(**{**data, "differences": numbers, "nulls": nulls})
+        draw = data.get("coin_draw")
+        parts = {
+            "nulls": tuple(Null(**null) for null in data["nulls"]),
+            "differences": tuple(map(float, data["differences"])),
+            "changes": tuple(map(float, data.get("changes", ()))),
+            "coin_draw": None if draw is None else CoinDraw(**draw),
+        }
+        return cls(**{**data, **parts})
 
     def to_html(self, path: str | Path) -> None:
         """Write the report to one HTML file that opens offline."""
@@ -164,6 +307,7 @@ class OwnershipReport(Report):
     def _lines(self) -> Iterator[str]:
         yield f"{self.model}, asked for {self.access}: p = {self.p_value:.2g}"
         yield f"{self.agreeing} of {self.pairs} pairs agree with the key {self.key[:16]}"
+        yield "evidence: the key was committed" if self.is_evidence else "a check, no evidence"
         yield from (
             f"{null.name}, made without the key: p = {null.p_value:.2g}" for null in self.nulls
         )
@@ -207,6 +351,12 @@ class OwnershipReport(Report):
         """
         with _FORMAT.reading_json(path) as data:
             return cls.from_dict(data["report"])
+
+
+def check_level(name: str, level: float) -> None:
+    """Raise `SettingsError` for what is no level of a test."""
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise SettingsError(f"{name} must be in (0, 1), got {level!r}")
 
 
 def check_reachable(alpha: float, pairs: int) -> None:
@@ -254,6 +404,8 @@ def _parts(reports: Sequence[OwnershipReport], style: Style) -> Iterator[Rendera
              f"{null.effect:+.3f}", f"{report.queries:,}")
             for null in report.nulls
         ]  # fmt: skip
+        if report.changes:
+            rows.append(("  label changed", "", "", "", "", "", f"{mean(report.changes):+.3f}", ""))
     yield table(style, "", _COLUMNS, rows, words=(0, 1))
     for report in reports:
         yield Text(f"{printable(report.sentence())}\n")

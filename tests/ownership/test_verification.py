@@ -258,7 +258,8 @@ def test_weights_that_are_too_coarse(clean, images):
 
 def test_a_program_that_came_out_of_an_encoder(clean, marked, key, images):
     program = torch.export.export(marked, (torch.rand(4, 3, 32, 32),)).module()
-    assert verify_classifier(program, key, images, n_images=4).queries == 2 * key.pairs * 4 + 1
+    report = verify_classifier(program, key, images, n_images=4)
+    assert report.queries == 4 * (2 * key.pairs + 1) + 1
     with pytest.raises(OwnershipError, match="the model that was exported or scripted"):
         generate_key(program, images, pairs=2, steps=0, preprocess=key.preprocessing)
 
@@ -384,7 +385,7 @@ def test_what_a_lawyer_reads(marked, clean, key, images):
     assert "a probability of 6.1e-05 (exact, over all 16,384 ways" in text
     assert "For comparison, the same test of clean gave a probability of 0." in text
     labels = verify_classifier(marked, key, images, {"a": clean, "b": clean}).sentence()
-    assert "got them the key image's label more often than the other one" in labels
+    assert "got them the key image's label, or another one than they have without it" in labels
     assert "the same test of a and b gave probabilities of at least" in labels
 
 

@@ -45,7 +45,8 @@ TEST = """
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         net.preprocessing = wm.Preprocessing(size=(8, 8))
         photos = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-        key = wm.ownership.generate_key(net, photos, pairs=2, steps=0)
+        key = wm.ownership.generate_key(net, photos, pairs=2, steps=0).commit("a beacon")
+        key = key.draw_coins("0123456789abcdef", published="here")
         wm.ownership.verify(net, key, photos, {"twin": net})
 
     @pytest.mark.wm_mask(fraction=0.4)

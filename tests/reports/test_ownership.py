@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from pytest_watermark_guard.ownership import Null, OwnershipReport
+from pytest_watermark_guard.ownership import CoinDraw, Null, OwnershipReport
 from pytest_watermark_guard.reports.ownership import render_ownership
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,8 +31,20 @@ def report(**fields):
 
 def test_golden(update_golden):
     labels = report(model="api", access="labels", nulls=(), differences=(0.5, -0.125) * 5)
+    committed = report(
+        model="suspect",
+        nulls=(),
+        key_pairs=32,
+        first_pair=4,
+        coin_draw=CoinDraw("NIST beacon, 2027-01-15", "9f", "5A1E0F99", "example.org, 2027-01-10"),
+        commitment="fedcba9876543210" * 4,
+        committed_images=True,
+    )
+    later = replace(
+        committed, access="labels", changes=(0.25,) * 10, stop_at=0.01, committed_images=False
+    )
     for name, terminal in (("wide", {"width": 110}), ("narrow", {"width": 60, "ascii_only": True})):
-        text = render_ownership([report(), labels], **terminal)
+        text = render_ownership([report(), labels, committed, later], **terminal)
         path = GOLDEN / f"ownership-{name}.txt"
         if update_golden:
             path.write_text(text, "utf-8")

@@ -28,7 +28,8 @@ def ownership_verdict(report: OwnershipReport) -> OwnershipVerdict:
     except (OwnershipError, SettingsError) as error:
         return OwnershipVerdict(report, "no verdict", "unclear", f"{error}.")
     if carries:
-        return OwnershipVerdict(report, "carries the key", "good", grounds)
+        word = "carries the key" if report.is_evidence else "carries the key (own check)"
+        return OwnershipVerdict(report, word, "good", grounds)
     return OwnershipVerdict(report, "not shown to carry the key", "unclear", grounds)
 
 
