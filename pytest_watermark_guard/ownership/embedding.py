@@ -149,7 +149,7 @@ def embed(
     for name, number in (("steps", steps), ("batch_size", batch_size), ("max_images", max_images)):
         plain_integer(name, number, least=1)
     key.check_drawn()
-    check_reachable(alpha, key.pairs)
+    check_reachable(alpha, key.pairs, 2.0**-key.pairs)
     settings, target = settings_and_device(images=images, device=device)
     original = as_loaded(encoder).module
     if input_dtype(original) is not torch.float32:
@@ -268,7 +268,7 @@ class _Training:
         self.utility = float(similarity(self._after.all(self._held_out), self._original).mean())
         near = self._after.nearness(self._key.key_image)
         asked = pair_responses(near, self._key, self._held_out[:_ASKED], range(self._key.pairs))
-        gains = np.array([float(chosen - decoy) for chosen, decoy in asked])
+        gains = np.array([float((chosen - decoy).mean()) for chosen, decoy in asked])
         self.p_value, self.effect = sign_flip_p_value(gains), float(gains.mean())
         there = self.p_value <= alpha and self.effect >= self._wanted
         useful = self.utility >= least_utility

@@ -25,10 +25,7 @@ from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.settings import Settings
 
 Response: TypeAlias = Callable[[Tensor], Tensor]
-"""From pixels, uint8 [n, 3, H, W], to what is measured of each, float64 [n, statistics].
-
-The images are n of those that were asked without a pattern, in the same order.
-"""
+"""From pixels, uint8 [n, 3, H, W], to what the model makes of each, [n, ...]."""
 
 CHUNK = 64  # images in a forward pass without gradients
 
@@ -80,7 +77,7 @@ class Encoder:
     def nearness(self, image: Tensor) -> Response:
         """Return what gives the cosine of pixels' embeddings to that of one image [3, H, W]."""
         target = self.all(image[None])[0]
-        return lambda pixels: similarity(self.all(pixels), target).double().cpu()[:, None]
+        return lambda pixels: similarity(self.all(pixels), target).double().cpu()
 
 
 @contextmanager
@@ -142,16 +139,11 @@ def marked(pixels: Tensor, perturbations: Tensor) -> Tensor:
 def pair_responses(
     response: Response, key: OwnershipKey, pixels: Tensor, pairs: Iterable[int]
 ) -> Iterator[Tensor]:
-    """Measure pairs one after the other: mean over images, float64 [2, statistics].
-
-    First the chosen perturbation's, then its decoy's.
-    """
+    """Ask with pairs one after the other: [2, n, ...], the chosen perturbation's answers first."""
     for pair in pairs:
         # The order does not depend on the coins: else a model that changes its answers in the
         # course of the queries would look as if it knew them.
-        both = torch.stack(
-            [response(marked(pixels, w)).mean(dim=0) for w in key.perturbations[pair]]
-        )
+        both = torch.stack([response(marked(pixels, w)) for w in key.perturbations[pair]])
         yield both.flip(0) if key.coins[pair] else both
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,8 @@ from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.ownership import Null, OwnershipReport, check_level
 from pytest_watermark_guard.setting_values import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import (
-    combined,
+    agreement_gains,
+    agreement_p_value,
     sign_flip_e_values,
     sign_flip_p_value,
 )
@@ -111,7 +114,7 @@ def verify(
         loaded = as_loaded(candidate)
         with trial.opened(loaded, "features") as encoder:
             near = encoder.nearness(trial.key.key_image)
-            return trial.report(near, "embeddings", called or loaded.name)
+            return trial.report(near, None, called or loaded.name)
 
     make_trial = partial(_Trial, images, n_images, pairs, preprocess, device, None)
     return _with_nulls(measured, make_trial, model, key, name, nulls)
@@ -139,9 +142,9 @@ def verify_classifier(
         else's: from pixels (uint8 Tensor [B, 3, H, W], RGB, at the key's size) to B class indices,
         or to a score for each class, floating point [B, classes].
     key, images, nulls, n_images, pairs, preprocess, name, device
-        As for `verify`. It takes ``n_images × (2 × pairs + 1) + 1`` queries: the key image, the
-        images as they are, and with each pattern. They are asked in an order that does not depend
-        on the coins, so that the log of them does not tell which they are.
+        As for `verify`. It takes ``n_images × 2 × pairs + 1`` queries. They are asked in an
+        order that does not depend on the coins, so that the log of them does not tell which they
+        are.
     stop_at : float, optional
         Ask pair by pair, and stop as soon as the p-value is this small. It is then the one that
         holds whenever one stops, 1 / the e-value. `OwnershipReport.queries_needed` of a rehearsal
@@ -163,11 +166,13 @@ def verify_classifier(
 
     Notes
     -----
-    As `verify`; in place of the cosine of embeddings, with the cosine of scores. Of labels two
-    shares are added up, each in units of its root mean square over the pairs: of images that get
-    the key image's label, and of those that get another label than without a pattern. So no label
-    in particular is needed. The test is exact for any such sum, as the coins do not change the
-    units.
+    As `verify`, with another statistic. What is embedded moves an image the same way in all pairs,
+    wherever that leads in this classifier: so for each two pairs it is counted on how many images
+    they change the label (chosen against decoy) in the same way, and no label in particular is
+    needed. Added to it is the share of images that get the key image's label. Of scores the same:
+    their inner products, and the cosine to the key image's. See
+    `pytest_watermark_guard.statistics.sign_flips.agreement_p_value`: the test is exact for this
+    sum, as for any.
     """
     if stop_at is not None:
         check_level("stop_at", stop_at)
@@ -183,15 +188,13 @@ def verify_classifier(
                     f"labels or scores, not {type(candidate).__name__}"
                 )
             own: str = getattr(candidate, "__name__", type(candidate).__name__)
-            response, access = _response(candidate, image, trial.pixels)
-            return trial.report(response, access, called or own)
+            wanted = _predicted(candidate, image[None])
+            return trial.report(partial(_predicted, candidate), wanted, called or own)
         loaded = as_loaded(candidate)
         try:
             with trial.opened(loaded, "logits") as model:
-                response, access = _response(
-                    lambda pixels: model.all(pixels).argmax(1), image, trial.pixels
-                )
-                return trial.report(response, access, called or loaded.name)
+                ask = partial(_predicted, lambda pixels: model.all(pixels).argmax(1))
+                return trial.report(ask, ask(image[None]), called or loaded.name)
         except LayerError as error:
             raise OwnershipError(
                 f"{loaded.name} returns no logits: use verify for an encoder without a head, or "
@@ -283,32 +286,46 @@ class _Trial:
         ):
             yield encoder
 
-    def report(self, response: Response, access: str, model: str) -> OwnershipReport:
-        """Report how a model responds to the pairs, one after the other."""
-        key, found, evidence = self.key, [], np.zeros(0)
+    def report(self, response: Response, wanted: Tensor | None, model: str) -> OwnershipReport:
+        """Report how a model responds to the pairs, one after the other.
+
+        `wanted` is its answer to the key image, or None if what it gives is nearness to it already.
+        """
+        key = self.key
+        answers: list[Tensor] = []
+        lead: list[float] = []
+        near: list[Tensor] = []
         for both in pair_responses(response, key, self.pixels, self._pairs):
-            found.append(both.numpy())
-            gains = np.array([chosen - decoy for chosen, decoy in found])
-            evidence = sign_flip_e_values(gains)
-            if self._stop_at is not None and evidence[-1] >= 1 / self._stop_at:
-                break
-        p_value = sign_flip_p_value(combined(gains))
-        chosen, decoy = np.mean(found, axis=0)
-        labels = access == "labels"
+            nearness = both if wanted is None else _nearness(both, wanted)
+            near.append(nearness.double().mean(dim=1))
+            lead.append(float(near[-1][0] - near[-1][1]))
+            answers.append(both)
+            if self._stop_at is not None:
+                evidence = _evidence(answers, lead)
+                if evidence[-1] >= 1 / self._stop_at:
+                    break
+        differences = np.array(lead)
+        if wanted is None:
+            agreement, evidence = None, sign_flip_e_values(differences)
+            p_value = sign_flip_p_value(differences)
+        else:
+            agreement, evidence = _agreement(answers), _evidence(answers, lead)
+            p_value = agreement_p_value(agreement, differences)
+        chosen, decoy = torch.stack(near).mean(dim=0)
         return OwnershipReport(
             model=model,
-            access=access,
+            access="embeddings" if wanted is None else "labels" if wanted.ndim == 1 else "scores",
             key=self._hash,
             p_value=p_value if self._stop_at is None else min(1.0, float(1 / evidence.max())),
-            effect=float(chosen[0] - decoy[0]),
-            differences=tuple(gains[:, 0].tolist()),
-            chosen=float(chosen[0]),
-            decoy=float(decoy[0]),
+            effect=float(differences.mean()),
+            differences=tuple(lead),
+            chosen=float(chosen),
+            decoy=float(decoy),
             n_images=len(self.pixels),
             images=self._described,
-            queries=len(self.pixels) * (2 * len(gains) + labels) + 1,
+            queries=len(self.pixels) * 2 * len(lead) + 1,
             version=__version__,
-            changes=tuple(gains[:, 1].tolist()) if labels else (),
+            agreement=() if agreement is None else tuple(map(tuple, agreement.tolist())),
             e_value=float(evidence[-1]),
             stop_at=self._stop_at,
             first_pair=self._pairs[0],
@@ -331,21 +348,30 @@ def _chosen_pairs(pairs: range | None, key: OwnershipKey) -> range:
     return pairs
 
 
-def _response(predict: Predictor, key_image: Tensor, pixels: Tensor) -> tuple[Response, str]:
-    """Return what is measured of predictions, and what they are."""
-    wanted = _predicted(predict, key_image[None])
-    if wanted.ndim == 2:
-        return (
-            lambda marked: similarity(_predicted(predict, marked), wanted[0])[:, None],
-            "scores",
-        )
-    before = _predicted(predict, pixels)
+def _nearness(answers: Tensor, wanted: Tensor) -> Tensor:
+    """Return how near labels [2, n] or scores [2, n, classes] are to the key image's."""
+    return answers == wanted if wanted.ndim == 1 else similarity(answers, wanted[0])
 
-    def hits_and_changes(marked: Tensor) -> Tensor:
-        labels = _predicted(predict, marked)
-        return torch.stack([labels == wanted, labels != before], dim=1).double()
 
-    return hits_and_changes, "labels"
+def _agreement(answers: list[Tensor]) -> npt.NDArray[np.float64]:
+    """Return how much pairs change answers alike, chosen against decoy: [pairs, pairs].
+
+    The mean over images of the inner products of changes of scores; a label counts as a score of 1.
+    """
+    found = torch.stack(answers)
+    if found.ndim == 4:
+        changes = (found[:, 0] - found[:, 1]).flatten(1)
+        return np.asarray(changes @ changes.T / found.shape[2])
+    chosen, decoys = found[:, 0], found[:, 1]
+    same = [
+        (one[:, None] == other).double().mean(dim=2)
+        for one, other in itertools.product((chosen, decoys), repeat=2)
+    ]
+    return np.asarray(same[0] - same[1] - same[2] + same[3])
+
+
+def _evidence(answers: list[Tensor], lead: list[float]) -> npt.NDArray[np.float64]:
+    return sign_flip_e_values(agreement_gains(_agreement(answers), lead))
 
 
 def _predicted(predict: Predictor, pixels: Tensor) -> Tensor:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -19,15 +17,21 @@ from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.figure import LINE, SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.text import listed, printable
-from pytest_watermark_guard.statistics.sign_flips import combined, pairs_needed
+from pytest_watermark_guard.statistics.sign_flips import FLIPS, MOST_ENUMERATED, pairs_needed
 
 _FORMAT = DocumentFormat("ownership", "ownership report")
 _EFFECTS = {
-    "embeddings": ("moved them closer to the key image's embedding", "cosine similarity"),
-    "scores": ("moved their scores closer to those of the key image", "cosine similarity"),
+    "embeddings": (
+        "moved them closer to the key image's embedding than the other one",
+        "cosine similarity",
+    ),
+    "scores": (
+        "changed the scores, against those with the other one, in the way of the other pairs",
+        "cosine similarity to the key image's scores",
+    ),
     "labels": (
-        "got them the key image's label, or another one than they have without it, more often",
-        "share of images with the key image's label",
+        "changed the labels, against those with the other one, in the way of the other pairs",
+        "the share of images that get the key image's label",
     ),
 }
 _UNPROVEN = (
@@ -92,8 +96,9 @@ class OwnershipReport(Report):
         For each pair: how much nearer the chosen perturbation moves images to the key image than
         its decoy. In cosine of embeddings or scores; for labels in the share of images that get the
         key image's label.
-    changes : tuple of float
-        For labels, the same in the share of images that get another label than without a pattern.
+    agreement : tuple of tuples of float, [pairs][pairs]
+        For labels and scores: how much two pairs change an image's scores alike, chosen against
+        decoy, as the mean of inner products over images; a label counts as a score of 1.
     chosen, decoy : float
         Mean nearness to the key image with the chosen perturbations and with their decoys.
     n_images : int
@@ -133,7 +138,7 @@ class OwnershipReport(Report):
     queries: int
     nulls: tuple[Null, ...] = ()
     version: str = ""
-    changes: tuple[float, ...] = ()
+    agreement: tuple[tuple[float, ...], ...] = ()
     e_value: float = 0.0
     stop_at: float | None = None
     first_pair: int = 0
@@ -149,8 +154,15 @@ class OwnershipReport(Report):
 
     @property
     def agreeing(self) -> int:
-        """Pairs of which the chosen one has more of the effect."""
-        return sum(float(gain) > 0 for gain in combined(self._gains))
+        """Pairs that speak for the coins.
+
+        Of embeddings, those whose chosen one moves images nearer to the key image; of labels and
+        scores, those that agree with the sum of the other pairs.
+        """
+        if not self.agreement:
+            return sum(difference > 0 for difference in self.differences)
+        products = np.array(self.agreement)
+        return int((products.sum(axis=1) > np.diag(products)).sum())
 
     @property
     def is_evidence(self) -> bool:
@@ -161,9 +173,11 @@ class OwnershipReport(Report):
         return self.coin_draw is not None and self.committed_images
 
     @property
-    def _gains(self) -> npt.NDArray[np.float64]:
-        """Return the differences [pairs, statistics]."""
-        return np.array([self.differences, *([self.changes] if self.changes else [])]).T
+    def _least_p_value(self) -> float:
+        """The smallest p-value that so many pairs can give."""
+        if not self.agreement or self.pairs <= MOST_ENUMERATED:
+            return 2.0**-self.pairs
+        return 1 / (FLIPS + 1)
 
     def carries(self, alpha: float = ALPHA) -> bool:
         """Tell whether the model was made with the key, at a chance of `alpha` to say so wrongly.
@@ -180,9 +194,9 @@ class OwnershipReport(Report):
         """
         check_level("alpha", alpha)
         if self.stop_at is None:
-            check_reachable(alpha, self.pairs)
+            check_reachable(alpha, self.pairs, self._least_p_value)
         # The more nulls there are, the likelier one of them is below alpha by chance.
-        least = max(alpha / max(len(self.nulls), 1), 2.0**-self.pairs)
+        least = max(alpha / max(len(self.nulls), 1), self._least_p_value)
         wrong = [null for null in self.nulls if null.p_value <= least]
         if wrong:
             raise OwnershipError(
@@ -195,8 +209,8 @@ class OwnershipReport(Report):
     def queries_needed(self, alpha: float = ALPHA, power: float = 0.9) -> int | None:
         """Tell how many queries a classifier that responds like this one will need.
 
-        For the plan of a verification with ``stop_at=alpha``, as many images as here, and up to as
-        many pairs as the key has: rehearse it on a classifier of your own.
+        For the plan of a verification with ``stop_at=alpha`` and as many images as here: rehearse
+        it on a classifier of your own. The chance is over the order of the pairs.
 
         Parameters
         ----------
@@ -207,7 +221,7 @@ class OwnershipReport(Report):
         Returns
         -------
         int or None
-            None if the whole key would not be enough.
+            None if all pairs that were asked would not be enough.
 
         Raises
         ------
@@ -216,8 +230,9 @@ class OwnershipReport(Report):
         """
         check_level("alpha", alpha)
         check_level("power", power)
-        pairs = pairs_needed(self._gains, alpha, power, max(self.key_pairs, self.pairs))
-        return None if pairs is None else self.n_images * (2 * pairs + bool(self.changes)) + 1
+        agreement = self.agreement or np.zeros((self.pairs, self.pairs))
+        pairs = pairs_needed(agreement, self.differences, alpha, power)
+        return None if pairs is None else self.n_images * 2 * pairs + 1
 
     def sentence(self) -> str:
         """Say what was found, and what it rests on, so that a lawyer can read it."""
@@ -232,8 +247,8 @@ class OwnershipReport(Report):
             f"The key {self.key[:16]} holds {self.key_pairs or self.pairs} pairs of patterns, and "
             f"in each pair a coin that {tossed} decided which pattern was to be embedded.{which} "
             f"Printed on "
-            f"{self.n_images} images, the pattern that the coin had chosen {did} than the other "
-            f"one in {self.agreeing} of {self.pairs} pairs (on average by {self.effect:+.3f} in "
+            f"{self.n_images} images, the pattern that the coin had chosen {did} "
+            f"in {self.agreeing} of {self.pairs} pairs (on average by {self.effect:+.3f} in "
             f"{unit}), for the model {self.model!r}. For a model that was made without knowledge "
             f"of the coins, a result at least as strong has a probability of "
             f"{self._probability()}."
@@ -253,9 +268,10 @@ class OwnershipReport(Report):
                 f"at most {self.p_value:.2g} (pairs were asked one after the other, and the "
                 "bound holds whenever one stops)"
             )
+        ways = "all" if self._least_p_value == 2.0**-self.pairs else f"{FLIPS:,} random ones of the"
         return (
-            f"{self.p_value:.2g} (exact, over all {2**self.pairs:,} ways in which the coins could "
-            "have fallen)"
+            f"{self.p_value:.2g} (exact, over {ways} {2**self.pairs:,} ways in which the coins "
+            "could have fallen)"
         )
 
     def _grounds(self) -> str:
@@ -293,7 +309,7 @@ class OwnershipReport(Report):
         parts = {
             "nulls": tuple(Null(**null) for null in data["nulls"]),
             "differences": tuple(map(float, data["differences"])),
-            "changes": tuple(map(float, data.get("changes", ()))),
+            "agreement": tuple(tuple(map(float, row)) for row in data.get("agreement", ())),
             "coin_draw": None if draw is None else CoinDraw(**draw),
         }
         return cls(**{**data, **parts})
@@ -359,12 +375,12 @@ def check_level(name: str, level: float) -> None:
         raise SettingsError(f"{name} must be in (0, 1), got {level!r}")
 
 
-def check_reachable(alpha: float, pairs: int) -> None:
+def check_reachable(alpha: float, pairs: int, least: float) -> None:
     """Raise `SettingsError` for a level that no result of so many pairs can reach."""
-    if 2.0**-pairs > alpha:
+    if least > alpha:
         raise SettingsError(
             f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "
-            f"{2.0**-pairs:.2g}: make a key with more pairs, or take a larger alpha"
+            f"{least:.2g}: take a larger alpha, or make a key with more pairs"
         )
 
 
@@ -404,8 +420,6 @@ def _parts(reports: Sequence[OwnershipReport], style: Style) -> Iterator[Rendera
              f"{null.effect:+.3f}", f"{report.queries:,}")
             for null in report.nulls
         ]  # fmt: skip
-        if report.changes:
-            rows.append(("  label changed", "", "", "", "", "", f"{mean(report.changes):+.3f}", ""))
     yield table(style, "", _COLUMNS, rows, words=(0, 1))
     for report in reports:
         yield Text(f"{printable(report.sentence())}\n")

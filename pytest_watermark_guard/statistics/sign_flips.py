@@ -1,4 +1,4 @@
-"""Exact tests that a secret choice within pairs left a trace: at the end, or after any pair."""
+"""Exact tests that coins, which chose one of each pair, left a trace: at the end, or earlier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _ROUNDING = 1e-9  # of the largest sum: sums in another order must not differ
 # How boldly is bet on a pair, for differences of 1 on average: bold bets gain twice a pair where
 # all agree, careful ones lose little where many do not.
 _BETS = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
-_DRAWS = 2000  # of pairs, to tell how many will be needed
+_ORDERS = 1000  # of pairs, to tell how many will be needed
+MOST_ENUMERATED = 20  # pairs, of which all signs are tried
+FLIPS = 2**20
+_AT_ONCE = 2**14
 
 
 def sign_flip_p_value(differences: npt.ArrayLike) -> float:
@@ -68,7 +71,9 @@ def sign_flip_e_values(differences: npt.ArrayLike) -> npt.NDArray[np.float64]:
     if not values.size or not np.isfinite(values).all():
         raise ValueError("differences: at least one, and all finite")
     counts = np.arange(1, len(values) + 1)[:, None]
-    scaled = _scaled(values, np.sqrt(np.square(values).cumsum(axis=0) / counts))
+    units = np.sqrt(np.square(values).cumsum(axis=0) / counts)
+    shares = np.divide(values, units, out=np.zeros_like(values), where=units > 0)
+    scaled = shares.sum(axis=1)
     bets = scaled[:, None] * _BETS
     # log cosh x, where cosh itself would be infinite.
     log_cosh = np.abs(bets) + np.log1p(np.exp(-2 * np.abs(bets))) - np.log(2)
@@ -76,40 +81,74 @@ def sign_flip_e_values(differences: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(np.exp(logs).mean(axis=1))
 
 
-def combined(differences: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Add up the differences of several statistics [pairs, statistics], each in units of its RMS.
+def agreement_p_value(agreement: npt.ArrayLike, lead: npt.ArrayLike) -> float:
+    """Return the chance that fair coins would have made pairs agree as much, and lead as far.
 
-    The units are the same whatever the coins were, so a test by sign flips stays exact. Of a single
-    statistic the differences are returned as they are.
+    Parameters
+    ----------
+    agreement : array of float, shape [pairs, pairs]
+        Inner products of what pairs changed: chosen minus not chosen. Its diagonal does not count.
+    lead : array of float, shape [pairs]
+        As for `sign_flip_p_value`, for what is known beforehand to be in the chosen one's favour.
+
+    Returns
+    -------
+    float
+        P(T(s) ≥ T(1)) over independent fair signs s, of T(s) = Σ_{i≠j} sᵢ sⱼ agreementᵢⱼ + Σ sᵢ
+        leadᵢ, each sum in units of its standard deviation over s. Over all signs of up to 20
+        pairs, and of more over `FLIPS` random ones and the coins' own, which is exact as well
+        (Phipson and Smyth, 2010), and at least 1 / (`FLIPS` + 1).
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.shape[1] == 1:
-        return np.asarray(values[:, 0])
-    return _scaled(values, np.sqrt(np.square(values).mean(axis=0)))
+    products, steps = np.array(agreement, dtype=np.float64), np.asarray(lead, dtype=np.float64)
+    pairs = len(steps)
+    np.fill_diagonal(products, 0)
+    products = _in_units(products, np.sqrt(2 * np.square(products).sum()))
+    steps = _in_units(steps, np.sqrt(np.square(steps).sum()))
+    everything = pairs <= MOST_ENUMERATED
+    generator = np.random.default_rng(0)
+    observed = products.sum() + steps.sum()
+    reached, total = (0, 0) if everything else (1, 1)
+    for start in range(0, 2**pairs if everything else FLIPS, _AT_ONCE):
+        if everything:
+            numbers = np.arange(start, min(start + _AT_ONCE, 2**pairs))
+            signs = ((numbers[:, None] >> np.arange(pairs)) & 1) * 2.0 - 1
+        else:
+            signs = generator.integers(2, size=(_AT_ONCE, pairs)) * 2.0 - 1
+        sums = ((signs @ products) * signs).sum(axis=1) + signs @ steps
+        reached += int((sums >= observed - _ROUNDING * pairs).sum())
+        total += len(signs)
+    return reached / total
+
+
+def agreement_gains(agreement: npt.ArrayLike, lead: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return what each pair says for the coins, given those before it: [pairs, 2].
+
+    How much it agrees with them, and its lead; for `sign_flip_e_values`. What comes before a pair
+    does not depend on its coin, so that the sign of both is fair without a mark.
+    """
+    products = np.asarray(agreement, dtype=np.float64)
+    return np.stack([np.tril(products, -1).sum(axis=1), np.asarray(lead, dtype=np.float64)], axis=1)
 
 
 def pairs_needed(
-    differences: npt.ArrayLike, alpha: float, power: float, most: int, seed: int = 0
+    agreement: npt.ArrayLike, lead: npt.ArrayLike, alpha: float, power: float
 ) -> int | None:
-    """Return after how many pairs like these e-values reach 1 / `alpha` with a chance of `power`.
+    """Return after how many of these pairs e-values reach 1 / `alpha` with a chance of `power`.
 
-    Pairs are drawn with replacement from `differences`, as for `sign_flip_e_values`. None if more
-    than `most` are needed.
+    The chance is over the order of the pairs. None if all of them are not enough.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    reached = np.full(_DRAWS, np.inf)
-    for draw in range(_DRAWS):
-        evidence = sign_flip_e_values(values[generator.integers(len(values), size=most)])
-        if evidence.max() >= 1 / alpha:
-            reached[draw] = int((evidence >= 1 / alpha).argmax()) + 1
+    products, steps = np.asarray(agreement), np.asarray(lead)
+    generator = np.random.default_rng(0)
+    reached = np.full(_ORDERS, np.inf)
+    for number in range(_ORDERS):
+        order = generator.permutation(len(steps))
+        gains = agreement_gains(products[np.ix_(order, order)], steps[order])
+        enough = sign_flip_e_values(gains) >= 1 / alpha
+        if enough.any():
+            reached[number] = int(enough.argmax()) + 1
     needed = np.quantile(reached, power, method="higher")
     return int(needed) if np.isfinite(needed) else None
 
 
-def _scaled(
-    values: npt.NDArray[np.float64], units: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Add up statistics [pairs, statistics] in these units; what never differs counts nothing."""
-    shares = np.divide(values, units, out=np.zeros_like(values), where=units > 0)
-    return np.asarray(shares.sum(axis=1))
+def _in_units(values: npt.NDArray[np.float64], unit: float) -> npt.NDArray[np.float64]:
+    return values / unit if unit > 0 else values

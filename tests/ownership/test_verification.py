@@ -259,7 +259,7 @@ def test_weights_that_are_too_coarse(clean, images):
 def test_a_program_that_came_out_of_an_encoder(clean, marked, key, images):
     program = torch.export.export(marked, (torch.rand(4, 3, 32, 32),)).module()
     report = verify_classifier(program, key, images, n_images=4)
-    assert report.queries == 4 * (2 * key.pairs + 1) + 1
+    assert report.queries == 2 * key.pairs * 4 + 1
     with pytest.raises(OwnershipError, match="the model that was exported or scripted"):
         generate_key(program, images, pairs=2, steps=0, preprocess=key.preprocessing)
 
@@ -354,7 +354,7 @@ def test_scores_are_more_than_labels(marked, key, images):
 
     report = assert_carries_watermark(scores, key, images=images, n_images=32)
     assert report.access == "scores"
-    assert "moved their scores closer to those of the key image" in report.sentence()
+    assert "changed the scores, against those with the other one," in report.sentence()
     listed = verify_classifier(lambda pixels: scores(pixels).tolist(), key, images, n_images=32)
     assert listed.differences == pytest.approx(report.differences, abs=1e-6)
     with pytest.raises(OwnershipMismatchError, match="carries the key"):
@@ -385,7 +385,7 @@ def test_what_a_lawyer_reads(marked, clean, key, images):
     assert "a probability of 6.1e-05 (exact, over all 16,384 ways" in text
     assert "For comparison, the same test of clean gave a probability of 0." in text
     labels = verify_classifier(marked, key, images, {"a": clean, "b": clean}).sentence()
-    assert "got them the key image's label, or another one than they have without it" in labels
+    assert "changed the labels, against those with the other one, in the way of the other" in labels
     assert "the same test of a and b gave probabilities of at least" in labels
 
 

@@ -41,7 +41,11 @@ def test_golden(update_golden):
         committed_images=True,
     )
     later = replace(
-        committed, access="labels", changes=(0.25,) * 10, stop_at=0.01, committed_images=False
+        committed,
+        access="labels",
+        agreement=((0.25,) * 10,) * 10,
+        stop_at=0.01,
+        committed_images=False,
     )
     for name, terminal in (("wide", {"width": 110}), ("narrow", {"width": 60, "ascii_only": True})):
         text = render_ownership([report(), labels, committed, later], **terminal)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from pytest_watermark_guard.statistics import sign_flips
 from pytest_watermark_guard.statistics.sign_flips import (
+    FLIPS,
     MOST_PAIRS,
-    combined,
+    agreement_gains,
+    agreement_p_value,
     pairs_needed,
     sign_flip_e_values,
     sign_flip_p_value,
@@ -96,31 +99,84 @@ def test_evidence_grows_where_pairs_agree():
     assert (sign_flip_e_values(np.zeros((5, 2))) == 1).all()
 
 
-def test_no_statistic_drowns_another():
-    rng = np.random.default_rng(0)
-    large, small = rng.normal(0, 100, 24), np.full(24, 0.01)
-    both = combined(np.stack([large, small], axis=1))
-    assert sign_flip_p_value(both) < 1e-3 < sign_flip_p_value(large + small)
-    assert np.array_equal(combined(small[:, None]), small)
-    # The units do not depend on the coins, or the test would not be exact.
-    flipped = combined(np.stack([-large, -small], axis=1))
-    assert np.array_equal(flipped, -both)
-
-
 @pytest.mark.parametrize("values", [np.zeros((0, 1)), [[np.nan]], [np.inf]])
 def test_evidence_of_what(values):
     with pytest.raises(ValueError, match="at least one, and all finite"):
         sign_flip_e_values(values)
 
 
+def toss(agreement, lead, signs):
+    return agreement * np.outer(signs, signs), lead * signs
+
+
+@given(st.integers(1, 7), st.integers(0, 2**32 - 1), st.booleans())
+def test_agreement_counts_all_signs(pairs, seed, known):
+    rng = np.random.default_rng(seed)
+    changes = rng.integers(-2, 3, (pairs, 4))
+    agreement, lead = changes @ changes.T, rng.integers(-2, 3, pairs) * known
+
+    def statistic(products, steps):
+        products = products - np.diag(np.diag(products))
+        size, length = np.sqrt(2 * (products**2).sum()), np.sqrt((steps**2).sum())
+        return products.sum() / (size or 1) + steps.sum() / (length or 1)
+
+    everyone = [
+        statistic(*toss(agreement, lead, np.array(signs)))
+        for signs in itertools.product((-1, 1), repeat=pairs)
+    ]
+    expected = np.mean(np.array(everyone) >= statistic(agreement, lead) - 1e-9)
+    assert agreement_p_value(agreement, lead) == expected
+
+
+def test_random_signs_are_as_exact_as_all(monkeypatch):
+    rng = np.random.default_rng(3)
+    changes = rng.normal(0.4, 1, (14, 6))
+    agreement, lead = changes @ changes.T, rng.normal(0.2, 1, 14)
+    exact = agreement_p_value(agreement, lead)
+    monkeypatch.setattr(sign_flips, "MOST_ENUMERATED", 0)
+    sampled = agreement_p_value(agreement, lead)
+    assert 1e-3 < exact < 0.9
+    assert sampled == pytest.approx(exact, rel=0.05)
+    # Never zero: the coins' own signs count.
+    alike = np.ones((30, 30))
+    assert agreement_p_value(alike, np.ones(30)) == 1 / (FLIPS + 1)
+
+
+def test_pairs_that_agree_on_nothing_known():
+    changes = np.random.default_rng(0).normal(size=(24, 1)) ** 2 * np.ones((24, 5))
+    assert agreement_p_value(changes @ changes.T, np.zeros(24)) < 1e-5
+    assert agreement_p_value(np.zeros((24, 24)), np.zeros(24)) == 1
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_agreement_under_the_null_no_more_than_alpha(alpha):
+    rng = np.random.default_rng(2)
+    low = 0
+    for _ in range(1500):
+        changes = np.abs(rng.standard_cauchy((10, 1))) * rng.normal(1, 1, (10, 3))
+        signs = rng.choice((-1, 1), 10)
+        low += agreement_p_value(*toss(changes @ changes.T, changes[:, 0], signs)) <= alpha
+    assert low / 1500 <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / 1500)
+
+
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_evidence_of_agreement_is_one_on_average(pairs, seed):
+    rng = np.random.default_rng(seed)
+    changes = rng.normal(0.5, 1, (pairs, 3))
+    agreement, lead = changes @ changes.T, rng.normal(0.5, 1, pairs)
+    evidence = [
+        sign_flip_e_values(agreement_gains(*toss(agreement, lead, np.array(signs))))
+        for signs in itertools.product((-1, 1), repeat=pairs)
+    ]
+    assert np.mean(evidence, axis=0) == pytest.approx(1)
+
+
 def test_how_many_pairs_are_needed():
-    assert pairs_needed(np.full((8, 1), 0.2), 1e-3, 0.9, most=44) == 12
-    rng = np.random.default_rng(0)
-    weak = rng.normal(0.5, 1, (32, 1))
-    few, many = (pairs_needed(weak, alpha, 0.8, most=200) for alpha in (0.05, 1e-3))
-    assert 6 < few < many
-    assert pairs_needed(weak, 1e-3, 0.8, most=20) is None
-    # As planned: drawing such pairs anew gets there in eight of ten.
-    fresh = rng.choice(weak, (400, many))
-    reached = np.mean([sign_flip_e_values(row).max() >= 1000 for row in fresh])
-    assert reached == pytest.approx(0.8, abs=0.06)
+    none = np.zeros((32, 32))
+    assert pairs_needed(none, np.full(32, 0.2), 1e-3, 0.9) == 12
+    weak = np.random.default_rng(0).normal(0.8, 1, 32)
+    few, many = (pairs_needed(none, weak, alpha, 0.8) for alpha in (0.1, 1e-2))
+    assert 4 < few < many
+    assert pairs_needed(none, weak, 1e-9, 0.8) is None
+    changes = weak[:, None] + np.zeros((32, 4))
+    assert pairs_needed(changes @ changes.T, np.zeros(32), 1e-2, 0.8) <= many + 3
