@@ -136,6 +136,8 @@ def measure(spec: str, options: list[str]) -> tuple[float, int, str, dict[str, f
         environment = {**os.environ, "WATERMARK_GUARD_CACHE": f"{folder}/cache"}
         # What other plugins take to be imported is none of the gate's.
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        # An installed package is compiled once, and not at each start.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-c", TIMED, "-p", "pytest_watermark_guard.plugin.plugin"]
         command += [f"--wm-model={spec}", "-q", *options]
         done = subprocess.run(

@@ -10,12 +10,10 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
-import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,6 @@ from pytest_watermark_guard.models.state import unwrapped
 from pytest_watermark_guard.models.tensor_bytes import NoValuesError, tensor_bytes
 
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
-_FILES_AT_ONCE = 64
 
 
 class NoKeyError(Exception):
@@ -52,26 +49,6 @@ def digest(*values: object) -> str:
     except Exception as error:  # whatever the properties of someone's objects raise
         raise NoKeyError(f"{type(error).__name__}: {error}") from error
     return total.hexdigest()
-
-
-def digest_files(root: Path, names: Sequence[str]) -> str:
-    """Return a digest of files' names and contents, in order; `NoKeyError` as `digest`."""
-
-    def contents(some: Sequence[str]) -> list[bytes]:
-        return [_file_digest(os.path.join(root, name)) for name in some]  # noqa: PTH118 - speed
-
-    groups = [names[at : at + _FILES_AT_ONCE] for at in range(0, len(names), _FILES_AT_ONCE)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            digests = [digest for group in pool.map(contents, groups) for digest in group]
-        except OSError as error:
-            raise NoKeyError(f"{error.filename}: {error.strerror}") from error
-    return digest(list(names), digests)
-
-
-def _file_digest(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - speed
-        return hashlib.sha256(file.read()).digest()
 
 
 Part = bytes | memoryview

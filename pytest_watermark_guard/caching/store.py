@@ -154,6 +154,10 @@ class Store:
         """Take an array for damaged: it does not fit the others."""
         self._reject(self._path(kind, key, ".npy"))
 
+    def remove_array(self, kind: str, key: str) -> None:
+        """Remove an array that is not of use any more."""
+        _remove(self._path(kind, key, ".npy"))
+
     def put_array(self, kind: str, key: str, array: npt.NDArray[Any]) -> None:
         """Keep an array without Python objects, which replaces any under the same key."""
         if array.dtype.hasobject:

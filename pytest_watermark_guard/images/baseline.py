@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pytest_watermark_guard.caching.keys import NoKeyError, digest, digest_files
+from pytest_watermark_guard.caching.keys import NoKeyError, digest
 from pytest_watermark_guard.errors import ImagesError
 from pytest_watermark_guard.images import builtin, folder
 from pytest_watermark_guard.images.arrays import image_from_array
+from pytest_watermark_guard.images.contents import (
+    ArrayContents,
+    BuiltinContents,
+    Contents,
+    FileContents,
+    UnknownContents,
+)
 from pytest_watermark_guard.images.decoding import as_rgb, read_image
 from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.draw import uniform_words
-
-
-def _unknown_content(names: tuple[str, ...]) -> str:
-    raise NoKeyError("images: a Dataset or sequence may give others the next time")
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,7 @@ class Baseline:
     labels: Mapping[str, int] = field(default_factory=dict)
     root: Path | None = None  # the folder that `identities` are relative to, where there is one
     concurrent: bool = False  # `read` may be called from several threads; a Dataset's may not
-    # Digest of the images of these names; raises `NoKeyError` where there is none.
-    digest_of: Callable[[tuple[str, ...]], str] = _unknown_content
+    contents: Contents = field(default_factory=UnknownContents)  # by identity
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -58,7 +60,7 @@ class Baseline:
         NoKeyError
             Where their content has no digest.
         """
-        return self.digest_of(tuple(sorted(self.identities)))
+        return self.contents.together(sorted(self.identities))
 
     def fingerprint(self) -> str:
         """Return a short digest of the images, whatever their folder and order.
@@ -142,7 +144,7 @@ def _open(images: Any) -> Baseline:
             lambda position: read_image(paths[position]),
             root=root,
             concurrent=True,
-            digest_of=cache(partial(digest_files, root)),
+            contents=FileContents(root),
         )
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ImagesError(
@@ -167,7 +169,7 @@ def _open(images: Any) -> Baseline:
         tuple(map(str, range(count))),
         lambda position: _read_item(images, position),
         concurrent=in_memory,
-        digest_of=cache(partial(_digest_rows, images)) if in_memory else _unknown_content,
+        contents=ArrayContents(images) if in_memory else UnknownContents(),
     )
 
 
@@ -183,12 +185,8 @@ def _of_builtin(images: builtin.BuiltinImages) -> Baseline:
         tuple(f"{builtin.BUILTIN_NAME}/{index}" for index in range(len(images))),
         lambda position: Image.fromarray(images[position]),
         concurrent=True,
-        digest_of=lambda names: digest(images.content, names),
+        contents=BuiltinContents(images),
     )
-
-
-def _digest_rows(images: Any, names: tuple[str, ...]) -> str:
-    return digest([digest(images[int(name)]) for name in names])
 
 
 def _read_item(images: Sequence[Any], position: int) -> Image.Image | tuple[Image.Image, int]:

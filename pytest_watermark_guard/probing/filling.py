@@ -41,7 +41,7 @@ def fill(
         Of this context, if some are known already.
     """
     answers = answers or FirstAnswers(context)
-    cached, outdated = _cached(context, answers)
+    cached, outdated = _cached(context, answers, None if gate is None else _REPLAYED_AT_ONCE)
     if outdated:
         recording.cache_notes = (CHANGED,)
     filling = _Filling(context, recording, gate, answers, cached, outdated)
@@ -53,8 +53,13 @@ def fill(
     return plan
 
 
-def _cached(context: ProbeContext, answers: FirstAnswers) -> tuple[CachedActivations | None, bool]:
-    """Return what is cached and still is the model's answer, and whether something is not."""
+def _cached(
+    context: ProbeContext, answers: FirstAnswers, images: int | None
+) -> tuple[CachedActivations | None, bool]:
+    """Return what is cached and still is the model's answer, and whether something is not.
+
+    It is of the same images, as far as the first `images` of them tell; None: all of them.
+    """
     if context.cache is None:
         return None, False
     batches = context.batches
@@ -65,6 +70,10 @@ def _cached(context: ProbeContext, answers: FirstAnswers) -> tuple[CachedActivat
         return None, False
     if cached.partial and cached.run:
         return None, False  # what is missing would be computed in another way than the rest
+    known = len(cached.looks)
+    last = known if images is None else min(images, known)
+    if not context.cache.activations.holds(cached, 0, last):
+        return None, False
     if answers.are(cached.answers, cached.layers):
         return cached, False
     return None, True
@@ -99,6 +108,9 @@ class _Filling:
         streams = self._context.batches.streams
         for first in range(0, cached.complete, _REPLAYED_AT_ONCE):
             last = min(first + _REPLAYED_AT_ONCE, cached.complete)
+            if not self._holds(cached, first, last):
+                self._cached = cached.until(first)
+                return False
             identities = baseline.identities[first:last]
             labels = [baseline.labels.get(identity) for identity in identities]
             looks = cached.looks[first:last]
@@ -108,6 +120,19 @@ class _Filling:
 
     def compute(self, compute: Compute) -> str:
         """Have the rest computed, record and keep it; return how the model was run."""
+        plan, changed = self._compute(compute)
+        # Nothing is known of what comes now: it ends.
+        return self.compute(compute) if changed else plan
+
+    def _holds(self, cached: CachedActivations, first: int, last: int) -> bool:
+        """Tell whether cached images are the same; without a gate, that of all is known."""
+        cache = self._context.cache
+        return self._gate is None or (
+            cache is not None and cache.activations.holds(cached, first, last)
+        )
+
+    def _compute(self, compute: Compute) -> tuple[str, bool]:
+        """Return too whether it ended where an image that is cached has changed."""
         context, recording, cached = self._context, self._recording, self._cached
         batches, tuning = context.batches, context.execution.tuning
         done, images = len(recording), len(batches.baseline)
@@ -131,6 +156,9 @@ class _Filling:
                     activations = chunk.activations
                     if cached is not None:
                         last = done + len(chunk.identities)
+                        if known and not self._holds(cached, done, last):
+                            self._cached = cached.until(done)
+                            return plan, True
                         activations = activations | cached.part(known, done, last)
                         done = last
                     if self._take(activations, chunk.labels, chunk.identities, chunk.looks):
@@ -145,7 +173,7 @@ class _Filling:
                     lower=lower,
                     replace=self._outdated,
                 )
-        return plan
+        return plan, False
 
     def _take(
         self,

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from pytest_watermark_guard.models.running.agreement import FLOAT32_ROUNDING, are_close
-from pytest_watermark_guard.probing import running
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.prepare import ProbeContext
-from pytest_watermark_guard.probing.running import ImageShard
+from pytest_watermark_guard.probing.running import FoundLayers, ImageShard, OpenModel
 
 Answers = Mapping[tuple[str, str], Array]
 """By stream and layer, shape [k, units], of the first k images."""
@@ -39,9 +38,15 @@ class FirstAnswers:
     Parameters
     ----------
     context : ProbeContext
+
+    Attributes
+    ----------
+    found : FoundLayers
+        For whoever runs the model next.
     """
 
     def __init__(self, context: ProbeContext) -> None:
+        self.found = FoundLayers()
         self._context = context
         self._known: dict[tuple[str, str], Array] = {}
 
@@ -59,7 +64,10 @@ class FirstAnswers:
         plan = replace(context.execution.plan, batch_size=images)
         execution = replace(context.execution, plan=plan, tuning=False, sizes=False, progress=False)
         shard = ImageShard(0, images, streams)
-        with closing(running.compute(context.module, context.batches, execution, shard)) as chunks:
+        with (
+            OpenModel(found=self.found) as model,
+            closing(model(context.module, context.batches, execution, shard)) as chunks,
+        ):
             for chunk in chunks:
                 for key, rows in chunk.activations.items():
                     before = self._known.get(key)

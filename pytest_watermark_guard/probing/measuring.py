@@ -133,7 +133,7 @@ def _measure(
     redrawn = batches.preprocessing.geometry is None
     scenarios = [scenario.name for scenario in batches.scenarios]
     with (
-        OpenModel(None if context.cache is None else context.cache.plans) as here,
+        OpenModel(None if context.cache is None else context.cache.plans, answers.found) as here,
         Recording(batches.streams, len(images), context.naming) as recording,
     ):
         plan = fill(context, recording, gate, compute or here, answers)

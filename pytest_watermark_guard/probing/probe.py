@@ -149,7 +149,7 @@ def probe(
         weights=measurement.weights,
         examples=measurement.examples,
         versions=versions(),
-        images_digest=batches.baseline.fingerprint(),
+        images_digest=batches.baseline.take(range(measurement.n_images)).fingerprint(),
         all_weights=all_weights,
     )
     first, last = warnings_of(report, measurement.saturated, context.module)

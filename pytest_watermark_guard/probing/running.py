@@ -120,11 +120,24 @@ def compute(
     batches: ProbingBatches,
     execution: ExecutionConfig,
     shard: ImageShard,
-    plans: PlanCache | None = None,
 ) -> Generator[ActivationChunk, None, None]:
-    """Run a model in this process; see `Compute`. The fastest plan is kept in `plans`."""
-    with OpenModel(plans) as model:
+    """Run a model in this process; see `Compute`."""
+    with OpenModel() as model:
         yield from model(module, batches, execution, shard)
+
+
+@dataclass
+class FoundLayers:
+    """What was found out about one model, for whoever opens it next.
+
+    Attributes
+    ----------
+    recorder : ActivationRecorder or None
+    weights : str
+    """
+
+    recorder: ActivationRecorder | None = None
+    weights: str = ""
 
 
 class OpenModel(AbstractContextManager["OpenModel"]):
@@ -134,10 +147,13 @@ class OpenModel(AbstractContextManager["OpenModel"]):
     ----------
     plans : PlanCache, optional
         Where the fastest plan is looked for, and kept.
+    found : FoundLayers, optional
+        Of this model, read for the same layers: they are looked for once.
     """
 
-    def __init__(self, plans: PlanCache | None = None) -> None:
+    def __init__(self, plans: PlanCache | None = None, found: FoundLayers | None = None) -> None:
         self._plans = plans
+        self._found = FoundLayers() if found is None else found
         self._stack = ExitStack()
         self._opened: _Opened | None = None
 
@@ -175,15 +191,8 @@ class OpenModel(AbstractContextManager["OpenModel"]):
             if execution.tuning and batches.device.type == "cpu":
                 threads = free_threads(threads)
             stack.enter_context(using_threads(threads))
-            # Layers are told apart by comparing numbers: in full precision.
-            example = batches.example()
-            with (
-                computing_in("float32", batches.device),
-                explained(module, example, "finding its layers"),
-            ):
-                recorder = _recorder(module, execution, example)
+            recorder, weights = self._layers(module, batches, execution)
             stack.enter_context(recorder)
-            weights = recorder.weights()
             executor = stack.enter_context(
                 Executor(
                     recorder,
@@ -203,6 +212,22 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                 stack.callback(self._keep, executor)
             self._stack = stack.pop_all()
         return _Opened(module, recorder, executor, weights, threads)
+
+    def _layers(
+        self, module: nn.Module, batches: ProbingBatches, execution: ExecutionConfig
+    ) -> tuple[ActivationRecorder, str]:
+        found = self._found
+        if found.recorder is None or found.recorder.entered:
+            # Layers are told apart by comparing numbers: in full precision.
+            example = batches.example()
+            with (
+                computing_in("float32", batches.device),
+                explained(module, example, "finding its layers"),
+            ):
+                found.recorder = _recorder(module, execution, example)
+            with found.recorder:
+                found.weights = found.recorder.weights()
+        return found.recorder, found.weights
 
     def _keep(self, executor: Executor) -> None:
         if self._plans is not None and executor.tuned:

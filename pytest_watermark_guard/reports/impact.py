@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pytest_watermark_guard.reports.class_counts import ClassCounts
@@ -84,7 +84,10 @@ class Impact:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self)
+        # `asdict` copies the counts of a thousand classes one by one.
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        counts = None if self.by_class is None else vars(self.by_class)
+        return {**data, "by_class": counts and dict(counts)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Impact:

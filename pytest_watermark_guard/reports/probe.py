@@ -67,7 +67,7 @@ class ProbeReport(Report):
     assumptions : tuple of str
         Those of the notes that say what the numbers stand on without anybody having said it.
     images_digest : str
-        Short digest of the images, whatever their folder; empty if it is unknown.
+        Short digest of the images that were used, whatever their folder; empty if it is unknown.
     all_weights : str
         Identity of all the model's weights, those of its head too; empty if nothing needed it.
     """

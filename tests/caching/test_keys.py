@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.caching.keys import NoKeyError, digest, digest_files
+from pytest_watermark_guard.caching.keys import NoKeyError, digest
 
 
 class Colour(enum.Enum):
@@ -337,24 +337,3 @@ def test_other_processes_say_the_same(tmp_path: Path) -> None:
     )
     assert one == other
     assert len(set(one)) == len(of_many_kinds(weights))
-
-
-def test_files_are_told_by_name_and_content(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    names = [f"sub/{number}.jpg" for number in range(150)]
-    for name in names:
-        (tmp_path / name).write_bytes(name.encode() * 10)
-    before = digest_files(tmp_path, names)
-    assert digest_files(tmp_path, names) == before
-    assert digest_files(tmp_path, names[:-1]) != before
-    assert digest_files(tmp_path, names[::-1]) != before
-    (tmp_path / names[-1]).rename(tmp_path / "sub/other.jpg")
-    assert digest_files(tmp_path, [*names[:-1], "sub/other.jpg"]) != before
-    (tmp_path / "sub/other.jpg").rename(tmp_path / names[-1])
-    (tmp_path / names[100]).write_bytes(b"changed")
-    assert digest_files(tmp_path, names) != before
-
-
-def test_a_missing_file_has_no_key(tmp_path: Path) -> None:
-    with pytest.raises(NoKeyError, match=r"absent\.jpg: No such file"):
-        digest_files(tmp_path, ["absent.jpg"])

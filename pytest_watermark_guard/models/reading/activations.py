@@ -148,6 +148,11 @@ class ActivationRecorder:
         stack.close()
 
     @property
+    def entered(self) -> bool:
+        """Whether it reads layers now."""
+        return self._active is not None
+
+    @property
     def module(self) -> nn.Module:
         """The model, without wrappers."""
         return self._module

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -95,26 +96,30 @@ class Converter:
         return OpenVinoModel(compiled, self._layers, self._batch_size)
 
 
-class _Traced(nn.Module):
-    """A model that returns the layers that are read."""
+def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
+    """Trace as a function: of a module, every part would be copied first, five times the time."""
 
-    def __init__(self, recorder: ActivationRecorder) -> None:
-        super().__init__()
-        self.module = recorder.module
-        self._recorder = [recorder]  # in a list, or it would become part of this module
-        self.training = False
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        (recorder,) = self._recorder
+    def layers(x: Tensor) -> tuple[Tensor, ...]:
         return tuple(units.float() for units in recorder(x).values())
 
-
-def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_gradients(recorder.module):
         # That the trace holds for one shape only, and that torch has another way to trace.
         warnings.simplefilter("ignore")
         trace: Any = torch.jit.trace
-        return trace(_Traced(recorder), example, check_trace=False, strict=False)
+        return trace(layers, example, check_trace=False, strict=False)
+
+
+@contextmanager
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """Have no parameter ask for gradients: to a function's trace it is no constant else."""
+    asking = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def _converted(traced: Any) -> Any:

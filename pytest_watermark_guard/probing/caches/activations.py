@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 
+from pytest_watermark_guard.caching.keys import NoKeyError
 from pytest_watermark_guard.caching.store import Store
 from pytest_watermark_guard.images.looks import LOOK, Looks
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.contents import are_activations, text, texts
 from pytest_watermark_guard.probing.caches.keys import CacheKeys
+from pytest_watermark_guard.probing.caches.used_images import (
+    ContentRows,
+    with_contents,
+    with_rows,
+)
 from pytest_watermark_guard.probing.recording import Recording
+from pytest_watermark_guard.watermarks.streams import UNMARKED
+
+Table = npt.NDArray[np.void]
+"""Rows of images with their contents, see `used_images.with_contents`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class CachedActivations:
         What the model answered to the first images, see `first_answers`, where k > 0.
     looks : ndarray
         What the images look like, of as many as any array has.
+    contents : tuple of (stream, ndarray)
+        What the images of each array were; see `ActivationCache.holds`.
     """
 
     layers: tuple[str, ...]
@@ -50,6 +63,7 @@ class CachedActivations:
     arrays: Mapping[tuple[str, str], Array]
     answers: Mapping[tuple[str, str], Array]
     looks: Looks
+    contents: tuple[tuple[str, ContentRows], ...]
 
     def length(self, stream: str) -> int:
         """Return for how many images all layers of a stream are known."""
@@ -64,6 +78,14 @@ class CachedActivations:
     def partial(self) -> bool:
         """Whether more is known of some streams than of others."""
         return len({self.length(stream) for stream, _ in self.arrays}) > 1
+
+    def until(self, images: int) -> CachedActivations:
+        """Return what is known of the first images alone."""
+        return replace(
+            self,
+            arrays={key: rows[:images] for key, rows in self.arrays.items()},
+            looks=self.looks[:images],
+        )
 
     def part(self, streams: Sequence[str], first: int, last: int) -> dict[tuple[str, str], Array]:
         """Return some images' activations."""
@@ -101,10 +123,11 @@ class ActivationCache:
         facts = self.store.get("layers", key, _facts)
         if facts is None:
             return None
-        looks = self._looks()
-        if looks is None:  # removed to make room
+        found_looks = self._looks()
+        if found_looks is None:  # removed to make room
             return None
-        looks = looks[:images]
+        looks = found_looks["row"][:images]
+        contents = [(UNMARKED, found_looks["content"])]
         arrays, answers = {}, {}
         for layer in facts["layers"]:
             places = [(stream, layer, facts["run"]) for stream in streams]
@@ -115,17 +138,34 @@ class ActivationCache:
                 if array is None or answer is None:
                     arrays[stream, layer] = np.empty((0, 0), np.float32)
                 else:
-                    arrays[stream, layer] = array[: len(looks)]
-                    answers[stream, layer] = answer
-        return CachedActivations(**facts, arrays=arrays, answers=answers, looks=looks)
+                    arrays[stream, layer] = array["row"][: len(looks)]
+                    answers[stream, layer] = answer["row"]
+                    contents += [(stream, array["content"]), (stream, answer["content"])]
+        return CachedActivations(
+            **facts, arrays=arrays, answers=answers, looks=looks, contents=tuple(contents)
+        )
+
+    def holds(self, cached: CachedActivations, first: int, last: int) -> bool:
+        """Tell whether images `first` to `last` are what they were; no others are read."""
+        try:
+            now = {
+                stream: self.keys.images.contents(stream, first, last)
+                for stream in dict.fromkeys(stream for stream, _ in cached.contents)
+            }
+        except NoKeyError:
+            return False
+        return all(
+            np.array_equal(before[first:last], now[stream][: max(0, len(before) - first)])
+            for stream, before in cached.contents
+        )
 
     def _of_one_width(
         self,
         places: Sequence[tuple[str, ...]],
-        found: Sequence[tuple[Array | None, Array | None]],
+        found: Sequence[tuple[Table | None, Table | None]],
     ) -> bool:
         """Tell whether all arrays of a layer have as many units; else none of them is used."""
-        arrays = [array for pair in found for array in pair if array is not None]
+        arrays = [array["row"] for pair in found for array in pair if array is not None]
         if len({array.shape[1] for array in arrays}) <= 1:
             return True
         for place in places:
@@ -167,6 +207,11 @@ class ActivationCache:
         run = uuid4().hex if lower else self.keys.exact
         if not recording.keepable:
             return run
+        images, put = self.keys.images, self.store.put_array
+        try:
+            contents = {s: images.contents(s, 0, len(recording)) for s in recording.streams}
+        except NoKeyError:
+            return run
         facts = {
             "layers": [*recording.names],
             "notes": recording.model_notes,
@@ -174,20 +219,21 @@ class ActivationCache:
             "weights": recording.weights,
             "run": run,
         }
-        looks = self._looks()
-        if looks is None or len(looks) < len(recording):
-            self.store.put_array("looks", self._looks_key, recording.looks)
+        if not _goes_as_far(self._looks(), contents[UNMARKED]):
+            put("looks", self._looks_key, with_contents(recording.looks, contents[UNMARKED]))
         for stream in recording.streams:
             for layer in recording.names:
                 known = None if replace else self._array(stream, layer, run)
                 if self._array(stream, layer, run, "answers") is None:
                     known = None  # removed to make room: nothing could be checked
-                if known is None or len(known) < len(recording):
-                    key = self._array_key(stream, layer, run)
-                    self.store.put_array("activations", key, recording[stream, layer].columns())
-                    if (stream, layer) in answers:
-                        key = self._array_key(stream, layer, run, "answers")
-                        self.store.put_array("activations", key, answers[stream, layer])
+                if _goes_as_far(known, contents[stream]):
+                    continue
+                rows = with_contents(recording[stream, layer].columns(), contents[stream])
+                put("activations", self._array_key(stream, layer, run), rows)
+                if (stream, layer) in answers:
+                    first = answers[stream, layer]
+                    rows = with_contents(first, contents[stream][: len(first)])
+                    put("activations", self._array_key(stream, layer, run, "answers"), rows)
         # Last: it says that the others are there.
         for some in _parts(layers, facts):
             key = self._facts_key(some, recording.streams if lower else ())
@@ -195,13 +241,13 @@ class ActivationCache:
             self.store.put("layers", key, json.dumps(of_these).encode())
         return run
 
-    def _array(self, *place: str) -> Array | None:
+    def _array(self, *place: str) -> Table | None:
         key = self._array_key(*place)
-        return self.store.get_array("activations", key, check=are_activations)
+        return self.store.get_array("activations", key, check=with_rows(are_activations))
 
-    def _looks(self) -> Looks | None:
+    def _looks(self) -> Table | None:
         return self.store.get_array(
-            "looks", self._looks_key, check=lambda looks: looks.dtype == LOOK and looks.ndim == 1
+            "looks", self._looks_key, check=with_rows(lambda looks: looks.dtype == LOOK)
         )
 
     @property
@@ -214,6 +260,11 @@ class ActivationCache:
     def _facts_key(self, layers: Sequence[str], streams: Sequence[str] = ()) -> str:
         drawn = (self.keys.streams[stream] for stream in streams)
         return self.keys.key(self.keys.exact, json.dumps([*layers]), *drawn)
+
+
+def _goes_as_far(known: Table | None, contents: ContentRows) -> bool:
+    """Tell whether what is kept already is of these images, or of more."""
+    return known is not None and np.array_equal(known["content"][: len(contents)], contents)
 
 
 def _facts(payload: bytes) -> dict[str, Any]:

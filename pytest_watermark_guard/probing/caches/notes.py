@@ -21,14 +21,21 @@ class NoteCache:
     keys: CacheKeys
 
     def load(self, scores: Mapping[tuple[str, str], Scores]) -> tuple[str, ...] | None:
-        """Return the notes that were found for these scores, or None."""
-        return self.store.get(
-            "notes", self._key(scores), lambda payload: texts(json.loads(payload))
-        )
+        """Return the notes that were found for these scores of these images, or None."""
+        key = self._key(scores)
+        if key is None:
+            return None
+        return self.store.get("notes", key, lambda payload: texts(json.loads(payload)))
 
     def save(self, scores: Mapping[tuple[str, str], Scores], notes: tuple[str, ...]) -> None:
         """Keep what `load` returns."""
-        self.store.put("notes", self._key(scores), json.dumps(notes).encode())
+        key = self._key(scores)
+        if key is not None:
+            self.store.put("notes", key, json.dumps(notes).encode())
 
-    def _key(self, scores: Mapping[tuple[str, str], Scores]) -> str:
-        return self.keys.key("notes/1", digest([(key, one.auroc) for key, one in scores.items()]))
+    def _key(self, scores: Mapping[tuple[str, str], Scores]) -> str | None:
+        content = self.keys.content(max(one.n_images for one in scores.values()))
+        if content is None:
+            return None
+        areas = digest([(key, one.auroc) for key, one in scores.items()])
+        return self.keys.key("notes/2", content, areas)

@@ -50,12 +50,14 @@ class ResultCache:
         stored = self.store.get("results", key, self._stored)
         if stored is None:
             return None
-        measurement, widths = stored
+        measurement, widths, content = stored
+        if content != self.keys.content(measurement.n_images):
+            return None
         answers: dict[tuple[str, str], Array] = {}
         for (stream, layer), width in widths.items():
             rows = self.store.get_array(
                 "answers",
-                self.keys.key(key, stream, layer),
+                self.keys.key(key, content, stream, layer),
                 check=lambda rows, width=width: are_activations(rows) and rows.shape[1] == width,  # type: ignore[misc]
             )
             if rows is None:  # removed to make room, or damaged
@@ -63,8 +65,8 @@ class ResultCache:
             answers[stream, layer] = rows
         return measurement, answers
 
-    def _stored(self, payload: bytes) -> tuple[ProbeMeasurement, dict[tuple[str, str], int]]:
-        """Return a measurement, and how many units the answers to each stream and layer have."""
+    def _stored(self, payload: bytes) -> tuple[ProbeMeasurement, dict[tuple[str, str], int], str]:
+        """Return a measurement, the units of the answers by stream and layer, and its images."""
         data = json.loads(payload)
         report = ProbeReport.from_json(json.dumps(data["report"]))
         measurement = ProbeMeasurement(
@@ -89,7 +91,8 @@ class ResultCache:
         known = report.n_images >= 1 and bool(units) and {*report.scenarios} <= {*self.keys.streams}
         if not known or not needed <= {*places} or {layer for _, layer in places} != {*units}:
             raise ValueError("a report of something else")
-        return measurement, {(stream, layer): units[layer] for stream, layer in places}
+        widths = {(stream, layer): units[layer] for stream, layer in places}
+        return measurement, widths, text(data["content"])
 
     def save(
         self,
@@ -97,7 +100,10 @@ class ResultCache:
         measurement: ProbeMeasurement,
         answers: Mapping[tuple[str, str], Array],
     ) -> None:
-        """Keep a measurement, as a report without a name."""
+        """Keep a measurement, as a report without a name; not where an image has changed since."""
+        content = self.keys.content(measurement.n_images)
+        if content is None:
+            return
         report = ProbeReport(
             model="",
             baseline="",
@@ -116,14 +122,15 @@ class ResultCache:
         )
         key = self._key(asked)
         for (stream, layer), rows in answers.items():
-            self.store.put_array("answers", self.keys.key(key, stream, layer), rows)
+            self.store.put_array("answers", self.keys.key(key, content, stream, layer), rows)
         data = {
             "report": json.loads(report.to_json()),
             "answers": [*answers],
+            "content": content,
             "saturated": measurement.saturated,
             "doubts": measurement.doubts,
         }
         self.store.put("results", key, json.dumps(data).encode())
 
     def _key(self, asked: str) -> str:
-        return self.keys.key("result/3", self.keys.exact, *self.keys.streams.values(), asked)
+        return self.keys.key("result/4", self.keys.exact, *self.keys.streams.values(), asked)

@@ -30,10 +30,13 @@ class ScoreCache:
 
     def load(self, recording: Recording, layer: str, pairs: Sequence[Pair]) -> PairScores:
         """Return the scores of those pairs that are kept."""
-        scores = {}
+        scores: dict[Pair, UnitScores] = {}
+        content = self.keys.content(len(recording))
+        if content is None:
+            return scores
         units = recording[pairs[0][0], layer].units if pairs else 0
         for pair in pairs:
-            key = self._key(recording, layer, pair)
+            key = self._key(recording, content, layer, pair)
             array = self.store.get_array("scores", key, mmap=False, check=partial(_fits, units))
             if array is not None:
                 area, error = np.split(array[:-2], 2)
@@ -43,17 +46,19 @@ class ScoreCache:
 
     def save(self, recording: Recording, layer: str, scores: PairScores) -> None:
         """Keep what `load` returns."""
+        content = self.keys.content(len(recording))
+        if content is None:
+            return
         for pair, scored in scores.items():
-            self.store.put_array(
-                "scores", self._key(recording, layer, pair), np.concatenate(scored)
-            )
+            key = self._key(recording, content, layer, pair)
+            self.store.put_array("scores", key, np.concatenate(scored))
 
-    def _key(self, recording: Recording, layer: str, pair: Pair) -> str:
+    def _key(self, recording: Recording, content: str, layer: str, pair: Pair) -> str:
         # With the sums: activations under the same name may have been computed anew.
         rows = [recording[stream, layer].columns() for stream in pair]
         sums = digest([(part[:1], part.sum(axis=0, dtype=np.float64)) for part in rows])
         drawn = (self.keys.streams[stream] for stream in pair)
-        return self.keys.key(*drawn, layer, str(len(recording)), recording.run, sums)
+        return self.keys.key(*drawn, layer, content, recording.run, sums)
 
 
 def _fits(units: int, array: npt.NDArray[Any]) -> bool:

@@ -174,3 +174,11 @@ def test_nothing_is_sent(tmp_path):
     )
     assert done.stdout.splitlines() == ["torch.Size([4, 3])", "[]"], done.stderr
     assert [*tmp_path.iterdir()] == []
+
+
+def test_parameters_ask_for_gradients_as_before():
+    model = Net()
+    model.fc.weight.requires_grad_(False)
+    with ActivationRecorder(model, LAYERS, INPUTS[:2]) as recorder:
+        Converter(recorder, INPUTS[:4])
+        assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
