@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from pytest_watermark_guard.errors import (
     WatermarkGuardError,
 )
 from pytest_watermark_guard.models.loading.specs import parse_spec
-from pytest_watermark_guard.plugin.choosing import gate_path
+from pytest_watermark_guard.plugin.choosing import Gates, gate_path
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.names import asked_layer
@@ -40,7 +40,7 @@ def check_spec(spec: str, config: pytest.Config) -> None:
         parse_spec(spec)
 
 
-def gate_names(run: Run) -> dict[str, tuple[str, str]]:
+def gates_of(run: Run) -> Gates:
     """Return layer and scenario of each gate that a model has under a run's settings, by name."""
     # Predictions are made of logits alone, whatever else is probed.
     layers = ("logits",) if run.settings.gates_predictions else run.settings.layers
@@ -50,27 +50,25 @@ def gate_names(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def collect_models(
-    session: pytest.Session, gates: Mapping[str, Sequence[str]]
+    session: pytest.Session, gates: Mapping[str, Gates]
 ) -> Iterator[pytest.Collector]:
     """Give a collector for each model whose gates are collected."""
-    for spec, names in gates.items():
+    for spec, of_model in gates.items():
         path = gate_path(session.config, spec)
-        yield ModelGate.from_parent(session, name=spec, nodeid=spec, path=path, gates=names)
+        yield ModelGate.from_parent(session, name=spec, nodeid=spec, path=path, gates=of_model)
 
 
 class ModelGate(pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
-    def __init__(self, gates: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, gates: Gates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._gates = gates
         self._reporting_item: GateItem | None = None
 
     def collect(self) -> Iterator[pytest.Item]:
         """Give one item for each layer and scenario of the run's settings that is asked for."""
-        places = gate_names(current_run())
-        for name in self._gates:
-            layer, scenario = places[name]
+        for name, (layer, scenario) in self._gates.items():
             nodeid = f"{self.nodeid}::{name}"
             yield GateItem.from_parent(
                 self, name=name, nodeid=nodeid, layer=layer, scenario=scenario

@@ -15,7 +15,7 @@ import pytest
 from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
 from pytest_watermark_guard.plugin.choosing import Choice, choose
 from pytest_watermark_guard.plugin.early_checks import check_options
-from pytest_watermark_guard.plugin.items import check_spec, gate_names
+from pytest_watermark_guard.plugin.items import check_spec, gates_of
 from pytest_watermark_guard.plugin.options import (
     KNOWN_FILE,
     flag_is_set,
@@ -99,7 +99,7 @@ def start_run(config: pytest.Config) -> GuardState:
         known=known,
         against=against,
     )
-    choice = choose(config, models, tuple(gate_names(run)))
+    choice = choose(config, models, gates_of(run))
     check_options(config, run, choice.gates)
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
