@@ -58,7 +58,18 @@ def collect_models(
         yield ModelGate.from_parent(session, name=spec, nodeid=spec, path=path, gates=of_model)
 
 
-class ModelGate(pytest.Collector):
+class _InRootFolder:
+    """Has the hooks of the root folder: its path is no file in any other."""
+
+    session: pytest.Session
+
+    @property
+    def ihook(self) -> Any:
+        """The hooks that pytest calls for it."""
+        return self.session.ihook
+
+
+class ModelGate(_InRootFolder, pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
     def __init__(self, gates: Gates, **kwargs: Any) -> None:
@@ -73,11 +84,6 @@ class ModelGate(pytest.Collector):
             yield GateItem.from_parent(
                 self, name=name, nodeid=nodeid, layer=layer, scenario=scenario
             )
-
-    @property
-    def ihook(self) -> Any:
-        """The hooks of the root folder: its path is no file in any other."""
-        return self.session.ihook
 
     def verdict(self, item: GateItem) -> Verdict:
         """Probe the model, the first time, and judge it; one item alone says why it cannot be."""
@@ -163,7 +169,7 @@ def _fail_unchecked(verdict: Verdict) -> None:
         raise pytest.fail.Exception(verdict.story(), pytrace=False) from None
 
 
-class GateItem(pytest.Item):
+class GateItem(_InRootFolder, pytest.Item):
     """Passes if no unit of one layer is sensitive to one scenario."""
 
     def __init__(self, layer: str, scenario: str, **kwargs: Any) -> None:
@@ -171,11 +177,6 @@ class GateItem(pytest.Item):
         self._layer = layer
         self._scenario = scenario
         self.part: Verdict | None = None
-
-    @property
-    def ihook(self) -> Any:
-        """The hooks of the root folder, as its model's."""
-        return self.session.ihook
 
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""
