@@ -16,7 +16,6 @@ from pytest_watermark_guard.errors import (
     NotCheckedError,
     WatermarkGuardError,
 )
-from pytest_watermark_guard.models.loading.specs import parse_spec
 from pytest_watermark_guard.plugin.choosing import Gates, gate_path
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.log_lines import inert
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
 
 # Reports by an engine's workers, or why there is none, by the model's spec.
 _ENGINE_OUTCOMES = pytest.StashKey["dict[str, ProbeReport | str]"]()
-
-
-def check_spec(spec: str, config: pytest.Config) -> None:
-    """Raise `ModelSpecError` for a spec of no known form, unless a plugin loads its own forms."""
-    if not config.hook.pytest_wm_load_model.get_hookimpls():
-        parse_spec(spec)
 
 
 def gates_of(run: Run) -> Gates:
