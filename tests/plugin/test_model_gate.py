@@ -77,7 +77,6 @@ def test_beside_tests_when_the_ini_file_names_models(project):
     [
         ("shop:broken", "*'shop:broken'*no such bucket*"),
         ("shop:missing", "*'shop:missing'*has no attribute*"),
-        ("torchvision:resnet18?weights=no.safetensors", "*no.safetensors*"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_an_error(project, spec, message):
