@@ -52,6 +52,9 @@ def test_several_models_are_surveyed(project):
     result.stdout.fnmatch_lines_random(["Survey of 2 models", "sensitive  *", "blind  *"])
     result = project.runpytest(models[0], "--wm-report")
     result.stdout.no_fnmatch_line("Survey of*")
+    result = project.runpytest(models[0], "--wm-model=shop:broken", "--wm-report")
+    result.stdout.no_fnmatch_line("Survey of*")
+    result.stdout.fnmatch_lines(["Could not be probed", "Not probed: shop:broken: *"])
 
 
 def test_items_can_be_selected(project):
