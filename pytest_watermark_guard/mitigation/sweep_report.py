@@ -232,7 +232,6 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
     )
     for note in sweep.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
-    yield Text()
     heads = _all_heads(sweep)
     scenarios = list(sweep.heads[0].scores)
     choice = sweep._choice
@@ -244,7 +243,6 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
         words=(0,),
         red=[not choice.keeps_accuracy(head) for head in heads],
     )
-    yield Text()
     yield table(
         style,
         "Largest d of the outputs",
@@ -253,7 +251,6 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
         words=(0,),
         red=[not choice.passes(head) for head in heads],
     )
-    yield Text()
     first = sweep.scenarios[0]
     yield table(
         style,

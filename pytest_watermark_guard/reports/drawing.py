@@ -27,7 +27,7 @@ class Style(NamedTuple):
 
 
 def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False) -> str:
-    """Draw texts and tables below each other; returns lines, the last one ended."""
+    """Draw texts and tables below each other, titles below an empty line; returns ended lines."""
     out = io.StringIO()
     console = Console(
         file=out,
@@ -43,13 +43,14 @@ def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False)
         if isinstance(part, Table):
             # rich would wrap a title at the width of its table.
             if part.title:
+                console.print()
                 console.print(Text(str(part.title), style="italic"))
             part.title = None
         console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
         if isinstance(part, Table):
             console.print()
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
-    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", text.lstrip("\n"))
     text = inert(text)  # where a line is broken, the next one may begin with anything
     # One character for another, so that columns stay in line.
     return text.replace("…", ".").encode("ascii", "replace").decode() if style.ascii_only else text

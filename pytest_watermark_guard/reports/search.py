@@ -162,7 +162,6 @@ def _parts(report: SearchReport, style: Style) -> Iterator[RenderableType]:
         (str(rank), f"{find.score:.2f}", printable(find.image))
         for rank, find in enumerate(report.finds, 1)
     ]
-    yield Text()
     title = f"The {len(rows)} highest of {count(report.n_images, 'image')}"
     yield table(style, title, ("", "score", "image"), rows, words=(2,))
     if report.cutoff is not None:

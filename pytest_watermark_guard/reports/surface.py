@@ -232,10 +232,8 @@ def _parts(
     for note in dict.fromkeys(note for r in surface.reports.values() for note in r.notes):
         yield Text(f"Note: {printable(note)}.", style="yellow")
     for layer in surface.layers:
-        yield Text()
         yield _layer(surface, layer, [index for name, index in units if name == layer], style)
     if report.impact:
-        yield Text()
         yield _predictions(surface, style)
 
 
