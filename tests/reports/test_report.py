@@ -17,6 +17,9 @@ import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.ownership import OwnershipReport
+from pytest_watermark_guard.reports.figure import ALERT, INK, LINE, SHADES
+from pytest_watermark_guard.reports.html.figures import report_figure
+from pytest_watermark_guard.reports.probe_figure import SERIES
 from pytest_watermark_guard.reports.search import Find
 
 NAMES = tuple(f"class number {index}" for index in range(300))
@@ -124,6 +127,14 @@ def test_without_pandas_one_learns_what_to_do(report, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SettingsError, match="pip install pandas"):
         report.to_frame()
+
+
+def test_a_figure_of_a_page_has_only_colours_that_a_dark_page_changes(report):
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
+    _, _, image = report_figure(report, "").uri.partition(",")
+    _, _, drawn = base64.b64decode(image).decode().partition("</style>")
+    colours = {*re.findall("#[0-9a-f]{6}", drawn)}
+    assert colours <= {INK, LINE, ALERT, *SHADES, *SERIES}
 
 
 def test_a_page_of_its_own(report, tmp_path):
