@@ -79,10 +79,7 @@ def table(
             widths[max(wide, key=widths.__getitem__)] -= 1
             spare += 1
     rows = [
-        [
-            _wrapped(cell, widths[index]) if index in words else cell
-            for index, cell in enumerate(row)
-        ]
+        [wrapped(cell, widths[index]) if index in words else cell for index, cell in enumerate(row)]
         for row in rows
     ]
     laid_out = Table(
@@ -94,7 +91,7 @@ def table(
     )
     for index, column in enumerate(columns):
         laid_out.add_column(
-            _wrapped(column, widths[index]) if index in words else column,
+            wrapped(column, widths[index]) if index in words else column,
             justify="left" if index in words else "right",
             overflow="ellipsis",
             no_wrap=True,
@@ -107,12 +104,16 @@ def table(
     return laid_out
 
 
-def _wrapped(text: str, width: int) -> str:
-    """Break text between words into lines of at most `width` columns; a longer word is one line."""
-    lines: list[str] = []
-    for word in text.split(" "):
-        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """Break text between words into lines of at most `width` columns, but for longer words.
+
+    All lines but the first one begin with `indent`.
+    """
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        if cell_len(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
-            lines.append(word)
+            lines.append(indent + word)
     return "\n".join(lines)
