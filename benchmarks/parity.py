@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from common import line, mobilenet_spec, print_machine, real_data
+from common import line, mobilenet_spec, photos_below, print_machine, real_data
 from scipy.stats import spearmanr
 
 import pytest_watermark_guard as wm
@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[17], help="of our own draws")
     seeds = parser.parse_args().seeds
     data = real_data()
-    sample = data / "data" / "imagenet-sample"
+    photos = photos_below(data)
     model = wm.load_model(mobilenet_spec(data)).module
     print_machine()
-    authors = [wm.PairedFolder(f"authors' {name}", sample / name) for name in OWN]
+    authors = [wm.PairedFolder(f"authors' {name}", photos.with_name(name)) for name in OWN]
     reports = {}
     for seed in seeds:
         report = reports[seed] = wm.probe(
-            model, sample / "baseline", [*OWN, *authors], precision="float32", seed=seed
+            model, photos, [*OWN, *authors], precision="float32", seed=seed
         )
         print(f"\nSeed {seed}, {report.baseline.split(' of ')[0]}")
         for (script, layer), least in WANTED.items():

@@ -15,7 +15,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from common import line, mobilenet_spec, print_machine, real_data
+from common import line, mobilenet_spec, photos_below, print_machine, real_data
 from sklearn.metrics import roc_auc_score
 
 import pytest_watermark_guard as wm
@@ -50,13 +50,13 @@ def main() -> None:
     parser.add_argument("--gallery", type=Path, help="folder for contact sheets")
     arguments = parser.parse_args()
     data = real_data()
-    sample = data / "data" / "imagenet-sample"
+    photos = photos_below(data)
     model = wm.load_model(mobilenet_spec(data)).module
     print_machine()
     scores = wm.probe(model, scenarios=("chinese",))["features", "chinese"]
     sources = {
         "own": (data / "data" / "caltech-101", None),
-        "authors'": (sample / "baseline", sample / "chinese"),
+        "authors'": (photos, photos.with_name("chinese")),
     }
     for whose, (originals, copies) in sources.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -24,15 +24,21 @@ _WRITING: set[str] = set()
 
 
 def write_atomically(
-    path: str | Path, write: Callable[[IO[bytes]], Any], *, tidy: bool = True
+    path: str | Path,
+    write: Callable[[IO[bytes]], Any],
+    *,
+    tidy: bool = True,
+    durable: bool = True,
 ) -> None:
     """Write a file beside the target, then rename it.
 
     Other processes see the old content or the new one, never a part of it. If anything fails, the
     old file stays as it was and nothing else is left; with `tidy`, what a killed process left
-    beside it is removed, for which the folder is listed. Missing folders are made, links are
-    followed, and the mode of a file that is replaced is kept. What is no regular file, such as a
-    pipe, cannot be replaced and is written directly.
+    beside it is removed, for which the folder is listed. With `durable` the content is on the disk
+    before it has the name, so that a power cut leaves no empty file: not worth its time for what
+    can be made again. Missing folders are made, links are followed, and the mode of a file that is
+    replaced is kept. What is no regular file, such as a pipe, cannot be replaced and is written
+    directly.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
@@ -43,6 +49,9 @@ def write_atomically(
     try:
         with temporary.open("wb") as file:
             write(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):  # the file is new
             shutil.copymode(target, temporary)
         temporary.replace(target)

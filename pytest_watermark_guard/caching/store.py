@@ -215,7 +215,9 @@ class Store:
     def _put(self, path: Path, write: Callable[[_Summed], Any]) -> None:
         def put() -> None:
             # What is abandoned goes when room is made.
-            write_atomically(path, lambda file: _write_summed(path, file, write), tidy=False)
+            write_atomically(
+                path, lambda file: _write_summed(path, file, write), tidy=False, durable=False
+            )
 
         self._finished(path, put)
 

@@ -109,7 +109,9 @@ class BuiltinImages:
         path = _path()
         images = np.stack([self._images[index] for index in range(COUNT)])
         try:
-            write_atomically(path, lambda file: np.save(file, images, allow_pickle=False))
+            write_atomically(
+                path, lambda file: np.save(file, images, allow_pickle=False), durable=False
+            )
         except OSError as error:
             warnings.warn(f"the built-in images are not kept in {path}: {error}", stacklevel=3)
 

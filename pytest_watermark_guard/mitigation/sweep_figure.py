@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
-from pytest_watermark_guard.reports.figure import LINE, SHADES, legend_below, new_figure, shortened
-
-_ACCURACY, _D = SHADES[2], "#cb181d"
+from pytest_watermark_guard.reports.figure import (
+    ALERT,
+    INK,
+    LINE,
+    SHADES,
+    legend_below,
+    new_figure,
+    shortened,
+)
 
 
 def draw_sweep(
@@ -23,9 +29,8 @@ def draw_sweep(
     _draw_accuracy(axes[0], heads, margin)
     _draw_d(axes[1], heads, scenario, threshold)
     _draw_spread(axes[2], heads, scenario)
-    names = ["erasure" if head.alpha is None else f"{head.alpha:g}" for head in heads]
     for axis in axes:
-        axis.set_xticks(range(len(heads)), names, fontsize=8)
+        axis.set_xticks(range(len(heads)), [head.name for head in heads], fontsize=8)
         axis.set_xlabel("share of the features that is masked")
         axis.spines[["top", "right"]].set_visible(False)
     legend_below(figure, axes, across=5)
@@ -35,7 +40,7 @@ def draw_sweep(
 def _draw_accuracy(axis: Any, heads: Sequence[SweptHead], margin: float) -> None:
     accuracy = 100 * np.array([head.accuracy for head in heads])
     intervals = 100 * np.array([head.accuracy_interval for head in heads])
-    _points(axis, heads, accuracy, intervals, _ACCURACY, "accuracy, 95 % interval")
+    _points(axis, heads, accuracy, intervals, SHADES[2], "accuracy, 95 % interval")
     least = accuracy[0] - 100 * margin
     axis.axhline(
         least, color=LINE, linestyle="--", label=f"accuracy less the margin of {100 * margin:g} %"
@@ -47,8 +52,8 @@ def _draw_accuracy(axis: Any, heads: Sequence[SweptHead], margin: float) -> None
 def _draw_d(axis: Any, heads: Sequence[SweptHead], scenario: str, threshold: float) -> None:
     d = np.array([head.d(scenario) for head in heads])
     intervals = np.array([head.interval(scenario) for head in heads])
-    _points(axis, heads, d, intervals, _D, "largest d of an output, 95 % interval")
-    axis.axhline(threshold, color=_D, linestyle="--", label=f"threshold {threshold:g}")
+    _points(axis, heads, d, intervals, ALERT, "largest d of an output, 95 % interval")
+    axis.axhline(threshold, color=ALERT, linestyle="--", label=f"threshold {threshold:g}")
     axis.axhline(0.5, color=LINE, linewidth=0.8, linestyle=":", label="0.5: no reaction")
     axis.set_ylim(0.48, 1.01)
     axis.set_ylabel("d")
@@ -75,9 +80,11 @@ def _draw_spread(axis: Any, heads: Sequence[SweptHead], scenario: str) -> None:
         widths=0.55,
         whis=(5, 95),
         patch_artist=True,
-        boxprops={"facecolor": SHADES[1], "alpha": 0.6},
-        medianprops={"color": "black"},
-        flierprops={"marker": ".", "markersize": 3},
+        boxprops={"facecolor": SHADES[1], "edgecolor": INK, "alpha": 0.6},
+        medianprops={"color": INK},
+        whiskerprops={"color": INK},
+        capprops={"color": INK},
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": INK},
     )
     axis.axhline(0.5, color=LINE, linewidth=0.8, linestyle=":")
     axis.set_ylabel("A of the outputs")

@@ -146,7 +146,7 @@ class SweepReport(Report):
         for head in _all_heads(self):
             (least, most), (low, high) = head.change_interval, head.d_interval
             yield {
-                "head": _called(head),
+                "head": head.name,
                 "masked": head.masked,
                 "accuracy": head.accuracy,
                 "change": head.change,
@@ -232,7 +232,6 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
     )
     for note in sweep.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
-    yield Text()
     heads = _all_heads(sweep)
     scenarios = list(sweep.heads[0].scores)
     choice = sweep._choice
@@ -244,7 +243,6 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
         words=(0,),
         red=[not choice.keeps_accuracy(head) for head in heads],
     )
-    yield Text()
     yield table(
         style,
         "Largest d of the outputs",
@@ -253,7 +251,6 @@ def _parts(sweep: SweepReport, style: Style) -> Iterator[RenderableType]:
         words=(0,),
         red=[not choice.passes(head) for head in heads],
     )
-    yield Text()
     first = sweep.scenarios[0]
     yield table(
         style,
@@ -269,15 +266,11 @@ def _all_heads(sweep: SweepReport) -> list[SweptHead]:
     return [head for head in (*sweep.heads, sweep.erased) if head is not None]
 
 
-def _called(head: SweptHead) -> str:
-    return "erasure" if head.alpha is None else f"{head.alpha:g}"
-
-
 def _accuracy_row(head: SweptHead) -> tuple[str, ...]:
     low, high = head.accuracy_interval
     least, most = head.change_interval
     return (
-        _called(head),
+        head.name,
         "-" if head.alpha is None else str(head.masked),
         f"{head.accuracy:.3f}",
         f"{low:.3f}-{high:.3f}",
@@ -289,7 +282,7 @@ def _accuracy_row(head: SweptHead) -> tuple[str, ...]:
 def _d_row(head: SweptHead, scenarios: list[str]) -> tuple[str, ...]:
     low, high = head.d_interval
     return (
-        _called(head),
+        head.name,
         f"{head.largest_d:.3f}",
         f"{low:.3f}-{high:.3f}",
         *(f"{head.d(name):.3f}" for name in scenarios),
@@ -301,7 +294,7 @@ def _spread_row(head: SweptHead, scenario: str) -> tuple[str, ...]:
     quantiles = (areas[round(share * (len(areas) - 1))] for share in (0, 0.05, 0.5, 0.95, 1))
     flips, beyond = head.flips[scenario], head.flips_beyond_control(scenario)
     return (
-        _called(head),
+        head.name,
         *(f"{area:.3f}" for area in quantiles),
         "-" if flips is None else f"{flips:.1%}",
         "-" if beyond is None else f"{beyond:+.1%}",

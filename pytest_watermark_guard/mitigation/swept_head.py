@@ -31,6 +31,11 @@ class SweptHead:
     control_flips: Mapping[str, float | None]
 
     @property
+    def name(self) -> str:
+        """What it is called in tables and figures: by the share that is masked."""
+        return "erasure" if self.alpha is None else f"{self.alpha:g}"
+
+    @property
     def largest_d(self) -> float:
         """Over all outputs and scenarios."""
         return max(self.d(scenario) for scenario in self.scores)

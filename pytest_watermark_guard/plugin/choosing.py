@@ -11,6 +11,9 @@ import pytest
 
 from pytest_watermark_guard.errors import SettingsError, did_you_mean
 
+Gates = Mapping[str, tuple[str, str]]
+"""Layer and scenario of gates, by name."""
+
 
 class Choice(NamedTuple):
     """What of a run is collected.
@@ -19,24 +22,24 @@ class Choice(NamedTuple):
     ----------
     arguments : tuple of str
         What pytest collects: paths and ids of tests.
-    gates : mapping of str to tuple of str
-        The names of the gates that are collected, by the model's spec.
+    gates : mapping of str to mapping
+        The gates that are collected, by the model's spec: layer and scenario by name.
     said : str
         What the header says.
     """
 
     arguments: tuple[str, ...]
-    gates: Mapping[str, tuple[str, ...]]
+    gates: Mapping[str, Gates]
     said: str
 
 
-def choose(config: pytest.Config, models: Sequence[str], names: Sequence[str]) -> Choice:
+def choose(config: pytest.Config, models: Sequence[str], gates: Gates) -> Choice:
     """Choose as pytest does: what is named on the command line is collected, and no more.
 
     Models on the command line are collected beside named paths all the same, and alone where no
     path is named. Those of an ini file belong to the project: with the whole of it, or a folder.
     """
-    every = dict.fromkeys(models, tuple(names))
+    every = dict.fromkeys(models, gates)
     listed = ", ".join(models)
     arguments = tuple(config.args)
     if not models:
@@ -48,15 +51,15 @@ def choose(config: pytest.Config, models: Sequence[str], names: Sequence[str]) -
         alone = "tests are not collected (name their paths to run them too)"
         return Choice((), every, f"gating {listed}; {alone}")
     left = []
-    chosen: dict[str, tuple[str, ...]] = {}
+    chosen: dict[str, Gates] = {}
     for argument in arguments:
-        found = _named_gates(argument, config, models, names)
+        found = _named_gates(argument, config, models, tuple(gates))
         if found is None:
             left.append(argument)
         else:
             spec, wanted = found
             both = {*chosen.get(spec, ()), *wanted}
-            chosen[spec] = tuple(name for name in names if name in both)
+            chosen[spec] = {name: place for name, place in gates.items() if name in both}
     if chosen:
         return Choice(tuple(left), chosen, f"gating what is named of {', '.join(chosen)}")
     if any("::" in argument for argument in left):

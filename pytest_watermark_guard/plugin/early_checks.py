@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 import pytest
 
 from pytest_watermark_guard.errors import SettingsError
-from pytest_watermark_guard.models.loading.specs import parse_spec
+from pytest_watermark_guard.models.loading.specs import ModelSpec, parse_spec
 from pytest_watermark_guard.probing.context import Run
 from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.scenarios import PairedFolder, resolve_scenarios
 
 
-def check_options(config: pytest.Config, run: Run, gated: Collection[str]) -> None:
+def parsed_specs(config: pytest.Config, models: Iterable[str]) -> dict[str, ModelSpec]:
+    """Read model specs, by their text; none where a plugin loads forms of its own.
+
+    Raises `ModelSpecError` for a spec of no known form.
+    """
+    if config.hook.pytest_wm_load_model.get_hookimpls():
+        return {}
+    return {text: parse_spec(text) for text in models}
+
+
+def check_options(
+    config: pytest.Config, run: Run, gated: Collection[str], specs: Mapping[str, ModelSpec]
+) -> None:
     """Raise `WatermarkGuardError` for what is known to fail.
 
     What an ini file says for everybody may be missing here, as on the machine of somebody who runs
@@ -36,11 +48,11 @@ def check_options(config: pytest.Config, run: Run, gated: Collection[str]) -> No
         from pytest_watermark_guard.models.device import resolve_device
 
         resolve_device(settings.device)
-    if gated and not config.hook.pytest_wm_load_model.get_hookimpls():
+    if gated and specs:
         from pytest_watermark_guard.models.loading.lookups import check_named
 
-        for spec in gated:
-            check_named(parse_spec(spec))
+        for text in gated:
+            check_named(specs[text])
 
 
 def _check_folder(name: str, folder: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,7 @@ from pytest_watermark_guard.errors import (
     NotCheckedError,
     WatermarkGuardError,
 )
-from pytest_watermark_guard.models.loading.specs import parse_spec
-from pytest_watermark_guard.plugin.choosing import gate_path
+from pytest_watermark_guard.plugin.choosing import Gates, gate_path
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.names import asked_layer
@@ -34,13 +33,7 @@ if TYPE_CHECKING:
 _ENGINE_OUTCOMES = pytest.StashKey["dict[str, ProbeReport | str]"]()
 
 
-def check_spec(spec: str, config: pytest.Config) -> None:
-    """Raise `ModelSpecError` for a spec of no known form, unless a plugin loads its own forms."""
-    if not config.hook.pytest_wm_load_model.get_hookimpls():
-        parse_spec(spec)
-
-
-def gate_names(run: Run) -> dict[str, tuple[str, str]]:
+def gates_of(run: Run) -> Gates:
     """Return layer and scenario of each gate that a model has under a run's settings, by name."""
     # Predictions are made of logits alone, whatever else is probed.
     layers = ("logits",) if run.settings.gates_predictions else run.settings.layers
@@ -50,36 +43,40 @@ def gate_names(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def collect_models(
-    session: pytest.Session, gates: Mapping[str, Sequence[str]]
+    session: pytest.Session, gates: Mapping[str, Gates]
 ) -> Iterator[pytest.Collector]:
     """Give a collector for each model whose gates are collected."""
-    for spec, names in gates.items():
+    for spec, of_model in gates.items():
         path = gate_path(session.config, spec)
-        yield ModelGate.from_parent(session, name=spec, nodeid=spec, path=path, gates=names)
+        yield ModelGate.from_parent(session, name=spec, nodeid=spec, path=path, gates=of_model)
 
 
-class ModelGate(pytest.Collector):
+class _InRootFolder:
+    """Has the hooks of the root folder: its path is no file in any other."""
+
+    session: pytest.Session
+
+    @property
+    def ihook(self) -> Any:
+        """The hooks that pytest calls for it."""
+        return self.session.ihook
+
+
+class ModelGate(_InRootFolder, pytest.Collector):
     """One model to gate; its items share one probe, made when the first of them runs."""
 
-    def __init__(self, gates: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, gates: Gates, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._gates = gates
         self._reporting_item: GateItem | None = None
 
     def collect(self) -> Iterator[pytest.Item]:
         """Give one item for each layer and scenario of the run's settings that is asked for."""
-        places = gate_names(current_run())
-        for name in self._gates:
-            layer, scenario = places[name]
+        for name, (layer, scenario) in self._gates.items():
             nodeid = f"{self.nodeid}::{name}"
             yield GateItem.from_parent(
                 self, name=name, nodeid=nodeid, layer=layer, scenario=scenario
             )
-
-    @property
-    def ihook(self) -> Any:
-        """The hooks of the root folder: its path is no file in any other."""
-        return self.session.ihook
 
     def verdict(self, item: GateItem) -> Verdict:
         """Probe the model, the first time, and judge it; one item alone says why it cannot be."""
@@ -165,7 +162,7 @@ def _fail_unchecked(verdict: Verdict) -> None:
         raise pytest.fail.Exception(verdict.story(), pytrace=False) from None
 
 
-class GateItem(pytest.Item):
+class GateItem(_InRootFolder, pytest.Item):
     """Passes if no unit of one layer is sensitive to one scenario."""
 
     def __init__(self, layer: str, scenario: str, **kwargs: Any) -> None:
@@ -173,11 +170,6 @@ class GateItem(pytest.Item):
         self._layer = layer
         self._scenario = scenario
         self.part: Verdict | None = None
-
-    @property
-    def ihook(self) -> Any:
-        """The hooks of the root folder, as its model's."""
-        return self.session.ihook
 
     def setup(self) -> None:
         """Probe: a model that cannot be probed is an error, not a failure."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_watermark_guard.plugin.repository import TEST_FILE, Repository, look_at
 
 FILES = Path(__file__).parent / "starter_files"
-WORKFLOW = Path(".github") / "workflows" / "watermark-guard.yml"
+WORKFLOW = ".github/workflows/watermark-guard.yml"
 INI_LINES = ("wm_threshold = 0.95", "wm_scenarios = chinese latin arabic_numerals")
 TOML_LINES = (
     "wm_threshold = {threshold}",
@@ -53,17 +53,16 @@ def start(folder: Path) -> Iterator[str]:
     repository = look_at(folder)
     seen = f" ({repository.evidence})" if repository.evidence else ", as nothing says otherwise"
     yield f"Kind of repository: {repository.kind}{seen}."
-    test = repository.test_folder / TEST_FILE
-    yield _write(test, _test_text(repository), folder)
+    test = (repository.test_folder / TEST_FILE).relative_to(folder).as_posix()
+    yield _write(folder, test, _test_text(repository))
     yield from _settings(repository)
-    yield _write(folder / WORKFLOW, _workflow_text(repository), folder)
+    yield _write(folder, WORKFLOW, _workflow_text(repository, test))
     if (folder / ".gitlab-ci.yml").is_file():
         yield "GitLab CI: a job for it is in the documentation, under how-to/ci."
-    command = f"python -m pytest {test.relative_to(folder).as_posix()}"
     yield ""
     yield "What to do next:"
-    yield f"1. In {test.relative_to(folder).as_posix()}, load your model where it says TODO."
-    yield f"2. {command} --wm-html=watermarks.html"
+    yield f"1. In {test}, load your model where it says TODO."
+    yield f"2. python -m pytest {test} --wm-html=watermarks.html"
     yield "3. Read the page, and commit what was written."
 
 
@@ -84,7 +83,7 @@ def _settings(repository: Repository) -> Iterator[str]:
     place = repository.settings_file
     if place is None:
         text = "\n".join(["[pytest]", *INI_LINES, ""])
-        yield _write(repository.folder / "pytest.ini", text, repository.folder)
+        yield _write(repository.folder, "pytest.ini", text)
         return
     file, table = place
     lines: tuple[str, ...] = INI_LINES
@@ -96,15 +95,14 @@ def _settings(repository: Repository) -> Iterator[str]:
     yield from (f"    {line}" for line in lines)
 
 
-def _workflow_text(repository: Repository) -> str:
+def _workflow_text(repository: Repository, test: str) -> str:
     text = (FILES / "watermark-guard.yml").read_text("utf-8")
-    test = (repository.test_folder / TEST_FILE).relative_to(repository.folder).as_posix()
     text = text.replace(f"tests/{TEST_FILE}", test)
     return text.replace(_WORKFLOW_REQUIREMENTS, repository.requirements)
 
 
-def _write(path: Path, text: str, folder: Path) -> str:
-    name = path.relative_to(folder).as_posix()
+def _write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
     if path.exists():
         return f"{name} is there and was left as it is."
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import pytest
 
 from pytest_watermark_guard.errors import KnownUnitsError, SettingsError
 from pytest_watermark_guard.plugin.choosing import Choice, choose
-from pytest_watermark_guard.plugin.early_checks import check_options
-from pytest_watermark_guard.plugin.items import check_spec, gate_names
+from pytest_watermark_guard.plugin.early_checks import check_options, parsed_specs
+from pytest_watermark_guard.plugin.items import gates_of
 from pytest_watermark_guard.plugin.options import (
     KNOWN_FILE,
     flag_is_set,
@@ -73,8 +73,7 @@ def start_run(config: pytest.Config) -> GuardState:
     typed = config.getoption("wm_model")
     models: tuple[str, ...] = tuple(dict.fromkeys(typed or config.getini("wm_model") or ()))
     # What an ini file says must not keep an editor from collecting all other tests.
-    for spec in models if typed or not config.option.collectonly else ():
-        check_spec(spec, config)
+    specs = parsed_specs(config, models if typed or not config.option.collectonly else ())
     json_path, html_path = output_path(config, "json"), output_path(config, "html")
     known, known_path = _known_units(config)
     against = _earlier_release(config, settings)
@@ -99,8 +98,8 @@ def start_run(config: pytest.Config) -> GuardState:
         known=known,
         against=against,
     )
-    choice = choose(config, models, tuple(gate_names(run)))
-    check_options(config, run, choice.gates)
+    choice = choose(config, models, gates_of(run))
+    check_options(config, run, choice.gates, specs)
     # From here on, so that probes made while tests are collected go by it too.
     during = ExitStack()
     during.enter_context(using_run(run))

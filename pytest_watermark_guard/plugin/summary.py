@@ -230,7 +230,8 @@ class Summary:
         parts += [comparison.table(**page) for comparison in self.comparisons]
         gated = {r.model: r for r, _ in entries if r.model in self._state.models}
         if len(gated) > 1 or self.failures:
-            survey = SurveyReport(gated, self.failures)
+            # One model alone is told above.
+            survey = SurveyReport(gated if len(gated) > 1 else {}, self.failures)
             parts.append(render_survey(survey, self.undecided, specs=False, **page))
         if masked:
             parts.append(render_masks(masked, **page))

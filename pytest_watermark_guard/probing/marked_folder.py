@@ -92,5 +92,5 @@ def write_marked_folder(
         marked = composite(pixels, [renderer.render(draw)], renderer.color)[0]
         saved = Image.fromarray(marked.permute(1, 2, 0).contiguous().numpy())
         save = partial(saved.save, format=format, **_SAVE_OPTIONS[format])
-        write_atomically(copy, save, tidy=False)
+        write_atomically(copy, save, tidy=False, durable=False)
     return len(copies)

@@ -27,7 +27,7 @@ class Style(NamedTuple):
 
 
 def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False) -> str:
-    """Draw texts and tables below each other; returns lines, the last one ended."""
+    """Draw texts and tables below each other, titles below an empty line; returns ended lines."""
     out = io.StringIO()
     console = Console(
         file=out,
@@ -43,13 +43,14 @@ def rendered(parts: Iterable[RenderableType], style: Style, color: bool = False)
         if isinstance(part, Table):
             # rich would wrap a title at the width of its table.
             if part.title:
+                console.print()
                 console.print(Text(str(part.title), style="italic"))
             part.title = None
         console.print(part, width=part.width if isinstance(part, Table) else None, crop=False)
         if isinstance(part, Table):
             console.print()
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
-    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", text.lstrip("\n"))
     text = inert(text)  # where a line is broken, the next one may begin with anything
     # One character for another, so that columns stay in line.
     return text.replace("…", ".").encode("ascii", "replace").decode() if style.ascii_only else text
@@ -78,10 +79,7 @@ def table(
             widths[max(wide, key=widths.__getitem__)] -= 1
             spare += 1
     rows = [
-        [
-            _wrapped(cell, widths[index]) if index in words else cell
-            for index, cell in enumerate(row)
-        ]
+        [wrapped(cell, widths[index]) if index in words else cell for index, cell in enumerate(row)]
         for row in rows
     ]
     laid_out = Table(
@@ -93,7 +91,7 @@ def table(
     )
     for index, column in enumerate(columns):
         laid_out.add_column(
-            _wrapped(column, widths[index]) if index in words else column,
+            wrapped(column, widths[index]) if index in words else column,
             justify="left" if index in words else "right",
             overflow="ellipsis",
             no_wrap=True,
@@ -106,12 +104,16 @@ def table(
     return laid_out
 
 
-def _wrapped(text: str, width: int) -> str:
-    """Break text between words into lines of at most `width` columns; a longer word is one line."""
-    lines: list[str] = []
-    for word in text.split(" "):
-        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """Break text between words into lines of at most `width` columns, but for longer words.
+
+    All lines but the first one begin with `indent`.
+    """
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        if cell_len(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
-            lines.append(word)
+            lines.append(indent + word)
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.reports.names import printable
 
-INK, LINE = "#24292f", "#8c959f"
+INK, LINE, ALERT = "#24292f", "#8c959f", "#b3261e"
 SHADES = ("#b6d7ee", "#6aaed6", "#2171b5", "#0b3d73")
 """Of units by d, one for each of the tiers."""
 

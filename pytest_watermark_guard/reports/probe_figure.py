@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pytest_watermark_guard.reports.figure import legend_below, new_figure, shortened
+from pytest_watermark_guard.reports.figure import ALERT, legend_below, new_figure, shortened
 from pytest_watermark_guard.reports.scores import Scores
 
-ALERT = "#b3261e"
 SERIES = ("#0969a9", "#b35900", "#1a7f5a", "#8250b0", "#6e7781", "#a03070")
 
 

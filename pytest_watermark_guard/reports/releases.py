@@ -233,7 +233,6 @@ class Comparison(Report):
     def _parts(self, style: Style) -> Iterator[RenderableType]:
         yield Text(self.sentence(), style="red" if self.rose else "green")
         yield from (Text(f"Note: {caution}.", style="yellow") for caution in self.cautions)
-        yield Text()
         columns = ("layer", "scenario", "max d", "was", "rose", "fell", "unit")
         rows = [
             (

@@ -18,6 +18,7 @@ from pytest_watermark_guard.images.baseline import open_baseline
 from pytest_watermark_guard.reports.documents import DocumentFormat, number
 from pytest_watermark_guard.reports.drawing import Style, table
 from pytest_watermark_guard.reports.figure import (
+    ALERT,
     LINE,
     SHADES,
     legend_below,
@@ -162,7 +163,6 @@ def _parts(report: SearchReport, style: Style) -> Iterator[RenderableType]:
         (str(rank), f"{find.score:.2f}", printable(find.image))
         for rank, find in enumerate(report.finds, 1)
     ]
-    yield Text()
     title = f"The {len(rows)} highest of {count(report.n_images, 'image')}"
     yield table(style, title, ("", "score", "image"), rows, words=(2,))
     if report.cutoff is not None:
@@ -223,9 +223,9 @@ def draw_gallery(report: SearchReport, path: Path, images: Any) -> None:
         pen.text((left, top + _SIDE + 1 + _LINE), name, fill="#444444", font=font)
     if divided:
         height = rows_above * high + _GAP
-        pen.line((_GAP, height, size[0] - _GAP, height), fill="#b3261e", width=2)
+        pen.line((_GAP, height, size[0] - _GAP, height), fill=ALERT, width=2)
         words = f"below the cut-off {report.cutoff:.2f}: may be chance"
-        pen.text((_GAP, height + 4), words, fill="#b3261e", font=font)
+        pen.text((_GAP, height + 4), words, fill=ALERT, font=font)
     write_atomically(path, lambda file: sheet.save(file, image_format))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,16 @@ from rich.text import Text
 from pytest_watermark_guard.errors import ReportError
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
-from pytest_watermark_guard.reports.figure import SHADES, legend_below, new_figure, shortened
+from pytest_watermark_guard.reports.figure import (
+    ALERT,
+    LINE,
+    SHADES,
+    legend_below,
+    new_figure,
+    shortened,
+)
 from pytest_watermark_guard.reports.probe import ProbeReport
-from pytest_watermark_guard.reports.probe_figure import ALERT
+from pytest_watermark_guard.reports.probe_figure import SERIES
 from pytest_watermark_guard.reports.report import Report, Row, saved
 from pytest_watermark_guard.reports.scores import TIERS
 from pytest_watermark_guard.reports.text import TIER_HEADER, count, gains, printable
@@ -232,10 +239,8 @@ def _parts(
     for note in dict.fromkeys(note for r in surface.reports.values() for note in r.notes):
         yield Text(f"Note: {printable(note)}.", style="yellow")
     for layer in surface.layers:
-        yield Text()
         yield _layer(surface, layer, [index for name, index in units if name == layer], style)
     if report.impact:
-        yield Text()
         yield _predictions(surface, style)
 
 
@@ -344,8 +349,8 @@ def _draw_curves(axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
     numeric = all(isinstance(value, Real) for value in values)
     places = values if numeric else range(len(values))
     tiers = not panel.of_d and len(panel.curves) == len(TIERS)
-    colors = SHADES if tiers else (None,) * len(panel.curves)
-    for (label, curve), color in zip(panel.curves.items(), colors, strict=True):
+    colors = SHADES if tiers else SERIES
+    for (label, curve), color in zip(panel.curves.items(), cycle(colors), strict=False):
         axis.plot(places, curve, "o-", color=color, markersize=4, label=label)
     if panel.of_d:
         label = f"usual threshold, {TIERS[-1]:g}"
@@ -357,7 +362,7 @@ def _draw_curves(axis: Any, surface: SurfaceReport, panel: _Panel) -> None:
         axis.set_xticks(places, _ticks(values), fontsize=7, rotation=30)
     axis.set_xlabel(_WITH_UNITS.get(name, name))
     axis.set_ylabel(panel.measure)
-    axis.grid(alpha=0.3)
+    axis.grid(color=LINE, alpha=0.3)
 
 
 def _ticks(values: Sequence[Value]) -> list[str]:

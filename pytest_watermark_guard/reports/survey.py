@@ -275,7 +275,6 @@ def _parts(
     if (caution := unequal_images(survey)) is not None:
         yield Text(caution)
     for layer in survey.layers:
-        yield Text()
         yield _counts(survey, layer, style)
     for ranking in all_rankings(survey) if len(survey.reports) > 1 else ():
         yield from _classes(ranking, style)
@@ -309,7 +308,6 @@ def _classes(ranking: ClassRanking, style: Style) -> Iterator[RenderableType]:
         rows.append((name, *(f"{area:.3f}" for area in (areas.mean(), areas.min(), areas.max()))))
     over = f"over {count(len(ranking.models), 'model')}"
     title = f"Classes by mean A under {printable(ranking.scenario)}, {over}"
-    yield Text()
     yield table(style, title, ("class", "mean A", "lowest", "highest"), rows, words=(0,))
     if hidden := len(ranking.names) - len(shown):
         yield Text(f"The {_IN_TABLE} highest and lowest; {hidden:,} classes between them.")

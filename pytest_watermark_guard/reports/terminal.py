@@ -89,7 +89,6 @@ def _report(
     )
     for note in report.notes:
         yield Text(f"Note: {printable(note)}.", style="yellow")
-    yield Text()
     yield _counts(report, style)
     if report.impact:
         yield _impact(report, style)

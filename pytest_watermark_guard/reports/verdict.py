@@ -12,6 +12,7 @@ from rich.cells import cell_len, set_cell_size
 
 from pytest_watermark_guard.reports.conclusion import conclude
 from pytest_watermark_guard.reports.controls import control_columns, control_legend
+from pytest_watermark_guard.reports.drawing import wrapped
 from pytest_watermark_guard.reports.known_units import KnownFindings
 from pytest_watermark_guard.reports.known_units_text import known_lines
 from pytest_watermark_guard.reports.log_lines import inert
@@ -201,22 +202,24 @@ class Verdict:
                 lines.append(f"... and {hidden:,} more (--wm-json=FILE lists them all)")
             lines.append("")
         lines += self.accepted_lines()
-        lines += [
-            f"Probed: {printable(report.extent)}, seed {report.seed}, {printable(report.device)} "
-            f"in {printable(report.precision)}.",
-            f"Preprocessing: {printable(report.preprocessing)}.",
-            "A: how often a marked image scores above a clean one. d = max(A, 1 - A).",
-        ]
-        if legend := control_legend(control_columns([report])):
-            lines.append(legend)
-        if images_taken := decision(report):
-            lines.append(images_taken)
-        lines += [f"Note: {printable(note)}." for note in report.notes]
+        lines += (wrapped(line, _WIDTH, indent="  ") for line in self._circumstances())
         if self.answer == "unclear" and not self.passed:
             lines += _MORE_IMAGES
         elif shown and not self.passed:
             lines += _advice(shown, recordable=bool(self.failing))
         return inert("\n".join(lines))
+
+    def _circumstances(self) -> Iterator[str]:
+        """Tell how the model was probed, and what its numbers mean."""
+        report = self.report
+        yield (
+            f"Probed: {printable(report.extent)}, seed {report.seed}, {printable(report.device)} "
+            f"in {printable(report.precision)}."
+        )
+        yield f"Preprocessing: {printable(report.preprocessing)}."
+        yield "A: how often a marked image scores above a clean one. d = max(A, 1 - A)."
+        yield from filter(None, (control_legend(control_columns([report])), decision(report)))
+        yield from (f"Note: {printable(note)}." for note in report.notes)
 
     def sentence(self) -> str:
         """Tell the verdict in a sentence."""

@@ -72,6 +72,19 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path, umask):
     assert (tmp_path / "secret").read_text() == "new"
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_is_durable_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, durable):
+    synced = []
+
+    def fsync(descriptor):
+        (written,) = tmp_path.iterdir()
+        synced.append((written.suffix, written.read_bytes()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    write_atomically(tmp_path / "file", lambda file: file.write(b"text"), durable=durable)
+    assert synced == [(".tmp", b"text")] * durable
+
+
 @POSIX
 def test_a_link_is_followed(tmp_path):
     (tmp_path / "there").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from notebook_text import as_markdown
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -37,11 +37,7 @@ class Block(NamedTuple):
 def text_of(page: Path) -> str:
     """Return a page's Markdown; of a notebook, that of its cells."""
     text = (ROOT / page).read_text("utf-8")
-    if page.suffix != ".ipynb":
-        return text
-    fences = {"code": "```python\n{}\n```", "markdown": "{}"}
-    cells = json.loads(text)["cells"]
-    return "\n\n".join(fences[cell["cell_type"]].format("".join(cell["source"])) for cell in cells)
+    return as_markdown(text) if page.suffix == ".ipynb" else text
 
 
 def blocks_of(page: Path) -> Iterator[Block]:

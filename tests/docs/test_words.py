@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from pathlib import Path
 
 import pages
 import pytest
+from messages_in_code import error_messages, error_names
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.plugin import plugin
 from pytest_watermark_guard.plugin.options import all_options
-
-sys.path.insert(0, str(pages.ROOT / "docs" / "_extensions"))
 
 WORKFLOWS = [
     *pages.ROOT.glob("examples/*/*.yml"),
@@ -79,8 +77,6 @@ def test_the_api_page_has_all_public_names():
 
 
 def test_troubleshooting_has_an_entry_for_every_error():
-    from messages_in_code import error_messages, error_names
-
     text = (pages.ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     headings = " ".join(re.findall(r"^### (.*)$", text, re.M))
     assert set(error_names()) - set(headings.split()) == set()

@@ -68,7 +68,6 @@ def malformed_mpo(path: Path) -> None:
     ("name", "make"),
     [
         ("palette.png", palette_with_transparency),
-        ("palette.gif.png", lambda path: palette_with_transparency_gif(path)),
         ("large.png", larger_than_pillow_likes),
         ("exif.jpg", with_damaged_exif),
         ("mpo.jpg", malformed_mpo),
@@ -87,12 +86,6 @@ def test_pillow_s_warnings_do_not_reach_anyone(tmp_path, name, make):
         warnings.simplefilter("always")
         baseline.load(0)
     assert caught == []
-
-
-def palette_with_transparency_gif(path: Path) -> None:
-    frames = [Image.fromarray(RNG.integers(0, 9, (9, 9), dtype=np.uint8)) for _ in range(3)]
-    first, *others = (frame.convert("P") for frame in frames)
-    first.save(path, format="GIF", save_all=True, append_images=others, transparency=3)
 
 
 def test_the_files_of_these_tests_do_warn(tmp_path):

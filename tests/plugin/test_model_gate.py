@@ -52,6 +52,9 @@ def test_several_models_are_surveyed(project):
     result.stdout.fnmatch_lines_random(["Survey of 2 models", "sensitive  *", "blind  *"])
     result = project.runpytest(models[0], "--wm-report")
     result.stdout.no_fnmatch_line("Survey of*")
+    result = project.runpytest(models[0], "--wm-model=shop:broken", "--wm-report")
+    result.stdout.no_fnmatch_line("Survey of*")
+    result.stdout.fnmatch_lines(["Could not be probed", "Not probed: shop:broken: *"])
 
 
 def test_items_can_be_selected(project):
@@ -77,7 +80,6 @@ def test_beside_tests_when_the_ini_file_names_models(project):
     [
         ("shop:broken", "*'shop:broken'*no such bucket*"),
         ("shop:missing", "*'shop:missing'*has no attribute*"),
-        ("torchvision:resnet18?weights=no.safetensors", "*no.safetensors*"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_an_error(project, spec, message):

@@ -125,6 +125,15 @@ def test_the_story_of_a_failed_gate():
     assert told == STORY
 
 
+def test_what_a_story_says_of_the_probe_fits_a_terminal():
+    notes = ("class names are assumed " * 5 + "to be ImageNet's",)
+    told = judge(report(TWO_LAYERS, NAMES, notes=notes), 0.95).story().splitlines()
+    (first,) = [index for index, line in enumerate(told) if line.startswith("Note: ")]
+    assert told[first + 1].startswith("  ")
+    assert max(map(len, told[1:])) <= 80
+    assert f"Note: {notes[0]}." in " ".join(" ".join(told).split())
+
+
 def test_the_story_fits_on_a_screen():
     many = report({("features", "chinese"): np.linspace(0.95, 1, 2000)})
     story = judge(many, 0.95).story()

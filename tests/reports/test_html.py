@@ -19,6 +19,7 @@ from torch import nn
 import pytest_watermark_guard as wm
 from pytest_watermark_guard import Impact, ProbeReport, Scores, judge
 from pytest_watermark_guard.errors import SettingsError
+from pytest_watermark_guard.reports.examples import PredictionExample
 from pytest_watermark_guard.reports.html import units
 from pytest_watermark_guard.reports.html.origin import origin_of
 from pytest_watermark_guard.settings import Settings
@@ -468,6 +469,29 @@ def test_images_that_are_gone_are_said_to_be(photos, tmp_path):
     page = Page(render([(report, [])], by_name=True))
     assert not pictures(page)
     assert "is not among the 8 images of" in page.text("p")
+
+
+def changed(report, **fields):
+    """Return a report as somebody may have changed it by hand."""
+    return replace(report, examples=replace(report.examples, **fields))
+
+
+@pytest.mark.parametrize("field", [{"layer": "logits"}, {"scenario": "none"}, {"index": 99}])
+def test_units_that_are_not_there_have_no_images(photos, field):
+    report = example_report(photos)
+    units = tuple(replace(unit, **field) for unit in report.examples.units)
+    page = Page(render([(changed(report, units=units), [])], by_name=True))
+    assert not pictures(page)
+    assert "Its images cannot be shown" in page.text("p")
+
+
+def test_the_leading_image_alone_may_be_gone(photos):
+    report = example_report(photos)
+    gone = PredictionExample("small", "gone.png", "road", "carton")
+    page = Page(render([(changed(report, predictions=(gone,)), [])], by_name=True))
+    assert pictures(page)
+    said = "The image that tells most cannot be shown: 'gone.png' is not among the 8 images of"
+    assert said in page.text("li")
 
 
 def test_reports_and_surveys_write_themselves(photos, tmp_path):

@@ -17,6 +17,8 @@ import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.mitigation.swept_head import SweptHead
 from pytest_watermark_guard.ownership import OwnershipReport
+from pytest_watermark_guard.reports.figure import ALERT, INK, LINE, SHADES
+from pytest_watermark_guard.reports.probe_figure import SERIES
 from pytest_watermark_guard.reports.search import Find
 
 NAMES = tuple(f"class number {index}" for index in range(300))
@@ -126,12 +128,28 @@ def test_without_pandas_one_learns_what_to_do(report, monkeypatch):
         report.to_frame()
 
 
+def test_figures_of_a_page_have_only_colours_that_a_dark_page_changes(report, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
+    report.to_html(tmp_path / "found.html")
+    text = (tmp_path / "found.html").read_text("utf-8")
+    images = re.findall('data:image/svg[+]xml;base64,([^"]+)', text)
+    for image in map(base64.b64decode, images):
+        _, _, drawn = image.decode().partition("</style>")
+        assert {*re.findall("#[0-9a-f]{6}", drawn)} <= {INK, LINE, ALERT, *SHADES, *SERIES}
+    assert images or isinstance(report, OwnershipReport)  # whose page has no figure
+
+
 def test_a_page_of_its_own(report, tmp_path):
     report.to_html(tmp_path / "found.html")
     text = (tmp_path / "found.html").read_text("utf-8")
     assert "default-src 'none'" in text
     assert "<table" in text
     assert "<h1" in text
+
+
+def test_a_page_without_rows_to_sort_has_no_script(tmp_path):
+    REPORTS["search"].to_html(tmp_path / "found.html")
+    assert "<script" not in (tmp_path / "found.html").read_text("utf-8")
 
 
 def test_notebooks_show_a_small_table(report):

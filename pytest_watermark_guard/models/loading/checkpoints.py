@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pytest_watermark_guard.errors import ModelSpecError
+from pytest_watermark_guard.models.loading.lookups import weights_of
 from pytest_watermark_guard.models.loading.unpickling import (
     Inert,
     first_line,
     listed,
     load_pickled,
 )
-from pytest_watermark_guard.setting_values import user_path
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".model", ".weights")
 ADAPTER = "adapter_config.json"
@@ -62,10 +62,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         When there is no such file, or it is of another kind, damaged, ambiguous, or holds no
         state dict, or pickled functions.
     """
-    path = user_path("weights", path)
+    path = weights_of(path)
     file = _in_folder(path) if path.is_dir() else path
-    if not file.is_file():
-        raise ModelSpecError(f"weights file {str(file)!r} does not exist")
     if file.name.endswith(_INDEX):
         return _shards(file)
     return _file(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ def check_named(spec: ModelSpec) -> None:
     check = _CHECKS.get(spec.kind)
     if check is not None:
         check(spec)
+    if spec.weights is not None:
+        weights_of(spec.weights)
+
+
+def weights_of(name: str | os.PathLike[str]) -> Path:
+    """Return the file or folder of weights that is named."""
+    path = user_path("weights", name)
+    if not (path.is_file() or path.is_dir()):
+        raise ModelSpecError(f"weights file {str(path)!r} does not exist")
+    return path
 
 
 def torchvision_weights(spec: ModelSpec) -> Any:

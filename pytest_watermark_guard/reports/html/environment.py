@@ -17,7 +17,7 @@ _PACKAGE = "pytest_watermark_guard.reports.html"
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Return a page with the style and the script, which its content security policy names."""
+    """Return a page, whose content security policy names its style and script."""
     style, script = (
         Markup(files(_PACKAGE).joinpath("templates", name).read_text("utf-8"))
         for name in ("page.css", "page.js")

@@ -23,6 +23,7 @@ from pytest_watermark_guard.watermarks.scenarios import AnyScenario, PairedFolde
 UNITS = 8  # on one page
 _SIDE, _LARGE = 168, 280  # pixels
 _QUALITY = 72
+# A report may have been changed, and describe units or marks that are not there.
 _CANNOT_DRAW = (WatermarkGuardError, TypeError, ValueError, KeyError, IndexError)
 
 
@@ -71,26 +72,28 @@ class Drawer:
     def galleries(self, models: Sequence[Model]) -> list[Gallery]:
         """Draw the images of each model's worst units; one that cannot be drawn says why."""
         each = max(2, UNITS // max(1, len(models)))
-        chosen = []
+        chosen, undrawn = [], []
         for model in models:
-            units = _worst(model.judged.report, each)
-            chosen.append((model, units))
+            try:
+                chosen.append((model, _worst(model.judged.report, each)))
+            except _CANNOT_DRAW as error:
+                undrawn.append(Gallery(model.name, (), (), _problem(error)))
         best = sorted((-unit.differentiability for _, units in chosen for unit, _ in units))[:UNITS]
         least = -best[-1] if best else 1.0
         shown = [
             (model, [pair for pair in units if pair[0].differentiability >= least])
             for model, units in chosen
         ]
-        return [self._gallery(model, units) for model, units in shown if units]
+        return undrawn + [self._gallery(model, units) for model, units in shown if units]
 
-    def leading(self, model: Model) -> Pair | None:
+    def leading(self, model: Model) -> tuple[Pair | None, str]:
         """Draw, large, the image that says most of a model: one of another class with the mark.
 
-        None where there is none, or it cannot be drawn, which its gallery says.
+        None where there is none, or it cannot be drawn; then with the reason.
         """
         report, unit = model.judged.report, model.telling
         if report.examples is None:
-            return None
+            return None, ""
         changes = [c for c in report.examples.predictions if c.scenario == unit.scenario]
         images = [change.identity for change in changes]
         images += [
@@ -100,12 +103,12 @@ class Drawer:
             for shift in shown.most
         ]
         if not images:
-            return None
+            return None, ""
         try:
             (pair,) = self._draw(report, unit.scenario, {image: [] for image in images[:1]}, _LARGE)
-        except _CANNOT_DRAW:
-            return None
-        return pair
+        except _CANNOT_DRAW as error:
+            return None, _problem(error)
+        return pair, ""
 
     def _gallery(
         self, model: Model, units: Sequence[tuple[SensitiveUnit, UnitExamples]]
@@ -113,11 +116,8 @@ class Drawer:
         report = model.judged.report
         try:
             most, least = (self._pairs(report, units, which) for which in ("most", "least"))
-        # A report may have been changed, and describe marks that cannot be drawn.
         except _CANNOT_DRAW as error:
-            known = isinstance(error, WatermarkGuardError)
-            problem = str(error) if known else f"{type(error).__name__}: {error}"
-            return Gallery(model.name, (), (), problem)
+            return Gallery(model.name, (), (), _problem(error))
         return Gallery(model.name, most, least, "")
 
     def _pairs(
@@ -193,6 +193,11 @@ class Drawer:
             places = {identity: place for place, identity in enumerate(baseline.identities)}
             self._opened[key] = baseline, places
         return self._opened[key]
+
+
+def _problem(error: Exception) -> str:
+    known = isinstance(error, WatermarkGuardError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _telling(pair: Pair) -> tuple[bool, bool, int]:

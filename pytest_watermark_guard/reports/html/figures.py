@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pytest_watermark_guard.reports.figure import (
+    ALERT,
     INK,
     LINE,
     SHADES,
@@ -18,7 +19,7 @@ from pytest_watermark_guard.reports.figure import (
 )
 from pytest_watermark_guard.reports.html.comparison import SHOWN
 from pytest_watermark_guard.reports.html.units import Judged
-from pytest_watermark_guard.reports.probe_figure import ALERT, SERIES, draw_distribution
+from pytest_watermark_guard.reports.probe_figure import SERIES, draw_distribution
 from pytest_watermark_guard.reports.report import Report
 from pytest_watermark_guard.reports.scores import TIERS, Scores
 from pytest_watermark_guard.reports.survey import (

@@ -83,12 +83,16 @@ def write_html(
     controls = control_columns(probe.report for probe in judged)
     impact = [(probe, *item) for probe in judged for item in probe.report.impact.items()]
     pair, galleries = None, []
+    notes = view.notes(models, comparison.cautions(survey, rankings) if survey else [])
     if any(report.examples for report, _ in entries):
         # Drawing takes torch.
         from pytest_watermark_guard.reports.html.examples import Drawer
 
         drawer = Drawer(images, by_name)
-        pair, galleries = drawer.leading(models[0]), drawer.galleries(models)
+        (pair, problem), galleries = drawer.leading(models[0]), drawer.galleries(models)
+        if problem and problem not in (gallery.problem for gallery in galleries):
+            of = models[0].name if len(models) > 1 else ""
+            notes.append((f"The image that tells most cannot be shown: {problem}.", of))
     counts = list(view.counts(judged))
     layers = list(dict.fromkeys(layer for probe in judged for layer in probe.report.layers))
     scenarios = list(dict.fromkeys(name for probe in judged for name in probe.report.scenarios))
@@ -98,7 +102,7 @@ def write_html(
         date=origin.date if origin else today(),
         models=models,
         pair=pair,
-        notes=view.notes(models, comparison.cautions(survey, rankings) if survey else []),
+        notes=notes,
         failures=failures,
         changes=changes,
         interrupted=interrupted,
