@@ -26,11 +26,11 @@ _EFFECTS = {
         "cosine similarity",
     ),
     "scores": (
-        "changed the scores, against those with the other one, in the way of the other pairs",
+        "changed the scores (compared with the other one) as it does in the other pairs",
         "cosine similarity to the key image's scores",
     ),
     "labels": (
-        "changed the labels, against those with the other one, in the way of the other pairs",
+        "changed the labels (compared with the other one) as it does in the other pairs",
         "the share of images that get the key image's label",
     ),
 }

@@ -354,7 +354,7 @@ def test_scores_are_more_than_labels(marked, key, images):
 
     report = assert_carries_watermark(scores, key, images=images, n_images=32)
     assert report.access == "scores"
-    assert "changed the scores, against those with the other one," in report.sentence()
+    assert "changed the scores (compared with the other one)" in report.sentence()
     listed = verify_classifier(lambda pixels: scores(pixels).tolist(), key, images, n_images=32)
     assert listed.differences == pytest.approx(report.differences, abs=1e-6)
     with pytest.raises(OwnershipMismatchError, match="carries the key"):
@@ -385,7 +385,7 @@ def test_what_a_lawyer_reads(marked, clean, key, images):
     assert "a probability of 6.1e-05 (exact, over all 16,384 ways" in text
     assert "For comparison, the same test of clean gave a probability of 0." in text
     labels = verify_classifier(marked, key, images, {"a": clean, "b": clean}).sentence()
-    assert "changed the labels, against those with the other one, in the way of the other" in labels
+    assert "changed the labels (compared with the other one) as it does in the other pairs" in labels
     assert "the same test of a and b gave probabilities of at least" in labels
 
 
