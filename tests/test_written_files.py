@@ -137,12 +137,12 @@ def test_a_newer_key_and_checkpoint_are_refused_alike(tmp_path):
     from safetensors.torch import load_file, save_file
 
     KEY.save(tmp_path / "key")
-    metadata = {"format": "pytest-watermark-guard/ownership-key", "format_version": "2"}
+    metadata = {"format": "pytest-watermark-guard/ownership-key", "format_version": "3"}
     save_file(load_file(tmp_path / "key"), tmp_path / "key", metadata)
     Checkpoint(tmp_path / "state", {}).write({})
     data = torch.load(tmp_path / "state", weights_only=True)
     torch.save({**data, "format_version": 2}, tmp_path / "state")
-    message = r"cannot read .* its format_version is 2, which is newer .*; upgrade pytest"
+    message = r"cannot read .* its format_version is [23], which is newer .*; upgrade pytest"
     with pytest.raises(WatermarkGuardError, match=message):
         OwnershipKey.load(tmp_path / "key")
     with pytest.raises(WatermarkGuardError, match=message):

@@ -23,13 +23,20 @@ def drawn_coins(commitment: str, value: str, pairs: int) -> Tensor:
 
 
 def checked_value(value: str) -> str:
-    """Return a beacon's value without space around it; `OwnershipError` for one to be guessed."""
-    value = value.strip()
+    """Return a beacon's value in small letters and without spaces; `OwnershipError` for no value.
+
+    Else its owner could try one way to write it after the other, until the coins please.
+    """
+    value = "".join(checked_text("value", value, "5A1E0F99C3B7421D8E66").lower().split())
+    if not (value.isascii() and value.isprintable()):
+        raise OwnershipError(
+            f"value: {value!r} has characters that are not in ASCII: give digits and letters only, "
+            "as the beacon published them"
+        )
     if len(value) < LEAST_VALUE:
         raise OwnershipError(
             f"value: {value!r} has {len(value)} characters, and one of less than {LEAST_VALUE} "
-            "could be guessed: give all of what the beacon published, or all parties' numbers one "
-            "after the other"
+            "could be guessed: give all of what the beacon published"
         )
     return value
 

@@ -29,7 +29,8 @@ def assert_carries_watermark(
     alpha : float, default 1e-3
         A model that was made without the key passes with at most this chance.
     **arguments
-        As for `verify`: ``images``, ``nulls``, ``n_images``, ``preprocess``, ``name``, ``device``.
+        As for `verify`: ``images``, ``nulls``, ``n_images``, ``pairs``, ``preprocess``, ``name``,
+        ``device``; for a function ``stop_at`` too.
 
     Returns
     -------
@@ -101,7 +102,7 @@ def _verified(model: Any, key: OwnershipKey, **arguments: Any) -> OwnershipRepor
 
 def _evidence(report: OwnershipReport, alpha: float) -> str:
     return (
-        f"p = {report.p_value:.2g} (a mark gives at most {alpha:g}). Of the two patterns in "
+        f"p = {report.p_value:.3g} (a mark gives at most {alpha:g}). Of the two patterns in "
         f"a pair, the one that the key chose had the stronger effect in {report.agreeing} of "
         f"{report.pairs} pairs, on average by {report.effect:+.3f}"
     )

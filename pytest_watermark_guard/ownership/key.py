@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,17 @@ from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.ownership.coins import checked_text, checked_value, drawn_coins
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.ownership import CoinDraw
+from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
 
 FORMAT = DocumentFormat(
-    "ownership-key", "ownership key", OwnershipError, "get the original file, or name another one"
+    "ownership-key",
+    "ownership key",
+    OwnershipError,
+    "get the original file, or name another one",
+    version=2,
 )
+_BEACON = "NIST Randomness Beacon, outputValue of the first pulse after 2027-01-15 12:00 UTC"
+_PUBLISHED = "example.org/commitment, 2027-01-10"
 _COINS = "coins"
 _TENSORS = {
     "perturbations": torch.int8,
@@ -106,8 +112,15 @@ class OwnershipKey:
             raise OwnershipError(f"key: key_image has shape {[*self.key_image.shape]}")
         if len(self.images) and [*self.images.shape[1:]] != [3, *size]:
             raise OwnershipError(f"key: images have shape {[*self.images.shape]}")
+        if self.pairs > MOST_PAIRS:
+            raise OwnershipError(f"key: {self.pairs} pairs are more than {MOST_PAIRS}")
         draw = self.coin_draw
+        if draw is not None:
+            checked_text("key: the beacon", draw.beacon, _BEACON)
         if draw is not None and draw.value:
+            checked_text("key: published", draw.published, _PUBLISHED)
+            if checked_value(draw.value) != draw.value:
+                raise OwnershipError(f"key: the beacon's value is not written as {draw.value!r}")
             expected = drawn_coins(self.commitment, draw.value, self.pairs)
             if not torch.equal(self.coins, expected):
                 raise OwnershipError(
@@ -154,7 +167,10 @@ class OwnershipKey:
     @property
     def hash(self) -> str:
         """SHA-256 of everything in the key, hexadecimal."""
-        return self._digest(self._fields(), _TENSORS)
+        total = hashlib.sha256(_canonical(self._fields()).encode())
+        for name in _TENSORS:
+            total.update(_bytes(getattr(self, name)))
+        return total.hexdigest()
 
     @property
     def commitment(self) -> str:
@@ -169,7 +185,13 @@ class OwnershipKey:
             raise OwnershipError("the key was not committed: use key.commit(beacon=...)")
         fields = self._fields()
         fields["coin_draw"] = {name: fields["coin_draw"][name] for name in ("beacon", "nonce")}
-        return self._digest(fields, (name for name in _TENSORS if name != _COINS))
+        tensors = {name: getattr(self, name) for name in _TENSORS if name != _COINS}
+        # Or bytes could be told as another number of pairs or images.
+        fields["shapes"] = {name: [*tensor.shape] for name, tensor in tensors.items()}
+        total = hashlib.sha256(_canonical(fields).encode())
+        for tensor in tensors.values():
+            total.update(_bytes(tensor))
+        return total.hexdigest()
 
     def commit(self, beacon: str) -> OwnershipKey:
         """Fix everything but the coins; publish the `commitment` of what is returned, and save it.
@@ -178,9 +200,9 @@ class OwnershipKey:
         ----------
         beacon : str
             The public value that will decide the coins, so that everyone finds it and nobody can
-            pick another one: its source and its date, which must be after the commitment is
-            published. A pulse of a randomness beacon, the hash of a block, or numbers that all
-            parties will exchange.
+            pick another one: its source, which of its fields, and the first one after a date that
+            is later than the publication. A pulse of a randomness beacon, the hash of a block, or
+            a number that the other party sends after it has the commitment.
 
         Returns
         -------
@@ -193,7 +215,7 @@ class OwnershipKey:
             If `beacon` says nothing, the key is committed already, or holds no images (keys of
             earlier versions: images that are picked later decide the result too).
         """
-        beacon = checked_text("beacon", beacon, "NIST Randomness Beacon, 2027-01-15 12:00 UTC")
+        beacon = checked_text("beacon", beacon, _BEACON)
         if self.coin_draw is not None:
             raise OwnershipError(
                 f"the key is committed already, for {self.coin_draw.beacon!r}: who commits twice "
@@ -213,7 +235,7 @@ class OwnershipKey:
         Parameters
         ----------
         value : str
-            What the beacon gave, to the letter (space around it does not count).
+            What the beacon gave: in ASCII; spaces do not count, nor does case.
         published : str
             Where and when the commitment was published, for the report.
 
@@ -226,7 +248,7 @@ class OwnershipKey:
         OwnershipError
             If the key was not committed, has its coins, or the value could have been guessed.
         """
-        published = checked_text("published", published, "example.org/commitment, 2027-01-10")
+        published = checked_text("published", published, _PUBLISHED)
         commitment = self.commitment
         assert self.coin_draw is not None
         if self.coin_draw.value:
@@ -238,12 +260,6 @@ class OwnershipKey:
         draw = dataclasses.replace(self.coin_draw, value=value, published=published)
         coins = drawn_coins(commitment, value, self.pairs)
         return dataclasses.replace(self, coins=coins, coin_draw=draw)
-
-    def _digest(self, fields: dict[str, Any], tensors: Iterable[str]) -> str:
-        total = hashlib.sha256(_canonical(fields).encode())
-        for name in tensors:
-            total.update(getattr(self, name).contiguous().view(torch.uint8).numpy().tobytes())
-        return total.hexdigest()
 
     def _fields(self) -> dict[str, Any]:
         preprocessing = dataclasses.asdict(self.preprocessing)
@@ -323,13 +339,18 @@ class OwnershipKey:
                 f"{key.hash[:16]}..., and it names {stated[:16]}...; get the original file"
             )
         public = stated if key.coin_draw is None else key.commitment
-        if published is not None and (len(published) < 16 or not public.startswith(published)):
+        begins = None if published is None else str(published).strip().lower()
+        if begins is not None and (len(begins) < 16 or not public.startswith(begins)):
             what = "hash" if key.coin_draw is None else "commitment"
             raise OwnershipError(
                 f"{where!r} is not the key that was published: its {what} is {public}, and not "
                 f"{published!r} (give at least 16 digits)"
             )
         return key
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _canonical(fields: dict[str, Any]) -> str:

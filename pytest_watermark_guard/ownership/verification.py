@@ -31,7 +31,12 @@ from pytest_watermark_guard.ownership.encoder import (
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.probing.context import current_run
-from pytest_watermark_guard.reports.ownership import Null, OwnershipReport, check_level
+from pytest_watermark_guard.reports.ownership import (
+    Null,
+    OwnershipReport,
+    check_level,
+    check_reachable,
+)
 from pytest_watermark_guard.setting_values import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import (
     agreement_gains,
@@ -42,6 +47,7 @@ from pytest_watermark_guard.statistics.sign_flips import (
 from pytest_watermark_guard.version import __version__
 
 N_IMAGES = 16  # of images that are not the key's
+_LARGEST_SCORE = 1e100  # products of larger ones are infinite
 
 Predictor: TypeAlias = Callable[[Tensor], Any]
 """From pixels, uint8 [B, 3, H, W], to B class indices, or to scores [B, classes]."""
@@ -78,7 +84,8 @@ def verify(
         The first of the key's images; or a random choice of `images`, by default 16.
     pairs : range, optional
         Those of the key's pairs that are asked, by default all; whoever sees the queries knows
-        them, so that others are kept for another time.
+        them, so that others are kept for another time. The p-value of a part is 1 / its largest
+        e-value, which holds for whoever decides later to stop there.
     preprocess : optional
         As for `probe`; default the key's.
     name : str, optional
@@ -219,12 +226,16 @@ def _with_nulls(
     """Put a model and its nulls to the same test, and hand the report to the run."""
     trial = make_trial(key)
     report = measured(model, trial, name)
-    controls = [
-        measured(model, make_trial(null), called)
-        if isinstance(null, OwnershipKey)
-        else measured(null, trial, called)
-        for called, null in (nulls or {}).items()
-    ]
+    # A null that stops early could stop short of what it would show.
+    trial.ask_all()
+    controls = []
+    for called, null in (nulls or {}).items():
+        if isinstance(null, OwnershipKey):
+            other = make_trial(null)
+            other.ask_all()
+            controls.append(measured(model, other, called))
+        else:
+            controls.append(measured(null, trial, called))
     report = replace(
         report, nulls=tuple(Null(null.model, null.p_value, null.effect) for null in controls)
     )
@@ -252,6 +263,8 @@ class _Trial:
         self.key, self._hash = key, key.hash
         self._preprocess, self._stop_at = preprocess, stop_at
         self._pairs = _chosen_pairs(pairs, key)
+        if stop_at is not None:
+            check_reachable(stop_at, len(self._pairs), 2.0 ** -len(self._pairs))
         own = images is None and len(key.images) > 0
         if own:
             if (n_images or 0) > len(key.images):
@@ -265,7 +278,11 @@ class _Trial:
                 settings.images, key.preprocessing, n_images or N_IMAGES, (key.seed + 2) % 2**63
             )
             self._described = baseline.description
-        self._all_own = own and len(self.pixels) == len(key.images)
+        self._all_own = own and len(self.pixels) == len(key.images) and preprocess is None
+
+    def ask_all(self) -> None:
+        """Ask all pairs from now on, however soon they tell."""
+        self._stop_at = None
 
     @contextmanager
     def opened(self, loaded: LoadedModel, layer: str) -> Iterator[Encoder]:
@@ -296,6 +313,11 @@ class _Trial:
         lead: list[float] = []
         near: list[Tensor] = []
         for both in pair_responses(response, key, self.pixels, self._pairs):
+            if wanted is not None and both.shape[2:] != wanted.shape[1:]:
+                raise OwnershipError(
+                    f"{model} answers now with shape {[*both.shape[1:]]}, and first with "
+                    f"{[*wanted.shape]}: it must return labels, or as many scores, for all images"
+                )
             nearness = both if wanted is None else _nearness(both, wanted)
             near.append(nearness.double().mean(dim=1))
             lead.append(float(near[-1][0] - near[-1][1]))
@@ -310,13 +332,16 @@ class _Trial:
             p_value = sign_flip_p_value(differences)
         else:
             agreement, evidence = _agreement(answers), _evidence(answers, lead)
-            p_value = agreement_p_value(agreement, differences)
+            # Of a committed key nobody knew its hash before the draw.
+            p_value = agreement_p_value(agreement, differences, int(self._hash[:16], 16))
+        # Whoever decides how many pairs to ask could stop where it suits him.
+        in_parts = self._stop_at is not None or len(self._pairs) < key.pairs
         chosen, decoy = torch.stack(near).mean(dim=0)
         return OwnershipReport(
             model=model,
             access="embeddings" if wanted is None else "labels" if wanted.ndim == 1 else "scores",
             key=self._hash,
-            p_value=p_value if self._stop_at is None else min(1.0, float(1 / evidence.max())),
+            p_value=min(1.0, float(1 / evidence.max())) if in_parts else p_value,
             effect=float(differences.mean()),
             differences=tuple(lead),
             chosen=float(chosen),
@@ -332,7 +357,7 @@ class _Trial:
             key_pairs=key.pairs,
             coin_draw=key.coin_draw and replace(key.coin_draw, nonce=""),
             commitment=key.commitment if key.coin_draw is not None else "",
-            committed_images=self._all_own and key.coin_draw is not None,
+            as_committed=self._all_own and key.coin_draw is not None,
         )
 
 
@@ -362,12 +387,12 @@ def _agreement(answers: list[Tensor]) -> npt.NDArray[np.float64]:
     if found.ndim == 4:
         changes = (found[:, 0] - found[:, 1]).flatten(1)
         return np.asarray(changes @ changes.T / found.shape[2])
-    chosen, decoys = found[:, 0], found[:, 1]
+    # Whole numbers: what rounding leaves of a zero would count, whatever the coin was.
     same = [
-        (one[:, None] == other).double().mean(dim=2)
-        for one, other in itertools.product((chosen, decoys), repeat=2)
+        (one[:, None] == other).sum(dim=2)
+        for one, other in itertools.product((found[:, 0], found[:, 1]), repeat=2)
     ]
-    return np.asarray(same[0] - same[1] - same[2] + same[3])
+    return np.asarray((same[0] - same[1] - same[2] + same[3]).double() / found.shape[2])
 
 
 def _evidence(answers: list[Tensor], lead: list[float]) -> npt.NDArray[np.float64]:
@@ -382,16 +407,19 @@ def _predicted(predict: Predictor, pixels: Tensor) -> Tensor:
         if isinstance(answer, Tensor):
             answer = answer.detach().cpu()
             answer = answer.float() if answer.dtype is torch.bfloat16 else answer
-        values = np.asarray(answer)
+        try:
+            values = np.asarray(answer)
+        except ValueError as error:  # rows of different lengths
+            raise OwnershipError(f"the classifier's answers are no array: {error}") from error
         labels = values.ndim == 1 and values.dtype.kind in "iu"
-        scores = values.ndim == 2 and values.dtype.kind == "f"
+        scores = values.ndim == 2 and values.dtype.kind == "f" and values.shape[1] > 0
         if not (labels or scores) or len(values) != len(part):
             raise OwnershipError(
                 f"the classifier must return {len(part)} class indices, or scores of shape "
                 f"[{len(part)}, classes], for {len(part)} images, and returned {values.dtype} of "
                 f"shape {[*values.shape]}"
             )
-        if not np.isfinite(values).all():
+        if not (np.abs(values.astype(np.float64)) <= _LARGEST_SCORE).all():
             raise OwnershipError("the classifier returned scores that are NaN or infinite")
         parts.append(torch.from_numpy(values.astype(np.int64 if labels else np.float64)))
     return torch.cat(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _EFFECTS = {
     ),
     "scores": (
         "changed the scores (compared with the other one) as it does in the other pairs",
-        "cosine similarity to the key image's scores",
+        "the cosine similarity to the key image's scores",
     ),
     "labels": (
         "changed the labels (compared with the other one) as it does in the other pairs",
@@ -88,8 +89,8 @@ class OwnershipReport(Report):
         Hash of the key.
     p_value : float
         Exact: the chance of differences at least as large if the coins had been tossed only now,
-        that is for any model that was made without knowledge of them. If `stop_at` is set, 1 / the
-        largest e-value, which is valid whenever one stops.
+        that is for any model that was made without knowledge of them. If `stop_at` is set, or a
+        part of the pairs was asked, 1 / the largest e-value, which is valid whenever one stops.
     effect : float
         Mean of `differences`.
     differences : tuple of float
@@ -121,8 +122,9 @@ class OwnershipReport(Report):
         What the coins follow from, if the key was committed.
     commitment : str
         What was published of such a key.
-    committed_images : bool
-        Whether it was asked with all images that were committed, and no others.
+    as_committed : bool
+        Whether it was asked with all images that were committed and no others, prepared as the key
+        says.
     """
 
     model: str
@@ -145,7 +147,7 @@ class OwnershipReport(Report):
     key_pairs: int = 0
     coin_draw: CoinDraw | None = None
     commitment: str = ""
-    committed_images: bool = False
+    as_committed: bool = False
 
     @property
     def pairs(self) -> int:
@@ -168,16 +170,25 @@ class OwnershipReport(Report):
     def is_evidence(self) -> bool:
         """Whether the p-value holds for those, too, who do not trust the key's owner.
 
-        The coins follow from a commitment and a later value, and the images were committed as well.
+        The coins follow from a commitment and a later value, the images were committed as well, and
+        pairs were asked from the first one on.
         """
-        return self.coin_draw is not None and self.committed_images
+        return self.coin_draw is not None and self.as_committed and self.first_pair == 0
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether the p-value is one that holds whenever one stops."""
+        return self.stop_at is not None or self.pairs < self.key_pairs
 
     @property
     def _least_p_value(self) -> float:
         """The smallest p-value that so many pairs can give."""
-        if not self.agreement or self.pairs <= MOST_ENUMERATED:
+        if not self.agreement or self._in_parts:
             return 2.0**-self.pairs
-        return 1 / (FLIPS + 1)
+        if self.pairs > MOST_ENUMERATED:
+            return 1 / (FLIPS + 1)
+        # With no lead, all coins the other way round would agree as well.
+        return 2.0**-self.pairs * (1 if any(self.differences) else 2)
 
     def carries(self, alpha: float = ALPHA) -> bool:
         """Tell whether the model was made with the key, at a chance of `alpha` to say so wrongly.
@@ -193,15 +204,19 @@ class OwnershipReport(Report):
             If `alpha` is not in (0, 1), or no result of this many pairs could reach it.
         """
         check_level("alpha", alpha)
-        if self.stop_at is None:
-            check_reachable(alpha, self.pairs, self._least_p_value)
+        if self.stop_at is not None and self.stop_at > alpha:
+            raise SettingsError(
+                f"questions were to stop at {self.stop_at:g}, and alpha is {alpha:g}: ask with "
+                f"stop_at={alpha:g}"
+            )
+        check_reachable(alpha, self.pairs, self._least_p_value)
         # The more nulls there are, the likelier one of them is below alpha by chance.
         least = max(alpha / max(len(self.nulls), 1), self._least_p_value)
         wrong = [null for null in self.nulls if null.p_value <= least]
         if wrong:
             raise OwnershipError(
                 f"no verdict: {wrong[0].name}, which should know nothing of the key, gives "
-                f"p = {wrong[0].p_value:.2g} in the same test. Either it was made with the key, or "
+                f"p = {wrong[0].p_value:.3g} in the same test. Either it was made with the key, or "
                 "the key was made after it was seen"
             )
         return self.p_value <= alpha
@@ -237,6 +252,9 @@ class OwnershipReport(Report):
     def sentence(self) -> str:
         """Say what was found, and what it rests on, so that a lawyer can read it."""
         did, unit = _EFFECTS[self.access]
+        by = f" (on average by {self.effect:+.3f} in {unit})"
+        if self.agreement:
+            by = f"; besides, {unit} is higher by {self.effect:+.3f} with it"
         which = (
             ""
             if self.pairs == (self.key_pairs or self.pairs)
@@ -246,31 +264,29 @@ class OwnershipReport(Report):
         text = (
             f"The key {self.key[:16]} holds {self.key_pairs or self.pairs} pairs of patterns, and "
             f"in each pair a coin that {tossed} decided which pattern was to be embedded.{which} "
-            f"Printed on "
-            f"{self.n_images} images, the pattern that the coin had chosen {did} "
-            f"in {self.agreeing} of {self.pairs} pairs (on average by {self.effect:+.3f} in "
-            f"{unit}), for the model {self.model!r}. For a model that was made without knowledge "
-            f"of the coins, a result at least as strong has a probability of "
-            f"{self._probability()}."
+            f"Printed on {self.n_images} images, the pattern that the coin had chosen {did} in "
+            f"{self.agreeing} of {self.pairs} pairs{by}, for the model {self.model!r}. For a model "
+            f"that was made without knowledge of the coins, a result at least as strong has a "
+            f"probability of {self._probability()}."
         )
         if self.nulls:
             least = min(null.p_value for null in self.nulls)
             text += (
                 f" For comparison, the same test of {listed(null.name for null in self.nulls)} "
                 f"gave {'a probability' if len(self.nulls) == 1 else 'probabilities'} of "
-                f"{'' if len(self.nulls) == 1 else 'at least '}{least:.2g}."
+                f"{'' if len(self.nulls) == 1 else 'at least '}{least:.3g}."
             )
         return f"{text} {self._grounds()}"
 
     def _probability(self) -> str:
-        if self.stop_at is not None:
+        if self._in_parts:
             return (
-                f"at most {self.p_value:.2g} (pairs were asked one after the other, and the "
+                f"at most {self.p_value:.3g} (pairs were asked one after the other, and the "
                 "bound holds whenever one stops)"
             )
         ways = "all" if self._least_p_value == 2.0**-self.pairs else f"{FLIPS:,} random ones of the"
         return (
-            f"{self.p_value:.2g} (exact, over {ways} {2**self.pairs:,} ways in which the coins "
+            f"{self.p_value:.3g} (exact, over {ways} {2**self.pairs:,} ways in which the coins "
             "could have fallen)"
         )
 
@@ -284,17 +300,23 @@ class OwnershipReport(Report):
             f"published: {draw.published}. The coins follow from it and from a later public value, "
             f"{draw.beacon}: {draw.value}."
         )
-        if not self.committed_images:
+        if not self.as_committed:
             return (
                 f"{text} But the model was asked with {self.images}, and not with all images that "
-                "were committed: images that are picked later decide the result too. This is no "
-                "evidence for anyone else."
+                "were committed, prepared as they were committed: what is picked later decides the "
+                "result too. This is no evidence for anyone else."
+            )
+        if self.first_pair > 0:
+            return (
+                f"{text} But the pairs before were not asked this time: this is no evidence by "
+                f"itself. Multiply its e-value, {self.e_value:.3g}, by that of those pairs; 1 / "
+                "the product is the probability."
             )
         return (
-            f"{text} This rests on what anyone can check: that the commitment was published before "
-            "that value was known; that the value is the one named; that the owner published no "
-            "other commitment for it (of k, multiply the probability by k); and that pairs and "
-            "the preparation of the model's input were not chosen by what they showed."
+            f"{text} This rests on the following: that the commitment was published before that "
+            "value was known; that the value is the one named, as its source writes it; and that "
+            "no other commitment, model or way of asking was tried (of k, multiply the "
+            "probability by k)."
             + ("" if self.nulls else " The verifier tried no model of his own for comparison.")
         )
 
@@ -305,6 +327,13 @@ class OwnershipReport(Report):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> OwnershipReport:
         """Take what `to_dict` gave."""
+        if data["access"] not in _EFFECTS:
+            raise ValueError(f"access is {data['access']!r}")
+        for name in ("p_value", "effect", "chosen", "decoy", "e_value"):
+            if not isinstance(data.get(name, 0.0), int | float):
+                raise ValueError(f"{name} is {data[name]!r}")
+        # Fields may be added within a version of the format.
+        data = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         draw = data.get("coin_draw")
         parts = {
             "nulls": tuple(Null(**null) for null in data["nulls"]),
@@ -321,11 +350,11 @@ class OwnershipReport(Report):
         write_html(path, [], owned=[self])
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.model}, asked for {self.access}: p = {self.p_value:.2g}"
+        yield f"{self.model}, asked for {self.access}: p = {self.p_value:.3g}"
         yield f"{self.agreeing} of {self.pairs} pairs agree with the key {self.key[:16]}"
         yield "evidence: the key was committed" if self.is_evidence else "a check, no evidence"
         yield from (
-            f"{null.name}, made without the key: p = {null.p_value:.2g}" for null in self.nulls
+            f"{null.name}, made without the key: p = {null.p_value:.3g}" for null in self.nulls
         )
 
     def _rows(self) -> Iterator[Row]:
@@ -347,7 +376,7 @@ class OwnershipReport(Report):
         axis.set_ylabel(f"lead of the chosen pattern, {_EFFECTS[self.access][1]}")
         axis.set_title(
             f"{shortened(self.model)}: {self.agreeing} of {self.pairs} pairs agree, "
-            f"p = {self.p_value:.2g}",
+            f"p = {self.p_value:.3g}",
             fontsize=10,
         )
         return figure
@@ -371,7 +400,7 @@ class OwnershipReport(Report):
 
 def check_level(name: str, level: float) -> None:
     """Raise `SettingsError` for what is no level of a test."""
-    if not isinstance(level, int | float) or not 0 < level < 1:
+    if not isinstance(level, Real) or not 0 < level < 1:
         raise SettingsError(f"{name} must be in (0, 1), got {level!r}")
 
 
@@ -380,7 +409,7 @@ def check_reachable(alpha: float, pairs: int, least: float) -> None:
     if least > alpha:
         raise SettingsError(
             f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "
-            f"{least:.2g}: take a larger alpha, or make a key with more pairs"
+            f"{least:.3g}: take a larger alpha, or make a key with more pairs"
         )
 
 
@@ -407,7 +436,7 @@ def _parts(reports: Sequence[OwnershipReport], style: Style) -> Iterator[Rendera
             (
                 printable(report.model),
                 report.access,
-                f"{report.p_value:.2g}",
+                f"{report.p_value:.3g}",
                 f"{report.agreeing}/{report.pairs}",
                 f"{report.chosen:.3f}",
                 f"{report.decoy:.3f}",
@@ -416,8 +445,8 @@ def _parts(reports: Sequence[OwnershipReport], style: Style) -> Iterator[Rendera
             )
         )
         rows += [
-            (f"  null: {printable(null.name)}", report.access, f"{null.p_value:.2g}", "", "", "",
-             f"{null.effect:+.3f}", f"{report.queries:,}")
+            (f"  null: {printable(null.name)}", report.access, f"{null.p_value:.3g}", "", "", "",
+             f"{null.effect:+.3f}", "")
             for null in report.nulls
         ]  # fmt: skip
     yield table(style, "", _COLUMNS, rows, words=(0, 1))

@@ -81,7 +81,7 @@ def sign_flip_e_values(differences: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(np.exp(logs).mean(axis=1))
 
 
-def agreement_p_value(agreement: npt.ArrayLike, lead: npt.ArrayLike) -> float:
+def agreement_p_value(agreement: npt.ArrayLike, lead: npt.ArrayLike, seed: int) -> float:
     """Return the chance that fair coins would have made pairs agree as much, and lead as far.
 
     Parameters
@@ -90,6 +90,8 @@ def agreement_p_value(agreement: npt.ArrayLike, lead: npt.ArrayLike) -> float:
         Inner products of what pairs changed: chosen minus not chosen. Its diagonal does not count.
     lead : array of float, shape [pairs]
         As for `sign_flip_p_value`, for what is known beforehand to be in the chosen one's favour.
+    seed : int
+        Of the random signs; who made the pairs must not have known it.
 
     Returns
     -------
@@ -98,14 +100,21 @@ def agreement_p_value(agreement: npt.ArrayLike, lead: npt.ArrayLike) -> float:
         leadᵢ, each sum in units of its standard deviation over s. Over all signs of up to 20
         pairs, and of more over `FLIPS` random ones and the coins' own, which is exact as well
         (Phipson and Smyth, 2010), and at least 1 / (`FLIPS` + 1).
+
+    Raises
+    ------
+    ValueError
+        If not all are finite.
     """
     products, steps = np.array(agreement, dtype=np.float64), np.asarray(lead, dtype=np.float64)
+    if not (np.isfinite(products).all() and np.isfinite(steps).all()):
+        raise ValueError("agreement and lead: not all are finite")
     pairs = len(steps)
     np.fill_diagonal(products, 0)
     products = _in_units(products, np.sqrt(2 * np.square(products).sum()))
     steps = _in_units(steps, np.sqrt(np.square(steps).sum()))
     everything = pairs <= MOST_ENUMERATED
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     observed = products.sum() + steps.sum()
     reached, total = (0, 0) if everything else (1, 1)
     for start in range(0, 2**pairs if everything else FLIPS, _AT_ONCE):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy.stats import kstest
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.ownership import (
@@ -25,7 +24,7 @@ from pytest_watermark_guard.ownership import (
 )
 
 BEACON = "NIST Randomness Beacon, 2027-01-15 12:00 UTC"
-PULSE = "5A1E0F99C3B7421D8E6600AF13"
+PULSE = "5a1e0f99c3b7421d8e6600af13"
 PUBLISHED = "example.org/commitment, 2027-01-10"
 
 
@@ -120,6 +119,31 @@ def test_a_file_and_back(drawn, tmp_path):
         OwnershipKey.load(tmp_path / "key", published=drawn.hash)
 
 
+def test_a_value_has_one_way_to_be_written(committed, drawn):
+    again = committed.draw_coins(f"{PULSE[:8].upper()} {PULSE[8:]}", PUBLISHED)
+    assert torch.equal(again.coins, drawn.coins)
+    for other in (PULSE + "\u200b", PULSE.replace("a", "\u0430"), 5 * 10**20, "\udcff" * 20):
+        with pytest.raises(OwnershipError, match="value"):
+            committed.draw_coins(other, PUBLISHED)
+    for change in ({"value": PULSE.upper()}, {"beacon": ""}, {"published": " "}):
+        with pytest.raises(OwnershipError, match="key: "):
+            dataclasses.replace(drawn, coin_draw=dataclasses.replace(drawn.coin_draw, **change))
+
+
+def test_one_commitment_is_of_one_number_of_pairs(key):
+    """The same bytes, told as fewer pairs and more images, are another key."""
+    small = dataclasses.replace(
+        key, images=key.images[:2], epsilon=127 / 255, perturbations=key.perturbations // 2
+    )
+    once = small.commit(BEACON)
+    last, rest = once.perturbations[-1], once.perturbations[:-1]
+    images = torch.cat([last[1:].view(torch.uint8), once.key_image[None], once.images])
+    other = dataclasses.replace(
+        once, perturbations=rest, key_image=last[0].view(torch.uint8), images=images
+    )
+    assert other.commitment != once.commitment
+
+
 def test_chosen_coins_are_refused(drawn, tmp_path):
     with pytest.raises(OwnershipError, match="its coins are not those that follow from"):
         dataclasses.replace(drawn, coins=~drawn.coins)
@@ -159,8 +183,10 @@ def test_what_counts_as_evidence(clean, key, drawn, images):
     compared = verify(clean, drawn, nulls={"mine": clean}).sentence()
     assert "tried no model" not in compared
     assert "This is no evidence" not in text
-    for report in (other, fewer):
-        assert "images that are picked later decide the result too" in report.sentence()
+    prepared = verify(clean, drawn, preprocess=drawn.preprocessing)
+    for report in (other, fewer, prepared):
+        assert not report.is_evidence
+        assert "what is picked later decides the result too" in report.sentence()
         assert "no evidence for anyone else" in report.sentence()
     assert "This is no evidence for anyone else" in unproven.sentence()
     assert drawn.coin_draw.nonce not in text
@@ -172,6 +198,14 @@ def test_a_report_and_back(clean, drawn, tmp_path):
     again = OwnershipReport.load(tmp_path / "report.json")
     assert again == report
     assert isinstance(again.coin_draw, CoinDraw)
+
+
+def test_reports_of_other_versions(clean, key, tmp_path):
+    data = verify(clean, key).to_dict()
+    assert OwnershipReport.from_dict({**data, "later": 1}).p_value == data["p_value"]
+    for change in ({"access": "smell"}, {"p_value": "0.1"}, {"e_value": None}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            OwnershipReport.from_dict({**data, **change})
 
 
 def test_a_rigged_key_finds_nothing_more_often_than_it_may(clean, key, images):
@@ -195,7 +229,6 @@ def test_a_rigged_key_finds_nothing_more_often_than_it_may(clean, key, images):
         drawn = once.draw_coins(f"{PULSE}{number}", PUBLISHED)
         p_values.append(verify(clean, drawn).p_value)
     assert sum(p <= 0.05 for p in p_values) <= 8
-    assert kstest(p_values, "uniform").pvalue > 1e-3
 
 
 def test_a_part_of_the_pairs_is_spent(clean, key):
@@ -205,6 +238,16 @@ def test_a_part_of_the_pairs_is_spent(clean, key):
     assert first.queries == 2 * 5 * len(key.images) + 1
     assert f"Asked were pairs 6 to {key.pairs}." in rest.sentence()
     assert "Asked were" not in whole.sentence()
+    # Whoever asks a part could have stopped anywhere.
+    assert first.p_value == min(1, 1 / first.e_value) or first.p_value < 1 / first.e_value
+    assert "the bound holds whenever one stops" in first.sentence()
+
+
+def test_a_later_part_is_no_evidence_by_itself(clean, drawn):
+    first, rest = (verify(clean, drawn, pairs=pairs) for pairs in (range(5), range(5, 14)))
+    assert first.is_evidence
+    assert not rest.is_evidence
+    assert "this is no evidence by itself. Multiply its e-value" in rest.sentence()
 
 
 @pytest.mark.parametrize(
@@ -237,14 +280,52 @@ def test_questions_end_as_soon_as_they_may(marked, key):
     assert report.carries(0.05)
     assert report.queries < whole.queries
     assert "the bound holds whenever one stops" in report.sentence()
-    never = verify_classifier(scores, key, stop_at=1e-9)
+    never = verify_classifier(lambda pixels: [0] * len(pixels), key, stop_at=1e-3)
     assert never.pairs == key.pairs
-    assert not never.carries(1e-9)
+    assert never.p_value == 1
+    assert not never.carries(1e-3)
     # The plan, from a rehearsal: about what it took.
     needed = whole.queries_needed(0.05)
     assert needed is not None
     assert needed <= whole.queries
     assert whole.queries_needed(1e-9) is None
+    with pytest.raises(SettingsError, match=r"were to stop at 0\.05, and alpha is 0\.001"):
+        report.carries(1e-3)
+    with pytest.raises(SettingsError, match="alpha 1e-09 cannot be reached with 14 pairs"):
+        verify_classifier(scores, key, stop_at=1e-9)
+
+
+def test_nulls_are_asked_to_the_end(marked, key):
+    @torch.no_grad()
+    def scores(pixels):
+        return marked(marked.preprocessing.to_input(pixels)).softmax(1)
+
+    nulls = {"one": scores, "other": scores, "third": scores}
+    report = verify_classifier(scores, key, nulls=nulls, stop_at=0.04)
+    whole = verify_classifier(scores, key)
+    assert [null.p_value for null in report.nulls] == [whole.p_value] * 3
+    with pytest.raises(OwnershipError, match="no verdict: one"):
+        report.carries(0.04)
+
+
+@pytest.mark.parametrize("n_images", [14, 24, 32])
+def test_answers_that_do_not_depend_on_coins_are_worth_nothing(key, n_images):
+    """Each pair's first pattern changes the label of one image: no two of them agree."""
+    asked = 0
+
+    def answers(pixels):
+        nonlocal asked
+        labels = torch.zeros(len(pixels), dtype=torch.int64)
+        if len(pixels) > 1:
+            if asked % 2 == 0:
+                labels[asked // 2 % len(pixels)] = 1
+            asked += 1
+        return labels
+
+    report = verify_classifier(answers, key, n_images=n_images)
+    assert np.array_equal(report.agreement, 2 / n_images * np.eye(key.pairs))
+    # The key image's label leads in all, by the coins: that is all there is.
+    assert report.p_value > 1e-3
 
 
 def test_labels_need_no_label_in_particular(key):

@@ -397,6 +397,10 @@ def test_what_a_lawyer_reads(marked, clean, key, images):
         ("a string that names nothing", "model spec"),
         (3, "a function from pixels to labels or scores, not int"),
         (lambda pixels: torch.zeros(3, dtype=torch.int64), "returned int64 of shape"),
+        (lambda pixels: [[0.5], [0.5, 0.5]], "answers are no array"),
+        (lambda pixels: torch.full((len(pixels), 2), 1e200, dtype=torch.float64), "infinite"),
+        (lambda pixels: torch.zeros(len(pixels), 1 + (len(pixels) > 1)), "as many scores"),
+        (lambda pixels: torch.zeros(len(pixels), 0), "must return 1 class indices"),
         (lambda pixels: ["cat"] * len(pixels), "must return 1 class indices, or scores of shape"),
     ],
 )

@@ -38,14 +38,14 @@ def test_golden(update_golden):
         first_pair=4,
         coin_draw=CoinDraw("NIST beacon, 2027-01-15", "9f", "5A1E0F99", "example.org, 2027-01-10"),
         commitment="fedcba9876543210" * 4,
-        committed_images=True,
+        as_committed=True,
     )
     later = replace(
         committed,
         access="labels",
         agreement=((0.25,) * 10,) * 10,
         stop_at=0.01,
-        committed_images=False,
+        as_committed=False,
     )
     for name, terminal in (("wide", {"width": 110}), ("narrow", {"width": 60, "ascii_only": True})):
         text = render_ownership([report(), labels, committed, later], **terminal)

@@ -125,27 +125,27 @@ def test_agreement_counts_all_signs(pairs, seed, known):
         for signs in itertools.product((-1, 1), repeat=pairs)
     ]
     expected = np.mean(np.array(everyone) >= statistic(agreement, lead) - 1e-9)
-    assert agreement_p_value(agreement, lead) == expected
+    assert agreement_p_value(agreement, lead, 0) == expected
 
 
 def test_random_signs_are_as_exact_as_all(monkeypatch):
     rng = np.random.default_rng(3)
     changes = rng.normal(0.4, 1, (14, 6))
     agreement, lead = changes @ changes.T, rng.normal(0.2, 1, 14)
-    exact = agreement_p_value(agreement, lead)
+    exact = agreement_p_value(agreement, lead, 0)
     monkeypatch.setattr(sign_flips, "MOST_ENUMERATED", 0)
-    sampled = agreement_p_value(agreement, lead)
+    sampled = agreement_p_value(agreement, lead, 0)
     assert 1e-3 < exact < 0.9
     assert sampled == pytest.approx(exact, rel=0.05)
     # Never zero: the coins' own signs count.
     alike = np.ones((30, 30))
-    assert agreement_p_value(alike, np.ones(30)) == 1 / (FLIPS + 1)
+    assert agreement_p_value(alike, np.ones(30), 0) == 1 / (FLIPS + 1)
 
 
 def test_pairs_that_agree_on_nothing_known():
     changes = np.random.default_rng(0).normal(size=(24, 1)) ** 2 * np.ones((24, 5))
-    assert agreement_p_value(changes @ changes.T, np.zeros(24)) < 1e-5
-    assert agreement_p_value(np.zeros((24, 24)), np.zeros(24)) == 1
+    assert agreement_p_value(changes @ changes.T, np.zeros(24), 0) < 1e-5
+    assert agreement_p_value(np.zeros((24, 24)), np.zeros(24), 0) == 1
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01])
@@ -155,7 +155,7 @@ def test_agreement_under_the_null_no_more_than_alpha(alpha):
     for _ in range(1500):
         changes = np.abs(rng.standard_cauchy((10, 1))) * rng.normal(1, 1, (10, 3))
         signs = rng.choice((-1, 1), 10)
-        low += agreement_p_value(*toss(changes @ changes.T, changes[:, 0], signs)) <= alpha
+        low += agreement_p_value(*toss(changes @ changes.T, changes[:, 0], signs), 0) <= alpha
     assert low / 1500 <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / 1500)
 
 

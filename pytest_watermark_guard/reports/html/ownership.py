@@ -22,7 +22,7 @@ class OwnershipVerdict(NamedTuple):
 def ownership_verdict(report: OwnershipReport) -> OwnershipVerdict:
     """Say whether a model carries the key, at the usual level."""
     pairs = f"{report.agreeing} of {report.pairs} pairs agree with the key"
-    grounds = f"{pairs}; p = {report.p_value:.2g}, against a level of {ALPHA:g}."
+    grounds = f"{pairs}; p = {report.p_value:.3g}, against a level of {ALPHA:g}."
     try:
         carries = report.carries()
     except (OwnershipError, SettingsError) as error:
