@@ -55,8 +55,7 @@ class Objective:
         Weight, to begin with, of E[(apart − cos(E′(T(x + w)), k) + cos(E′(T(x + v)), k))²] / apart,
         where v is the decoy of w; T is what may happen to a picture on its way (it is mirrored,
         cropped, blurred or compressed); and k = E′(T(x_key)) has no gradient. More than is wanted
-        would cost utility. It counts for each image by itself: pairs that tell on average would
-        hide that they do not on cropped images.
+        would cost utility.
     specificity : float
         Weight of E[1 − cos(E′(x + r), E(x + r))] for random signs r of the same size.
     apart : float

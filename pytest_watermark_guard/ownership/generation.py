@@ -67,8 +67,8 @@ def generate_key(
     pairs : int, default 32
         Pairs of perturbations. A p-value is at least 2^−pairs.
     steps : int, default 0
-        Gradient steps that move each perturbation towards the key image, within its band. They
-        fit it to where things are in a picture, which cropping changes: 0 lasts longest.
+        Gradient steps that move each perturbation towards the key image, within its band. No gain
+        from them was measured once a key is embedded.
     preprocess, device, progress
         As for `probe`.
 
