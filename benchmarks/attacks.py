@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
 from torchvision.transforms.functional import gaussian_blur
 
 import pytest_watermark_guard as wm
+from pytest_watermark_guard.ownership.encoder import marked
+from pytest_watermark_guard.ownership.transformations import blurred, cropped, resized
 
 BATCH = 64
 
@@ -186,3 +190,155 @@ class Smoothed(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         blurred = gaussian_blur(pixels, [7, 7], [self.sigma, self.sigma])
         return self.model(self.preprocessing.to_input(blurred))
+
+
+class Changed(nn.Module):
+    """Whoever answers changes what he is asked about: uint8 [n, 3, H, W], and the same back."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: wm.Preprocessing,
+        change: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.model, self.preprocessing, self.change = model, preprocessing, change
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        changed = self.change((pixels * 255).round().byte().cpu())
+        return self.model(self.preprocessing.to_input(changed.to(pixels.device)))
+
+
+def comb_filtered(pixels: Tensor, period: int = 8) -> Tensor:
+    """Take out what repeats: the mean over all tiles, but for its own mean."""
+    height, width = pixels.shape[2:]
+    tile = _mean_tile(pixels, period)
+    times = -(-height // period), -(-width // period)
+    return _as_bytes(pixels - tile.repeat(1, 1, *times)[:, :, :height, :width])
+
+
+def _mean_tile(pixels: Tensor, period: int) -> Tensor:
+    count, channels, height, width = pixels.shape
+    rows, columns = height // period, width // period
+    whole = pixels[:, :, : rows * period, : columns * period].float()
+    tile = whole.reshape(count, channels, rows, period, columns, period).mean((2, 4))
+    return tile - tile.mean((2, 3), keepdim=True)
+
+
+def mirrored(pixels: Tensor) -> Tensor:
+    return pixels.flip(-1)
+
+
+def randomly_resized(pixels: Tensor) -> Tensor:
+    """Shrink each image to between 0.6 and 0.95 of its size, and enlarge it again."""
+    height, width = pixels.shape[2:]
+    shares = torch.rand(len(pixels), generator=torch.Generator().manual_seed(0)) * 0.35 + 0.6
+    small = [
+        resized(image[None], round(height * share), round(width * share))
+        for image, share in zip(pixels, shares.tolist(), strict=True)
+    ]
+    return torch.cat([resized(image, height, width) for image in small])
+
+
+def noisy(pixels: Tensor, size: float = 8.0) -> Tensor:
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    return _as_bytes(pixels + size * noise)
+
+
+def coarse(pixels: Tensor, bits: int = 4) -> Tensor:
+    """Keep the first bits of each number."""
+    step = 2 ** (8 - bits)
+    return pixels // step * step + step // 2
+
+
+def _as_bytes(values: Tensor) -> Tensor:
+    return values.round().clamp(0, 255).byte()
+
+
+QUERIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "comb filter": comb_filtered,
+    "mirrored": mirrored,
+    "cropped to 80%": lambda pixels: cropped(pixels, 0.8),
+    "randomly resized": randomly_resized,
+    "noise of 8/255": noisy,
+    "4 bits": coarse,
+}
+"""What is done to queries, besides `JPEG` and `Smoothed`."""
+
+
+def detection(pixels: Tensor, perturbations: Tensor) -> dict[str, float]:
+    """Tell marked images from clean ones by each statistic: the AUROC, 0.5 where it cannot.
+
+    Parameters
+    ----------
+    pixels : Tensor of uint8, shape [n, 3, H, W]
+        Clean images.
+    perturbations : Tensor of int8, shape [pairs, 2, 3, H, W]
+    """
+    all_of_them = perturbations.flatten(0, 1)
+    queries = marked(pixels, all_of_them[torch.arange(len(pixels)) % len(all_of_them)])
+    truth = [0] * len(pixels) + [1] * len(queries)
+    return {
+        name: float(roc_auc_score(truth, torch.cat([value(pixels), value(queries)]).numpy()))
+        for name, value in STATISTICS.items()
+    }
+
+
+def _repeats(pixels: Tensor) -> Tensor:
+    return _mean_tile(pixels, 8).square().sum((1, 2, 3))
+
+
+def _laplacian(planes: Tensor) -> Tensor:
+    """Return mean sizes [n] of the Laplacian of planes [n, k, H, W]."""
+    middle = planes[:, :, 1:-1, 1:-1]
+    upright = planes[:, :, :-2, 1:-1] + planes[:, :, 2:, 1:-1]
+    level = planes[:, :, 1:-1, :-2] + planes[:, :, 1:-1, 2:]
+    return (4 * middle - upright - level).abs().mean((1, 2, 3))
+
+
+def _brightness(pixels: Tensor) -> Tensor:
+    return pixels.float().mean(1, keepdim=True)
+
+
+def _colours(pixels: Tensor) -> Tensor:
+    red, green, blue = pixels.float().unbind(1)
+    return torch.stack([red - green, (red + green) / 2 - blue], 1)
+
+
+def _haar_diagonal(pixels: Tensor) -> Tensor:
+    """Return the median size [n] of the finest diagonal detail."""
+    height, width = (length // 2 * 2 for length in pixels.shape[2:])
+    plane = _brightness(pixels)[:, 0, :height, :width]
+    one, other = (
+        plane[:, ::2, ::2] + plane[:, 1::2, 1::2],
+        plane[:, 1::2, ::2] + plane[:, ::2, 1::2],
+    )
+    return ((one - other) / 2).abs().flatten(1).median(1).values
+
+
+def _peak(pixels: Tensor) -> Tensor:
+    """Return how far [n] the spectrum's highest peak is above its median, after 1/f^2."""
+    plane = _brightness(pixels)[:, 0]
+    height, width = plane.shape[1:]
+    window = torch.hann_window(height)[:, None] * torch.hann_window(width)
+    power = torch.fft.rfft2((plane - plane.mean((1, 2), keepdim=True)) * window).abs().square()
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    inside = (frequency > 0.04) & (frequency < 0.5)
+    level = (power.clamp_min(1e-6) * frequency.square()).log()[:, inside]
+    return level.max(1).values - level.median(1).values
+
+
+def _middle_frequencies(pixels: Tensor) -> Tensor:
+    """Return the median size [n] of what one blur keeps and a wider one does not."""
+    fine, wide = blurred(pixels, 1.0).float(), blurred(pixels, 3.0).float()
+    return (fine - wide).abs().flatten(1).median(1).values
+
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "what repeats every 8 pixels": _repeats,
+    "mean Laplacian": lambda pixels: _laplacian(_brightness(pixels)),
+    "mean Laplacian of colours": lambda pixels: _laplacian(_colours(pixels)),
+    "median diagonal Haar detail": _haar_diagonal,
+    "peak of the spectrum": _peak,
+    "median of middle frequencies": _middle_frequencies,
+}

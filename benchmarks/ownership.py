@@ -39,6 +39,7 @@ from pytest_watermark_guard.ownership import (
     verify,
     verify_classifier,
 )
+from pytest_watermark_guard.ownership.encoder import read_pixels
 from pytest_watermark_guard.reports.figure import new_figure
 
 MOBILENET = "mobilenet_v2"
@@ -147,10 +148,13 @@ def examined(case: Case, photos: Path, tasks: Tasks, wrong_keys: int, n_images: 
     for name, (before, after) in utility.accuracies.items():
         lost = f"{before:.3f}->{after:.3f}"
         line(f"{case.name}: linear probe, {name}", lost, "-0.01", after >= before - 0.01)
+    seen, _ = read_pixels(photos, case.preprocessing, 256, 1)
+    for name, auroc in attacks.detection(seen, case.key.perturbations).items():
+        line(f"{case.name}: query told by {name}", f"{auroc:.3f}", "<= 0.75", auroc <= 0.75)
     p_values = {"marked": [], "clean": []}  # type: dict[str, list[float]]
     for seed in range(wrong_keys):
         wrong = generate_key(
-            case.clean, photos, seed=10_000 + seed, steps=4, preprocess=case.preprocessing,
+            case.clean, photos, seed=10_000 + seed, preprocess=case.preprocessing,
             progress=False,
         )  # fmt: skip
         for name, model in (("marked", case.marked), ("clean", case.clean)):
@@ -242,7 +246,9 @@ def attacked(case: Case, photos: Path, task: Folders) -> list[Row]:
     twice = embed(marked, other, photos, least_utility=0.9, alpha=1e-4, progress=False)
     add("another key embedded on top", twice)
     raw = wm.Preprocessing(size=size, mean=(0.0,) * 3, std=(1.0,) * 3)
-    for quality in (90, 50):
+    for name, change in attacks.QUERIES.items():
+        add(f"queries: {name}", attacks.Changed(marked, pre, change), how=raw)
+    for quality in (90, 70, 50):
         asked = attacks.JPEG(marked, pre, quality)
         add(f"queries recompressed: JPEG, quality {quality}", asked, how=raw)
     for sigma in (0.5, 1.0, 2.0):
@@ -317,7 +323,7 @@ def main() -> None:
             pre = wm.Preprocessing.imagenet()
             start = time.perf_counter()
             case = made(
-                MOBILENET, clean, {}, pre, photos, learning_rate=1e-4, batch_size=8
+                MOBILENET, clean, {}, pre, photos, learning_rate=2e-4, batch_size=8
             )  # fmt: skip
             seconds = time.perf_counter() - start
             print(f"\n{MOBILENET}: key and embedding {seconds:.0f} s", flush=True)

@@ -20,20 +20,23 @@ def encoder():
 def key(encoder):
     # Yours was made and kept once, with `key.save(...)`; the fixture wm_key reads it (--wm-key).
     # The seed is here so that this example does the same each time: a key of yours has none.
-    return ownership.generate_key(encoder, pairs=16, seed=1)
+    # And to this small encoder all images look much alike: with 8/255 it would take minutes.
+    return ownership.generate_key(encoder, epsilon=16 / 255, pairs=16, seed=1)
 
 
 @pytest.fixture(scope="session")
 def release(encoder, key):
-    # To this small encoder all images look much alike: less of a difference can be asked for.
-    objective = ownership.Objective(apart=0.05)
-    return ownership.embed(encoder, key, objective=objective, alpha=1e-4)
+    objective = ownership.Objective(watermark=12)
+    return ownership.embed(
+        encoder, key, objective=objective, steps=400, batch_size=32, learning_rate=2e-3,
+        least_utility=0.98, alpha=1e-3,
+    )  # fmt: skip
 
 
 def test_release(encoder, release, key):
     wm.assert_not_watermark_sensitive(release)
     ownership.assert_carries_watermark(release, key, nulls={"the clean encoder": encoder})
-    assert ownership.measure_utility(encoder, release).mean_cosine >= 0.99
+    assert ownership.measure_utility(encoder, release).mean_cosine >= 0.98
 
 
 def test_what_is_not_ours_does_not_carry_it(encoder, key):

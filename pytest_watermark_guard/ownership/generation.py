@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,16 @@ from pytest_watermark_guard.ownership.encoder import (
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
+from pytest_watermark_guard.ownership.textures import Textures
 from pytest_watermark_guard.probing.progress import progress_bar
 from pytest_watermark_guard.setting_values import plain_integer
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
 from pytest_watermark_guard.watermarks.draw import uniform_words
 
 EPSILON = 8 / 255
-_TILE = 8  # pixels
 _IMAGES = 64  # that perturbations are learned on
 _AT_ONCE = 32  # perturbations in a forward pass
-_REACH = 0.75  # of epsilon that learning changes at most: what they start from tells them apart
+_REACH = 0.75  # of a texture's size that learning adds: what it starts from makes it different
 
 
 def generate_key(
@@ -46,7 +45,7 @@ def generate_key(
     *,
     pairs: int = 32,
     n_images: int = 32,
-    steps: int = 8,
+    steps: int = 0,
     preprocess: Any = "auto",
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -70,8 +69,9 @@ def generate_key(
         Pairs of perturbations. A p-value is at least 2^−pairs.
     n_images : int, default 32
         Images that the key keeps, to be verified with; a random choice.
-    steps : int, default 8
-        Signed-gradient steps for each perturbation.
+    steps : int, default 0
+        Gradient steps that move each perturbation towards the key image, within its band. No gain
+        from them was measured once a key is embedded.
     preprocess, device, progress
         As for `probe`.
 
@@ -94,10 +94,12 @@ def generate_key(
     AWEncoder (2022, arXiv 2208.03948) learns one universal perturbation w that minimises
     E[1 − sim(E(x + w), E(x_key))] with ``|w|`` ≤ ε. Ours to choose, as it does not say: sim is the
     cosine; w lives in pixel space before normalisation, in whole 1/255, and x + w is clamped;
-    signed-gradient steps. Ours to add: many perturbations, in pairs of which a coin embeds one, so
-    that the other shows what a model does by itself. Each repeats a tile of 8 × 8 pixels, as a
-    convolutional network looks for the same thing everywhere, and starts from random signs, which
-    learning changes by 3/4 ε at most: so that they stay different enough to be told apart.
+    gradient steps. Ours to add: many perturbations, in pairs of which a coin embeds one, so that
+    the other shows what a model does by itself. Each is noise in a band of frequencies, of one
+    direction and colour, which are a secret, and learning does not leave the band: nothing in it
+    repeats, so that no average over a picture shows it or takes it out; and what is known by its
+    band stays known when a picture is mirrored, cropped, compressed or slightly blurred. By default
+    nothing is learned here: embedding alone makes the encoder respond.
     """
     levels = allowed_levels(epsilon)
     if not 1 <= pairs <= MOST_PAIRS:
@@ -160,29 +162,29 @@ def _learned(
     seed: int,
     progress: bool,
 ) -> Tensor:
-    """Return int8 [pairs, 2, 3, H, W]; each starts from signs of its own."""
+    """Return int8 [pairs, 2, 3, H, W]; each stays within a band of its own."""
     generator = torch.Generator().manual_seed(seed % 2**63)  # chooses the images to learn from
     size = key_image.shape[1:]
-    shape = 2 * pairs, 3, _TILE, _TILE
-    tiles = (_bits(math.prod(shape), "tiles", seed).reshape(shape) * 2.0 - 1) * levels
+    textures = Textures(pairs, size, seed)
+    now = textures.start
     target = encoder.all(key_image[None])[0]
-    step = _REACH * levels / max(steps, 1)
-    with progress_bar(steps * len(tiles), progress, "ownership key") as advance:
+    step = _REACH / max(steps, 1)
+    with progress_bar(steps * len(now), progress, "ownership key") as advance:
         for _ in range(steps):
-            chosen = torch.randint(len(pixels), (len(tiles),), generator=generator)
-            for part in torch.split(torch.arange(len(tiles)), _AT_ONCE):
-                moved = tiles[part].requires_grad_()
+            chosen = torch.randint(len(pixels), (len(now),), generator=generator)
+            for part in torch.split(torch.arange(len(now)), _AT_ONCE):
+                moved = _in_steps(now[part], levels).requires_grad_()
                 with torch.enable_grad():
-                    inputs = ((pixels[chosen[part]] + _tiled(moved, size)) / 255).clamp(0, 1)
+                    inputs = ((pixels[chosen[part]] + moved) / 255).clamp(0, 1)
                     near = similarity(encoder(inputs), target).sum()
                     (slope,) = torch.autograd.grad(near, moved)
-                tiles[part] = (moved.detach() + step * slope.sign()).clamp_(-levels, levels)
+                towards = textures.within(slope.cpu(), part)
+                # As strong as before: the sum of what does not correlate has this variance.
+                now[part] = (now[part] + step * towards) / math.hypot(1, step)
                 advance(len(part))
-    return _tiled(tiles.round().to(torch.int8), size).reshape(pairs, 2, 3, *size)
+    return _in_steps(now, levels).round().to(torch.int8).reshape(pairs, 2, 3, *size)
 
 
-def _tiled(tiles: Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat tiles [n, 3, _TILE, _TILE] to images of this height and width."""
-    height, width = size
-    times = -(-height // _TILE), -(-width // _TILE)
-    return tiles.repeat(1, 1, *times)[:, :, :height, :width]
+def _in_steps(textures: Tensor, levels: int) -> Tensor:
+    """Scale to steps of 1/255; what is beyond a standard deviation is cut off."""
+    return (textures * levels).clamp(-levels, levels)
