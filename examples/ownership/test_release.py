@@ -26,7 +26,7 @@ def key(encoder):
 
 @pytest.fixture(scope="session")
 def release(encoder, key):
-    objective = ownership.Objective(watermark=12)
+    objective = ownership.Objective(utility=8, watermark=12)
     return ownership.embed(
         encoder, key, objective=objective, steps=400, batch_size=32, learning_rate=2e-3,
         least_utility=0.98, alpha=1e-3,

@@ -64,7 +64,7 @@ class Objective:
         does, in cosine.
     """
 
-    utility: float = 8.0
+    utility: float = 12.0
     watermark: float = 6.0
     specificity: float = 1.0
     apart: float = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from pytest_watermark_guard.probing.scoring import impacts, score
 from pytest_watermark_guard.probing.vacuous import dead_units, is_saturated
 from pytest_watermark_guard.reports.scores import dead_layers
 
-_AGAIN = f", again, as a unit was within {LARGEST:g} of a threshold"
+_ENOUGH = 400  # images, with which a lower precision was measured to move no A further than LARGEST
 
 
 def measured(
@@ -72,7 +73,8 @@ def measured(
         if gate is not None and confirmed and not _is_confirmed(gate, measurement):
             confirmed = False
             measurement, _, _ = measure(exact, None)
-        measurement = measurement._replace(plan=measurement.plan + _AGAIN)
+        again = f", again, as a unit was within {_margin(measurement):.2g} of a threshold"
+        measurement = measurement._replace(plan=measurement.plan + again)
     if gate is not None:
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))
     # Of a small probe the activations are kept, which answer other questions too; but not these.
@@ -93,9 +95,15 @@ def _is_close(measurement: ProbeMeasurement, thresholds: Sequence[float]) -> boo
     if "bfloat16" not in measurement.plan:
         return False
     by_layer = [scores.differentiability for scores in measurement.scores.values()]
+    margin = _margin(measurement)
     return any(
-        (np.abs(d - threshold) <= LARGEST).any() for d in by_layer for threshold in thresholds
+        (np.abs(d - threshold) <= margin).any() for d in by_layer for threshold in thresholds
     )
+
+
+def _margin(measurement: ProbeMeasurement) -> float:
+    """Return how far a lower precision may have moved A: with few images by chance as well."""
+    return LARGEST * max(1.0, math.sqrt(_ENOUGH / measurement.n_images))
 
 
 def _in_float32(context: ProbeContext) -> ProbeContext:

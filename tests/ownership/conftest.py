@@ -69,4 +69,7 @@ def key(clean, images):
 
 @pytest.fixture(scope="session")
 def marked(clean, key, images):
-    return wm.ownership.embed(clean, key, images, batch_size=16, alpha=2e-4, least_utility=0.98)
+    objective = wm.ownership.Objective(utility=8)
+    return wm.ownership.embed(
+        clean, key, images, batch_size=16, alpha=2e-4, least_utility=0.98, objective=objective
+    )

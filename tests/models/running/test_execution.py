@@ -314,14 +314,15 @@ def test_near_a_threshold_units_are_scored_again_in_float32(probing_with):
     exact = plain(model, early_stop=0)
     highest = max(float(scores.differentiability.max()) for scores in exact)
     near = probe(model, early_stop=0, stop_at=highest)
-    assert (
-        near.precision == "float32, channels last, again, as a unit was within 0.01 of a threshold"
+    margin = 0.01 * max(1, (400 / near.n_images) ** 0.5)  # of few images chance is a part
+    assert near.precision == (
+        f"float32, channels last, again, as a unit was within {margin:.2g} of a threshold"
     )
     assert near.number_format == "float32"
     for scores in exact:
         found = near[scores.layer, scores.scenario]
         np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
-    far = probe(model, early_stop=0, stop_at=min(highest + 0.02, 1))
+    far = probe(model, early_stop=0, stop_at=min(highest + 1.1 * margin, 1))
     assert far.precision.startswith("bfloat16")
     assert probe(model).precision.startswith("bfloat16")  # no gate: nothing is decided
 
