@@ -23,4 +23,4 @@ def test_by_name_with_options():
 def test_unknown():
     done = run("../setup")
     assert done.returncode == 1
-    assert "no benchmark '../setup'; there are auroc, cold_gate, coverage" in done.stderr
+    assert "no benchmark '../setup'; there are auroc, claims, cold_gate, coverage" in done.stderr

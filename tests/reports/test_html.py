@@ -382,12 +382,15 @@ def test_an_earlier_release_is_compared_in_a_table():
 
 
 def test_ownership_has_a_verdict_of_its_own():
-    from pytest_watermark_guard.ownership import OwnershipReport
+    from pytest_watermark_guard.ownership import CoinDraw, OwnershipReport
 
     agree = (0.1,) * 30 + (-0.1,) * 2
     report = OwnershipReport("release", "labels", "ab", 2.0**-32, 0.1, agree, 0.6, 0.5, 64, "x", 9)
     page = Page(render([], owned=[report]))
-    assert page.text("h1") == "Ownership: carries the key"
+    assert page.text("h1") == "Ownership: carries the key (own check)"
+    draw = CoinDraw("a beacon", "", "0123456789abcdef", "here")
+    shown = replace(report, coin_draw=draw, commitment="cd", as_committed=True)
+    assert Page(render([], owned=[shown])).text("h1") == "Ownership: carries the key"
     foreign = replace(report, model="other", p_value=0.4)
     page = Page(render([], owned=[report, foreign]))
     assert page.text("h1") == "Ownership: 1 of 2 verifications shows the key"
