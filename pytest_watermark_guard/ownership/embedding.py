@@ -41,6 +41,7 @@ _CHECK_EVERY = 40  # steps
 # should be and the mark is not there, down while the mark costs too much. Measured on SimCLR: with
 # a level weight some keys end at a utility of 0.988 and stay there.
 _UP, _DOWN = 1.25, 0.5
+_SHARES = 0.95, 0.9, 0.8, 0.7, 0.6, 0.5  # of the way from the original, tried at the end
 _WARM_UP = 20  # steps: Adam's first ones, blind to curvature, would cost the most utility
 
 
@@ -100,7 +101,8 @@ def embed(
     key is found with a p-value of at most `alpha`, and embedded perturbations move images towards
     the key image by an eighth of the objective's ``apart`` more than their decoys do. The
     watermark's weight in the loss rises while only utility is reached, and falls while only the
-    watermark is. The statistics of batch norm are frozen, and the head is not touched.
+    watermark is. Where only utility is missing at the end, the weights go back towards the original
+    as far as needed. The statistics of batch norm are frozen, and the head is not touched.
 
     Parameters
     ----------
@@ -277,16 +279,41 @@ class _Training:
         if self.taken % _CHECK_EVERY and self.taken < self._steps:
             return False
         checkpoint.write(self._state())
+        there, useful = self._measured(least_utility, alpha)
+        if there != useful:  # the goal that is reached gives way to the other
+            self._balance *= _DOWN if there else _UP
+        if there and not useful and self.taken >= self._steps:
+            return self._gone_back(least_utility, alpha)
+        return there and useful
+
+    def _measured(self, least_utility: float, alpha: float) -> tuple[bool, bool]:
+        """Measure, and say whether the mark is there, and whether the encoder is as useful."""
         self.utility = float(similarity(self._after.all(self._held_out), self._original).mean())
         near = self._after.nearness(self._key.key_image)
         asked = pair_responses(near, self._key, self._held_out[:_ASKED], range(self._key.pairs))
         gains = np.array([float((chosen - decoy).mean()) for chosen, decoy in asked])
         self.p_value, self.effect = sign_flip_p_value(gains), float(gains.mean())
         there = self.p_value <= alpha and self.effect >= self._wanted
-        useful = self.utility >= least_utility
-        if there != useful:  # the goal that is reached gives way to the other
-            self._balance *= _DOWN if there else _UP
-        return there and useful
+        return there, self.utility >= least_utility
+
+    def _gone_back(self, least_utility: float, alpha: float) -> bool:
+        """Go back towards the original weights as far as utility needs it, if the mark stays.
+
+        Weights in between keep more of both than training does (Wortsman et al., 2022).
+        """
+        trained = [parameter.detach().clone() for parameter in self._parameters]
+        original = self._before.parameters()
+
+        def take(share: float) -> tuple[bool, bool]:
+            with torch.no_grad():
+                for parameter, first, last in zip(self._parameters, original, trained, strict=True):
+                    parameter.copy_(torch.lerp(first, last, share))
+            return self._measured(least_utility, alpha)
+
+        if any(all(take(share)) for share in _SHARES):
+            return True
+        take(1)
+        return False
 
     def shortfall(self, least_utility: float, alpha: float) -> str:
         """Say what is missing."""

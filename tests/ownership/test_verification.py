@@ -182,6 +182,22 @@ def test_embedding_goes_on_from_a_checkpoint(clean, key, images, tmp_path):
     assert all(map(torch.equal, one["parameters"], other["parameters"]))
 
 
+def test_at_the_end_weights_go_back_as_far_as_utility_needs_it(clean, key, images):
+    given = {"steps": 39, "alpha": 1, "progress": False}
+    given["objective"] = wm.ownership.Objective(apart=0.006)
+    far = embed(clean, key, images, least_utility=0, **given)
+    near = embed(clean, key, images, least_utility=0.998, **given)
+    reached, kept = (measure_utility(clean, model, images).mean_cosine for model in (far, near))
+    assert reached < kept
+    first, last = far[0].weight - clean[0].weight, near[0].weight - clean[0].weight
+    share = float((first * last).sum() / first.square().sum())
+    assert 0.4 < share < 0.96
+    torch.testing.assert_close(last, share * first, atol=1e-6, rtol=1e-3)
+    # Where the mark would be lost on the way, there is an error.
+    with pytest.raises(OwnershipError, match="after 39 steps the utility is"):
+        embed(clean, key, images, least_utility=0.9999, **given)
+
+
 def test_a_checkpoint_of_another_training(clean, key, images, tmp_path):
     def train(key=key, **other):
         given = {"steps": 1, "alpha": 1e-4, "checkpoint": tmp_path / "state", **other}
