@@ -122,7 +122,7 @@ def generate_key(
         )
         return OwnershipKey(
             perturbations,
-            _bits(pairs, "coins", seed).bool(),
+            _own_coins(pairs, seed),
             image,
             epsilon,
             preprocessing,
@@ -141,9 +141,11 @@ def allowed_levels(epsilon: float) -> int:
     return int(epsilon * 255 + 1e-6)
 
 
-def _bits(count: int, what: str, seed: int) -> Tensor:
-    """Return secret bits [count] that depend on all of the seed; torch's generators use 32 bits."""
-    return torch.tensor([word & 1 for word in uniform_words(count, "ownership", what, seed)])
+def _own_coins(pairs: int, seed: int) -> Tensor:
+    """Return bool [pairs] that depend on all of the seed; torch's generators use 32 bits."""
+    return torch.tensor(
+        [word & 1 for word in uniform_words(pairs, "ownership", "coins", seed)]
+    ).bool()
 
 
 def _read_key_image(key_image: Any, preprocessing: Preprocessing) -> Tensor:

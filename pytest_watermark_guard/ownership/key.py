@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,7 @@ class OwnershipKey:
     @property
     def hash(self) -> str:
         """SHA-256 of everything in the key, hexadecimal."""
-        total = hashlib.sha256(_canonical(self._fields()).encode())
-        for name in _TENSORS:
-            total.update(_bytes(getattr(self, name)))
-        return total.hexdigest()
+        return _digest(self._fields(), [getattr(self, name) for name in _TENSORS])
 
     @property
     def commitment(self) -> str:
@@ -188,10 +186,7 @@ class OwnershipKey:
         tensors = {name: getattr(self, name) for name in _TENSORS if name != _COINS}
         # Or bytes could be told as another number of pairs or images.
         fields["shapes"] = {name: [*tensor.shape] for name, tensor in tensors.items()}
-        total = hashlib.sha256(_canonical(fields).encode())
-        for tensor in tensors.values():
-            total.update(_bytes(tensor))
-        return total.hexdigest()
+        return _digest(fields, tensors.values())
 
     def commit(self, beacon: str) -> OwnershipKey:
         """Fix everything but the coins; publish the `commitment` of what is returned, and save it.
@@ -349,8 +344,11 @@ class OwnershipKey:
         return key
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+def _digest(fields: dict[str, Any], tensors: Iterable[Tensor]) -> str:
+    total = hashlib.sha256(_canonical(fields).encode())
+    for tensor in tensors:
+        total.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _canonical(fields: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def resized(pixels: Tensor, height: int, width: int) -> Tensor:
     """Resize uint8 [n, 3, h, w], linearly, and smoothed where it becomes smaller."""
     size = height, width
     larger = functional.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True)
-    return _as_bytes(larger)
+    return as_bytes(larger)
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:
@@ -68,7 +68,7 @@ def blurred(pixels: Tensor, sigma: float) -> Tensor:
     planes = functional.conv2d(
         functional.conv2d(planes, weights[None, None, None]), weights[None, None, :, None]
     )
-    return _as_bytes(planes.view(pixels.shape))
+    return as_bytes(planes.view(pixels.shape))
 
 
 def compressed(pixels: Tensor, quality: int) -> Tensor:
@@ -82,5 +82,6 @@ def compressed(pixels: Tensor, quality: int) -> Tensor:
     return torch.stack([again(image) for image in pixels])
 
 
-def _as_bytes(values: Tensor) -> Tensor:
+def as_bytes(values: Tensor) -> Tensor:
+    """Round to what an 8-bit picture can hold."""
     return values.round().clamp(0, 255).byte()

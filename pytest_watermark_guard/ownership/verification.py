@@ -323,26 +323,28 @@ class _Trial:
             lead.append(float(near[-1][0] - near[-1][1]))
             answers.append(both)
             if self._stop_at is not None:
-                evidence = _evidence(answers, lead)
+                evidence = sign_flip_e_values(agreement_gains(_agreement(answers), lead))
                 if evidence[-1] >= 1 / self._stop_at:
                     break
-        differences = np.array(lead)
-        if wanted is None:
-            agreement, evidence = None, sign_flip_e_values(differences)
-            p_value = sign_flip_p_value(differences)
-        else:
-            agreement, evidence = _agreement(answers), _evidence(answers, lead)
-            # Of a committed key nobody knew its hash before the draw.
-            p_value = agreement_p_value(agreement, differences, int(self._hash[:16], 16))
+        agreement = None if wanted is None else _agreement(answers)
+        evidence = sign_flip_e_values(
+            lead if agreement is None else agreement_gains(agreement, lead)
+        )
         # Whoever decides how many pairs to ask could stop where it suits him.
-        in_parts = self._stop_at is not None or len(self._pairs) < key.pairs
+        if self._stop_at is not None or len(self._pairs) < key.pairs:
+            p_value = min(1.0, float(1 / evidence.max()))
+        elif agreement is None:
+            p_value = sign_flip_p_value(lead)
+        else:
+            # Of a committed key nobody knew its hash before the draw.
+            p_value = agreement_p_value(agreement, lead, int(self._hash[:16], 16))
         chosen, decoy = torch.stack(near).mean(dim=0)
         return OwnershipReport(
             model=model,
             access="embeddings" if wanted is None else "labels" if wanted.ndim == 1 else "scores",
             key=self._hash,
-            p_value=min(1.0, float(1 / evidence.max())) if in_parts else p_value,
-            effect=float(differences.mean()),
+            p_value=p_value,
+            effect=float(np.mean(lead)),
             differences=tuple(lead),
             chosen=float(chosen),
             decoy=float(decoy),
@@ -393,10 +395,6 @@ def _agreement(answers: list[Tensor]) -> npt.NDArray[np.float64]:
         for one, other in itertools.product((found[:, 0], found[:, 1]), repeat=2)
     ]
     return np.asarray((same[0] - same[1] - same[2] + same[3]).double() / found.shape[2])
-
-
-def _evidence(answers: list[Tensor], lead: list[float]) -> npt.NDArray[np.float64]:
-    return sign_flip_e_values(agreement_gains(_agreement(answers), lead))
 
 
 def _predicted(predict: Predictor, pixels: Tensor) -> Tensor:

@@ -181,11 +181,16 @@ class OwnershipReport(Report):
         return self.stop_at is not None or self.pairs < self.key_pairs
 
     @property
+    def _sampled(self) -> bool:
+        """Whether the p-value is over some of the ways in which the coins could have fallen."""
+        return bool(self.agreement) and self.pairs > MOST_ENUMERATED
+
+    @property
     def _least_p_value(self) -> float:
         """The smallest p-value that so many pairs can give."""
         if not self.agreement or self._in_parts:
             return 2.0**-self.pairs
-        if self.pairs > MOST_ENUMERATED:
+        if self._sampled:
             return 1 / (FLIPS + 1)
         # With no lead, all coins the other way round would agree as well.
         return 2.0**-self.pairs * (1 if any(self.differences) else 2)
@@ -255,11 +260,9 @@ class OwnershipReport(Report):
         by = f" (on average by {self.effect:+.3f} in {unit})"
         if self.agreement:
             by = f"; besides, {unit} is higher by {self.effect:+.3f} with it"
-        which = (
-            ""
-            if self.pairs == (self.key_pairs or self.pairs)
-            else (f" Asked were pairs {self.first_pair + 1} to {self.first_pair + self.pairs}.")
-        )
+        which = ""
+        if self.pairs < self.key_pairs:
+            which = f" Asked were pairs {self.first_pair + 1} to {self.first_pair + self.pairs}."
         tossed = "its owner tossed" if self.coin_draw is None else "nobody could choose"
         text = (
             f"The key {self.key[:16]} holds {self.key_pairs or self.pairs} pairs of patterns, and "
@@ -284,7 +287,7 @@ class OwnershipReport(Report):
                 f"at most {self.p_value:.3g} (pairs were asked one after the other, and the "
                 "bound holds whenever one stops)"
             )
-        ways = "all" if self._least_p_value == 2.0**-self.pairs else f"{FLIPS:,} random ones of the"
+        ways = f"{FLIPS:,} random ones of the" if self._sampled else "all"
         return (
             f"{self.p_value:.3g} (exact, over {ways} {2**self.pairs:,} ways in which the coins "
             "could have fallen)"
