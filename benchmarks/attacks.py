@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import torch
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune
-from torchvision.transforms.functional import gaussian_blur
 
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.ownership.encoder import marked
-from pytest_watermark_guard.ownership.transformations import blurred, cropped, resized
+from pytest_watermark_guard.ownership.transformations import (
+    as_bytes,
+    blurred,
+    compressed,
+    cropped,
+    resized,
+)
 
 BATCH = 64
 
@@ -163,35 +166,6 @@ def distilled(
     return student.eval()
 
 
-class JPEG(nn.Module):
-    """Whoever answers recompresses what he is asked about."""
-
-    def __init__(self, model: nn.Module, preprocessing: wm.Preprocessing, quality: int) -> None:
-        super().__init__()
-        self.model, self.preprocessing, self.quality = model, preprocessing, quality
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(self.preprocessing.to_input(torch.stack([*map(self._again, pixels)])))
-
-    def _again(self, image: Tensor) -> Tensor:
-        file = io.BytesIO()
-        array = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(array).save(file, "JPEG", quality=self.quality)
-        return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).to(image.device)
-
-
-class Smoothed(nn.Module):
-    """Whoever answers blurs what he is asked about."""
-
-    def __init__(self, model: nn.Module, preprocessing: wm.Preprocessing, sigma: float) -> None:
-        super().__init__()
-        self.model, self.preprocessing, self.sigma = model, preprocessing, sigma
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        blurred = gaussian_blur(pixels, [7, 7], [self.sigma, self.sigma])
-        return self.model(self.preprocessing.to_input(blurred))
-
-
 class Changed(nn.Module):
     """Whoever answers changes what he is asked about: uint8 [n, 3, H, W], and the same back."""
 
@@ -214,7 +188,7 @@ def comb_filtered(pixels: Tensor, period: int = 8) -> Tensor:
     height, width = pixels.shape[2:]
     tile = _mean_tile(pixels, period)
     times = -(-height // period), -(-width // period)
-    return _as_bytes(pixels - tile.repeat(1, 1, *times)[:, :, :height, :width])
+    return as_bytes(pixels - tile.repeat(1, 1, *times)[:, :, :height, :width])
 
 
 def _mean_tile(pixels: Tensor, period: int) -> Tensor:
@@ -242,17 +216,13 @@ def randomly_resized(pixels: Tensor) -> Tensor:
 
 def noisy(pixels: Tensor, size: float = 8.0) -> Tensor:
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
-    return _as_bytes(pixels + size * noise)
+    return as_bytes(pixels + size * noise)
 
 
 def coarse(pixels: Tensor, bits: int = 4) -> Tensor:
     """Keep the first bits of each number."""
     step = 2 ** (8 - bits)
     return pixels // step * step + step // 2
-
-
-def _as_bytes(values: Tensor) -> Tensor:
-    return values.round().clamp(0, 255).byte()
 
 
 QUERIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -262,8 +232,16 @@ QUERIES: dict[str, Callable[[Tensor], Tensor]] = {
     "randomly resized": randomly_resized,
     "noise of 8/255": noisy,
     "4 bits": coarse,
+    **{
+        f"recompressed: JPEG, quality {quality}": partial(compressed, quality=quality)
+        for quality in (90, 70, 50)
+    },
+    **{
+        f"smoothed: sigma {sigma:g} pixels": partial(blurred, sigma=sigma)
+        for sigma in (0.5, 1.0, 2.0)
+    },
 }
-"""What is done to queries, besides `JPEG` and `Smoothed`."""
+"""What is done to queries."""
 
 
 def detection(pixels: Tensor, perturbations: Tensor) -> dict[str, float]:

@@ -274,15 +274,6 @@ def attacked(case: Case, photos: Path, task: Folders) -> list[Row]:
     raw = wm.Preprocessing(size=size, mean=(0.0,) * 3, std=(1.0,) * 3)
     for name, change in attacks.QUERIES.items():
         add(f"queries: {name}", attacks.Changed(marked, pre, change), how=raw)
-    for quality in (90, 70, 50):
-        asked = attacks.JPEG(marked, pre, quality)
-        add(f"queries recompressed: JPEG, quality {quality}", asked, how=raw)
-    for sigma in (0.5, 1.0, 2.0):
-        add(
-            f"queries smoothed: sigma {sigma:g} pixels",
-            attacks.Smoothed(marked, pre, sigma),
-            how=raw,
-        )
     return rows
 
 
