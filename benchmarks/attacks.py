@@ -166,6 +166,44 @@ def distilled(
     return student.eval()
 
 
+def made_deaf(
+    encoder: nn.Module,
+    preprocessing: wm.Preprocessing,
+    pixels: Tensor,
+    perturbations: Tensor,
+    *,
+    epochs: int,
+    learning_rate: float,
+) -> nn.Module:
+    """Tune an encoder to embed images under perturbations of the thief's own as if without.
+
+    Parameters
+    ----------
+    encoder : Module
+    preprocessing : Preprocessing
+    pixels : Tensor of uint8, shape [n, 3, H, W]
+    perturbations : Tensor of int8, shape [pairs, 2, 3, H, W]
+        Made as the owner makes them, with another secret.
+    epochs : int
+    learning_rate : float
+    """
+    tuned = copy.deepcopy(encoder).eval().requires_grad_(True)  # batch norm stays as it is
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=learning_rate)
+    all_of_them = perturbations.flatten(0, 1)
+    generator = torch.Generator().manual_seed(1)
+    for x, _ in _batches(pixels, torch.zeros(len(pixels)), epochs):
+        drawn = torch.randint(len(all_of_them), (len(x),), generator=generator)
+        both = torch.cat([x, marked(x, all_of_them[drawn])])
+        with torch.no_grad():
+            target = encoder(preprocessing.to_input(x))
+        embedded = tuned(preprocessing.to_input(both))
+        near = functional.cosine_similarity(embedded, torch.cat([target, target]))
+        optimizer.zero_grad()
+        (1 - near).mean().backward()
+        optimizer.step()
+    return tuned
+
+
 class Changed(nn.Module):
     """Whoever answers changes what he is asked about: uint8 [n, 3, H, W], and the same back."""
 
@@ -253,8 +291,7 @@ def detection(pixels: Tensor, perturbations: Tensor) -> dict[str, float]:
         Clean images.
     perturbations : Tensor of int8, shape [pairs, 2, 3, H, W]
     """
-    all_of_them = perturbations.flatten(0, 1)
-    queries = marked(pixels, all_of_them[torch.arange(len(pixels)) % len(all_of_them)])
+    queries = _queries(pixels, perturbations)
     truth = [0] * len(pixels) + [1] * len(queries)
     return {
         name: float(roc_auc_score(truth, torch.cat([value(pixels), value(queries)]).numpy()))
@@ -320,3 +357,51 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "peak of the spectrum": _peak,
     "median of middle frequencies": _middle_frequencies,
 }
+
+
+def learned_detection(
+    network: nn.Module,
+    preprocessing: wm.Preprocessing,
+    own: tuple[Tensor, Tensor],
+    asked: tuple[Tensor, Tensor],
+    *,
+    epochs: int,
+) -> tuple[float, float]:
+    """Train a network to tell queries of the thief's own from photos, and show it the owner's.
+
+    Parameters
+    ----------
+    network : Module
+        Untrained, from images to features.
+    preprocessing : Preprocessing
+    own, asked : (Tensor of uint8 [n, 3, H, W], Tensor of int8 [pairs, 2, 3, H, W])
+        Photos and perturbations: the thief's to learn from, and the owner's with other photos.
+    epochs : int
+
+    Returns
+    -------
+    auroc : float
+    refused : float
+        The share of the owner's queries that are refused where one photo in a hundred is.
+    """
+    photos, queries = own[0], _queries(*own)
+    labels = torch.tensor([0] * len(photos) + [1] * len(queries))
+    told = fine_tuned(
+        network, preprocessing, torch.cat([photos, queries]), labels,
+        epochs=epochs, learning_rate=1e-3, all_layers=True,
+    )  # fmt: skip
+
+    @torch.no_grad()
+    def score(pixels: Tensor) -> Tensor:
+        outputs = [told(preprocessing.to_input(part)) for part in pixels.split(BATCH)]
+        return torch.cat([output[:, 1] - output[:, 0] for output in outputs])
+
+    clean, mark = score(asked[0]), score(_queries(*asked))
+    truth = [0] * len(clean) + [1] * len(mark)
+    auroc = float(roc_auc_score(truth, torch.cat([clean, mark]).numpy()))
+    return auroc, float((mark > clean.quantile(0.99)).float().mean())
+
+
+def _queries(pixels: Tensor, perturbations: Tensor) -> Tensor:
+    all_of_them = perturbations.flatten(0, 1)
+    return marked(pixels, all_of_them[torch.arange(len(pixels)) % len(all_of_them)])

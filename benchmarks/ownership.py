@@ -267,7 +267,26 @@ def attacked(case: Case, photos: Path, task: Folders) -> list[Row]:
         "distilled into a fresh network, 15 epochs",
         attacks.distilled(marked, student, pre, pixels, 15),
     )
+    with torch.no_grad():
+        features = run(marked, pixels, pre)
+        released = HeadTrainer(features, y, int(y.max()) + 1, 0).on(features)
+        answered = torch.from_numpy(released(features).argmax(axis=1))
+    copied = attacks.fine_tuned(
+        student, pre, pixels, answered, epochs=15, learning_rate=2e-3, all_layers=True
+    )
+    add("extracted: a fresh network learns its labels, 15 epochs", copied.encoder, copied)
     other = generate_key(marked, photos, seed=4242, preprocess=pre, progress=False)
+    for rate in (1e-4, 1e-3):
+        deaf = attacks.made_deaf(
+            marked, pre, pixels, other.perturbations, epochs=5, learning_rate=rate
+        )
+        add(f"tuned to ignore patterns of his own, 5 epochs, {rate:.0e}", deaf)
+    auroc, refused = attacks.learned_detection(
+        student, pre, (pixels, other.perturbations), (new, case.key.perturbations), epochs=5
+    )
+    line("query told by a network that learned from patterns of his own", f"{auroc:.3f}", "<= 0.75",
+         auroc <= 0.75)  # fmt: skip
+    line("queries that it refuses, with one photo in a hundred", f"{refused:.0%}", "", True)
     # Whoever overwrites a mark cares less for what it costs.
     twice = embed(marked, other, photos, least_utility=0.9, alpha=1e-4, progress=False)
     add("another key embedded on top", twice)
