@@ -166,7 +166,7 @@ def distilled(
     return student.eval()
 
 
-def made_deaf(
+def tuned_to_ignore(
     encoder: nn.Module,
     preprocessing: wm.Preprocessing,
     pixels: Tensor,

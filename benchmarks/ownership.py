@@ -277,10 +277,10 @@ def attacked(case: Case, photos: Path, task: Folders) -> list[Row]:
     add("extracted: a fresh network learns its labels, 15 epochs", copied.encoder, copied)
     other = generate_key(marked, photos, seed=4242, preprocess=pre, progress=False)
     for rate in (1e-4, 1e-3):
-        deaf = attacks.made_deaf(
+        tuned_encoder = attacks.tuned_to_ignore(
             marked, pre, pixels, other.perturbations, epochs=5, learning_rate=rate
         )
-        add(f"tuned to ignore patterns of his own, 5 epochs, {rate:.0e}", deaf)
+        add(f"tuned to ignore patterns of his own, 5 epochs, {rate:.0e}", tuned_encoder)
     auroc, refused = attacks.learned_detection(
         student, pre, (pixels, other.perturbations), (new, case.key.perturbations), epochs=5
     )
