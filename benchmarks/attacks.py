@@ -292,11 +292,7 @@ def detection(pixels: Tensor, perturbations: Tensor) -> dict[str, float]:
     perturbations : Tensor of int8, shape [pairs, 2, 3, H, W]
     """
     queries = _queries(pixels, perturbations)
-    truth = [0] * len(pixels) + [1] * len(queries)
-    return {
-        name: float(roc_auc_score(truth, torch.cat([value(pixels), value(queries)]).numpy()))
-        for name, value in STATISTICS.items()
-    }
+    return {name: _auroc(value(pixels), value(queries)) for name, value in STATISTICS.items()}
 
 
 def _repeats(pixels: Tensor) -> Tensor:
@@ -366,7 +362,7 @@ def learned_detection(
     asked: tuple[Tensor, Tensor],
     *,
     epochs: int,
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Train a network to tell queries of the thief's own from photos, and show it the owner's.
 
     Parameters
@@ -380,7 +376,10 @@ def learned_detection(
 
     Returns
     -------
+    own_auroc : float
+        Of the queries that it learned from: near 0.5, it learned nothing.
     auroc : float
+        Of the owner's.
     refused : float
         The share of the owner's queries that are refused where one photo in a hundred is.
     """
@@ -397,9 +396,13 @@ def learned_detection(
         return torch.cat([output[:, 1] - output[:, 0] for output in outputs])
 
     clean, mark = score(asked[0]), score(_queries(*asked))
-    truth = [0] * len(clean) + [1] * len(mark)
-    auroc = float(roc_auc_score(truth, torch.cat([clean, mark]).numpy()))
-    return auroc, float((mark > clean.quantile(0.99)).float().mean())
+    refused = float((mark > clean.quantile(0.99)).float().mean())
+    return _auroc(score(photos), score(queries)), _auroc(clean, mark), refused
+
+
+def _auroc(clean: Tensor, queries: Tensor) -> float:
+    truth = [0] * len(clean) + [1] * len(queries)
+    return float(roc_auc_score(truth, torch.cat([clean, queries]).numpy()))
 
 
 def _queries(pixels: Tensor, perturbations: Tensor) -> Tensor:
