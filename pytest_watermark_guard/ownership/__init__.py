@@ -16,7 +16,8 @@ from pytest_watermark_guard.ownership.generation import generate_key
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.utility import Utility, measure_utility
 from pytest_watermark_guard.ownership.verification import verify, verify_classifier
-from pytest_watermark_guard.reports.ownership import CoinDraw, Null, OwnershipReport
+from pytest_watermark_guard.reports.coin_draw import CoinDraw
+from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
 
 __all__ = [
     "CoinDraw",

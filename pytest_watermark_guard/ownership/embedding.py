@@ -30,8 +30,8 @@ from pytest_watermark_guard.ownership.encoder import (
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.transformations import disturbed
 from pytest_watermark_guard.probing.progress import progress_bar
-from pytest_watermark_guard.reports.ownership import check_reachable
 from pytest_watermark_guard.setting_values import plain_integer
+from pytest_watermark_guard.statistics.levels import check_reachable
 from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
 
 _HELD_OUT = 32  # images that tell when it is enough

@@ -20,8 +20,8 @@ from pytest_watermark_guard.caching.files import write_atomically
 from pytest_watermark_guard.errors import OwnershipError
 from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.ownership.coins import checked_text, checked_value, drawn_coins
+from pytest_watermark_guard.reports.coin_draw import CoinDraw
 from pytest_watermark_guard.reports.documents import DocumentFormat
-from pytest_watermark_guard.reports.ownership import CoinDraw
 from pytest_watermark_guard.statistics.sign_flips import MOST_PAIRS
 
 FORMAT = DocumentFormat(

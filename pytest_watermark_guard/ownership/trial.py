@@ -28,11 +28,9 @@ from pytest_watermark_guard.ownership.encoder import (
     similarity,
 )
 from pytest_watermark_guard.ownership.key import OwnershipKey
-from pytest_watermark_guard.reports.ownership import (
-    OwnershipReport,
-    check_reachable,
-)
+from pytest_watermark_guard.reports.ownership import OwnershipReport
 from pytest_watermark_guard.setting_values import plain_integer
+from pytest_watermark_guard.statistics.levels import check_reachable
 from pytest_watermark_guard.statistics.sign_flips import (
     agreement_gains,
     agreement_p_value,

@@ -19,11 +19,8 @@ from pytest_watermark_guard.ownership.encoder import (
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.trial import Trial
 from pytest_watermark_guard.probing.context import current_run
-from pytest_watermark_guard.reports.ownership import (
-    Null,
-    OwnershipReport,
-    check_level,
-)
+from pytest_watermark_guard.reports.ownership import Null, OwnershipReport
+from pytest_watermark_guard.statistics.levels import check_level
 
 _LARGEST_SCORE = 1e100  # products of larger ones are infinite
 

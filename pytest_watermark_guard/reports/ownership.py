@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
+from pytest_watermark_guard.reports.coin_draw import UNPROVEN, CoinDraw
 from pytest_watermark_guard.reports.documents import DocumentFormat
 from pytest_watermark_guard.reports.drawing import Style, rendered, table
 from pytest_watermark_guard.reports.figure import LINE, SHADES, new_figure, shortened
 from pytest_watermark_guard.reports.report import Report, Row
 from pytest_watermark_guard.reports.text import listed, printable
+from pytest_watermark_guard.statistics.levels import check_level, check_reachable
 from pytest_watermark_guard.statistics.sign_flips import FLIPS, MOST_ENUMERATED, pairs_needed
 
 _FORMAT = DocumentFormat("ownership", "ownership report")
@@ -35,35 +36,8 @@ _EFFECTS = {
         "the share of images that get the key image's label",
     ),
 }
-_UNPROVEN = (
-    "This is no evidence for anyone else: nothing shows that the coins were fair, nor that the "
-    "patterns and the images were fixed before the model was known. A key that was committed "
-    "before its coins were drawn can show both."
-)
 ALPHA = 1e-3
 """Default level of a verdict."""
-
-
-@dataclass(frozen=True)
-class CoinDraw:
-    """What the coins of a committed key follow from.
-
-    Attributes
-    ----------
-    beacon : str
-        The public value that decides, fixed in the commitment: its source and date.
-    nonce : str
-        Random digits that keep the commitment from telling what it is of; empty in reports.
-    value : str
-        What the beacon gave; empty before.
-    published : str
-        Where and when the commitment was published, as the key's owner says.
-    """
-
-    beacon: str
-    nonce: str
-    value: str = ""
-    published: str = ""
 
 
 @dataclass(frozen=True)
@@ -296,13 +270,8 @@ class OwnershipReport(Report):
     def _grounds(self) -> str:
         """Say what the result rests on."""
         if self.coin_draw is None:
-            return _UNPROVEN
-        draw = self.coin_draw
-        text = (
-            f"All patterns and images of the key were fixed by the commitment {self.commitment}, "
-            f"published: {draw.published}. The coins follow from it and from a later public value, "
-            f"{draw.beacon}: {draw.value}."
-        )
+            return UNPROVEN
+        text = self.coin_draw.sentences(self.commitment)
         if not self.as_committed:
             return (
                 f"{text} But the model was asked with {self.images}, and not with all images that "
@@ -399,21 +368,6 @@ class OwnershipReport(Report):
         """
         with _FORMAT.reading_json(path) as data:
             return cls.from_dict(data["report"])
-
-
-def check_level(name: str, level: float) -> None:
-    """Raise `SettingsError` for what is no level of a test."""
-    if not isinstance(level, Real) or not 0 < level < 1:
-        raise SettingsError(f"{name} must be in (0, 1), got {level!r}")
-
-
-def check_reachable(alpha: float, pairs: int, least: float) -> None:
-    """Raise `SettingsError` for a level that no result of so many pairs can reach."""
-    if least > alpha:
-        raise SettingsError(
-            f"alpha {alpha:g} cannot be reached with {pairs} pairs, whose p-value is at least "
-            f"{least:.3g}: take a larger alpha, or make a key with more pairs"
-        )
 
 
 _COLUMNS = ("model", "asked for", "p-value", "pairs", "chosen", "decoy", "difference", "queries")
