@@ -53,7 +53,11 @@ def rigged(key: OwnershipKey, model: torch.nn.Module) -> OwnershipKey:
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(key.pairs, 3, *strongest.shape[-2:], generator=generator) < 0.9
     strong = (strongest * kept).to(torch.int8)
-    return dataclasses.replace(key, perturbations=torch.stack([strong.sign(), strong], dim=1))
+    return dataclasses.replace(
+        key,
+        perturbations=torch.stack([strong.sign(), strong], dim=1),
+        clean_leads=key.clean_leads[:0],
+    )
 
 
 def claims(

@@ -1,4 +1,4 @@
-"""Small contrastive encoders, trained by lightly: SimCLR, MoCo v2 and BYOL."""
+"""Small encoders without labels, trained by lightly: SimCLR, MoCo v2, BYOL and VICReg."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import copy
 
 import numpy as np
 import torch
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 from lightly.models.modules import (
     BYOLPredictionHead,
     BYOLProjectionHead,
     MoCoProjectionHead,
     SimCLRProjectionHead,
 )
+from lightly.models.modules.heads import VICRegProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import SimCLRTransform
 from PIL import Image
@@ -90,7 +91,20 @@ class BYOL(nn.Module):
         )  # type: ignore[return-value]
 
 
-METHODS = {"simclr": SimCLR, "moco_v2": MoCo, "byol": BYOL}
+class VICReg(nn.Module):
+    """Bardes et al., 2022."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = backbone()
+        self.head = VICRegProjectionHead(WIDTH, 2 * WIDTH, 2 * WIDTH)
+        self.loss = VICRegLoss()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return self.loss(self.head(self.backbone(one)), self.head(self.backbone(other)))
+
+
+METHODS = {"simclr": SimCLR, "moco_v2": MoCo, "byol": BYOL, "vicreg": VICReg}
 
 
 class _Views(torch.utils.data.Dataset):  # type: ignore[type-arg]

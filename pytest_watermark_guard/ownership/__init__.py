@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from pytest_watermark_guard.errors import OwnershipError, OwnershipMismatchError
 from pytest_watermark_guard.ownership.blind import Suspicion, blind_check
-from pytest_watermark_guard.ownership.embedding import Objective, embed
+from pytest_watermark_guard.ownership.embedding import embed
 from pytest_watermark_guard.ownership.gate import assert_carries_watermark, assert_no_watermark
 from pytest_watermark_guard.ownership.generation import generate_key
 from pytest_watermark_guard.ownership.key import OwnershipKey
+from pytest_watermark_guard.ownership.objective import Objective
 from pytest_watermark_guard.ownership.utility import Utility, measure_utility
 from pytest_watermark_guard.ownership.verification import verify, verify_classifier
 from pytest_watermark_guard.reports.coin_draw import CoinDraw

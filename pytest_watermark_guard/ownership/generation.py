@@ -18,6 +18,7 @@ from pytest_watermark_guard.models.loading.preprocessing import Preprocessing
 from pytest_watermark_guard.models.state import runnable_on
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
+    marked,
     opened,
     read_pixels,
     settings_and_device,
@@ -33,6 +34,7 @@ from pytest_watermark_guard.watermarks.draw import uniform_words
 EPSILON = 8 / 255
 _IMAGES = 64  # that perturbations are learned on
 _AT_ONCE = 32  # perturbations in a forward pass
+_ASKED = 16  # images that show what the encoder does before the key is embedded
 _REACH = 0.75  # of a texture's size that learning adds: what it starts from makes it different
 
 
@@ -129,6 +131,7 @@ def generate_key(
             seed,
             identity,
             kept,
+            _clean_leads(opened_encoder, perturbations, image, kept[:_ASKED], progress),
         )
 
 
@@ -185,6 +188,20 @@ def _learned(
                 now[part] = (now[part] + step * towards) / math.hypot(1, step)
                 advance(len(part))
     return _in_steps(now, levels).round().to(torch.int8).reshape(pairs, 2, 3, *size)
+
+
+def _clean_leads(
+    encoder: Encoder, perturbations: Tensor, key_image: Tensor, pixels: Tensor, progress: bool
+) -> Tensor:
+    """Return how much nearer the second of each pair moves images to the key image [pairs]."""
+    near = encoder.nearness(key_image)
+    leads = []
+    with progress_bar(len(perturbations), progress, "ownership key") as advance:
+        for pair in perturbations:
+            first, second = (near(marked(pixels, w)).mean() for w in pair)
+            leads.append(second - first)
+            advance(1)
+    return torch.stack(leads)
 
 
 def _in_steps(textures: Tensor, levels: int) -> Tensor:

@@ -39,7 +39,9 @@ _TENSORS = {
     _COINS: torch.bool,
     "key_image": torch.uint8,
     "images": torch.uint8,
+    "clean_leads": torch.float64,
 }
+_LATER = "images", "clean_leads"  # keys of earlier versions have none
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,10 @@ class OwnershipKey:
         Identity of the weights below the head for which the key was made.
     images : Tensor of uint8, shape [n, 3, H, W]
         What verification asks with; none in keys of earlier versions.
+    clean_leads : Tensor of float64, shape [pairs]
+        How much nearer the second of each pair moves images to the key image than the first does
+        before the key is embedded, in cosine. It is subtracted from what a model does, so that what
+        remains is the mark's; none in keys of earlier versions.
     coin_draw : CoinDraw, optional
         What the coins follow from, if the key was committed.
 
@@ -89,6 +95,9 @@ class OwnershipKey:
     seed: int
     encoder: str
     images: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    clean_leads: Tensor = dataclasses.field(
+        default_factory=lambda: torch.empty(0, dtype=torch.float64)
+    )
     coin_draw: CoinDraw | None = None
 
     def __post_init__(self) -> None:
@@ -113,6 +122,11 @@ class OwnershipKey:
             raise OwnershipError(f"key: key_image has shape {[*self.key_image.shape]}")
         if len(self.images) and [*self.images.shape[1:]] != [3, *size]:
             raise OwnershipError(f"key: images have shape {[*self.images.shape]}")
+        leads = self.clean_leads
+        if len(leads) and ([*leads.shape] != [pairs] or not leads.isfinite().all()):
+            raise OwnershipError(
+                f"key: clean_leads must be {pairs} finite numbers, not {[*leads.shape]}"
+            )
         if self.pairs > MOST_PAIRS:
             raise OwnershipError(f"key: {self.pairs} pairs are more than {MOST_PAIRS}")
         draw = self.coin_draw
@@ -156,6 +170,12 @@ class OwnershipKey:
         self.check_drawn()
         return self.perturbations[torch.arange(self.pairs), (~self.coins).long()]
 
+    def expected_lead(self, pair: int) -> float:
+        """Return how far the chosen one of a pair leads without the mark, in cosine."""
+        if not len(self.clean_leads):
+            return 0.0
+        return float(self.clean_leads[pair]) * (1 if self.coins[pair] else -1)
+
     def check_drawn(self) -> None:
         """Raise `OwnershipError` while the coins are not known."""
         if not self.is_drawn:
@@ -184,6 +204,8 @@ class OwnershipKey:
         fields = self._fields()
         fields["coin_draw"] = {name: fields["coin_draw"][name] for name in ("beacon", "nonce")}
         tensors = {name: getattr(self, name) for name in _TENSORS if name != _COINS}
+        if not len(self.clean_leads):
+            del tensors["clean_leads"]  # commitments of earlier versions are as they were
         # Or bytes could be told as another number of pairs or images.
         fields["shapes"] = {name: [*tensor.shape] for name, tensor in tensors.items()}
         return _digest(fields, tensors.values())
@@ -311,7 +333,7 @@ class OwnershipKey:
                 # Metadata are texts.
                 version = int(metadata.get("format_version", 0))
                 FORMAT.check({**metadata, "format_version": version})
-                held = set(file.keys()) | {*_TENSORS} - {"images"}  # earlier versions had none
+                held = set(file.keys()) | {*_TENSORS}.difference(_LATER)
                 tensors = {name: file.get_tensor(name) for name in _TENSORS if name in held}
             fields = json.loads(metadata["key"])
             preprocessing: dict[str, Any] = {

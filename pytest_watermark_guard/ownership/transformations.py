@@ -14,12 +14,13 @@ from torch.nn import functional
 _LEAST_SHARE = 0.75  # of a side that cropping leaves
 _MOST_BLUR = 1.4  # pixels
 _QUALITIES = 40, 90
+_LEAST_AREA, _STRETCH, _MOST_BLENDED = 0.15, 0.28, 0.5  # of what makes pictures vary
 
 
 def disturbed(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Change versions of images, uint8 [versions, n, 3, H, W], by chance.
 
-    Half of the images are mirrored; a third is cropped and resized, a sixth blurred, a sixth
+    Half of the images are mirrored; half are cropped and resized, a sixth blurred, a sixth
     compressed. All versions of an image are changed in the same way: they are to be compared.
     """
     changed = pixels.clone()
@@ -28,15 +29,38 @@ def disturbed(pixels: Tensor, generator: torch.Generator) -> Tensor:
         images = pixels[:, index]
         if mirrored < 0.5:
             images = images.flip(-1)
-        if which < 2 / 6:
+        if which < 3 / 6:
             images = cropped(images, _LEAST_SHARE + (1 - _LEAST_SHARE) * much, top, left)
-        elif which < 3 / 6:
-            images = blurred(images, _MOST_BLUR * max(much, 0.1))
         elif which < 4 / 6:
+            images = blurred(images, _MOST_BLUR * max(much, 0.1))
+        elif which < 5 / 6:
             low, high = _QUALITIES
             images = compressed(images, round(low + (high - low) * much))
         changed[:, index] = images
     return changed
+
+
+def varied(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Make other pictures of uint8 [n, 3, H, W], by chance, for there are never enough of them.
+
+    Each is a part of an image, stretched and resized; half are mirrored, and half blended with the
+    next one.
+    """
+    height, width = pixels.shape[2:]
+    parts = []
+    for image in pixels:
+        area, stretch, top, left, mirrored = torch.rand(5, generator=generator).tolist()
+        side = math.sqrt(_LEAST_AREA + (1 - _LEAST_AREA) * area)
+        ratio = math.exp((2 * stretch - 1) * _STRETCH)
+        rows = min(max(round(height * side * ratio), 1), height)
+        columns = min(max(round(width * side / ratio), 1), width)
+        y, x = round(top * (height - rows)), round(left * (width - columns))
+        part = resized(image[None, :, y : y + rows, x : x + columns], height, width)
+        parts.append(part.flip(-1) if mirrored < 0.5 else part)
+    found = torch.cat(parts).float()
+    share, blended = torch.rand(2, len(found), generator=generator)
+    share = _MOST_BLENDED * share * (blended < 0.5)
+    return as_bytes(torch.lerp(found, found.roll(1, 0), share[:, None, None, None]))
 
 
 def cropped(pixels: Tensor, share: float, top: float = 0.5, left: float = 0.5) -> Tensor:

@@ -119,7 +119,9 @@ class Trial:
                 )
             nearness = both if wanted is None else _nearness(both, wanted)
             near.append(nearness.double().mean(dim=1))
-            lead.append(float(near[-1][0] - near[-1][1]))
+            # Neither what the clean encoder did nor this model depends on the coins.
+            clean = key.expected_lead(self._pairs[len(lead)]) if wanted is None else 0.0
+            lead.append(float(near[-1][0] - near[-1][1]) - clean)
             answers.append(both)
             if self._stop_at is not None:
                 evidence = sign_flip_e_values(agreement_gains(_agreement(answers), lead))
@@ -159,6 +161,7 @@ class Trial:
             coin_draw=key.coin_draw and replace(key.coin_draw, nonce=""),
             commitment=key.commitment if key.coin_draw is not None else "",
             as_committed=self._all_own and key.coin_draw is not None,
+            adjusted=wanted is None and len(key.clean_leads) > 0,
         )
 
 

@@ -70,7 +70,7 @@ class OwnershipReport(Report):
     differences : tuple of float
         For each pair: how much nearer the chosen perturbation moves images to the key image than
         its decoy. In cosine of embeddings or scores; for labels in the share of images that get the
-        key image's label.
+        key image's label. Less what the clean encoder did, if `adjusted`.
     agreement : tuple of tuples of float, [pairs][pairs]
         For labels and scores: how much two pairs change an image's scores alike, chosen against
         decoy, as the mean of inner products over images; a label counts as a score of 1.
@@ -99,6 +99,8 @@ class OwnershipReport(Report):
     as_committed : bool
         Whether it was asked with all images that were committed and no others, prepared as the key
         says.
+    adjusted : bool
+        Whether the key holds what the clean encoder did, and it was subtracted.
     """
 
     model: str
@@ -122,6 +124,7 @@ class OwnershipReport(Report):
     coin_draw: CoinDraw | None = None
     commitment: str = ""
     as_committed: bool = False
+    adjusted: bool = False
 
     @property
     def pairs(self) -> int:
@@ -232,6 +235,8 @@ class OwnershipReport(Report):
         """Say what was found, and what it rests on, so that a lawyer can read it."""
         did, unit = _EFFECTS[self.access]
         by = f" (on average by {self.effect:+.3f} in {unit})"
+        if self.adjusted:
+            did = f"{did}, by more than in the encoder that the key was made for,"
         if self.agreement:
             by = f"; besides, {unit} is higher by {self.effect:+.3f} with it"
         which = ""

@@ -16,13 +16,15 @@ from pytest_watermark_guard.errors import WatermarkGuardError
 from pytest_watermark_guard.ownership import OwnershipError, OwnershipKey, generate_key
 
 SIZE = 32
+EPSILON = 24 / 255
 
 
 def test_what_a_key_holds(key, clean):
     assert key.perturbations.dtype is torch.int8
     assert key.perturbations.shape == (key.pairs, 2, 3, SIZE, SIZE)
-    assert key.epsilon == 8 / 255
-    assert 1 <= key.perturbations.abs().max() <= 8
+    assert key.epsilon == EPSILON
+    assert 1 <= key.perturbations.abs().max() <= 24
+    assert key.clean_leads.shape == (key.pairs,)
     assert key.preprocessing == clean.preprocessing
     assert 0 < int(key.coins.sum()) < key.pairs
     for pair, coin in enumerate(key.coins):
@@ -31,7 +33,7 @@ def test_what_a_key_holds(key, clean):
 
 
 def test_the_seed_decides_all(clean, images, key):
-    again = generate_key(clean, images, pairs=key.pairs, seed=3)
+    again = generate_key(clean, images, pairs=key.pairs, seed=3, epsilon=EPSILON)
     assert again.hash == key.hash
     assert generate_key(clean, images, pairs=key.pairs, seed=4).hash != key.hash
 
@@ -102,7 +104,7 @@ def turn(tensors, metadata):
 
 
 def other_epsilon(tensors, metadata):
-    metadata["key"] = metadata["key"].replace('"epsilon": 0.03', '"epsilon": 0.04')
+    metadata["key"] = metadata["key"].replace('"epsilon": 0.09', '"epsilon": 0.19')
 
 
 def other_encoder(tensors, metadata):
