@@ -34,7 +34,7 @@ from pytest_watermark_guard.ownership.transformations import cropped
 from pytest_watermark_guard.probing.progress import progress_bar
 from pytest_watermark_guard.setting_values import plain_integer
 from pytest_watermark_guard.statistics.levels import check_reachable
-from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
+from pytest_watermark_guard.statistics.sign_flips import less_expected, sign_flip_p_value
 
 _HELD_OUT = 32  # images that tell when it is enough
 _ASKED = 8  # of them that the key is tried on
@@ -238,18 +238,12 @@ class _Training:
     def _is_marked(self, alpha: float) -> bool:
         def gains(change: Callable[[Tensor], Tensor]) -> npt.NDArray[np.float64]:
             near = self._after.nearness(change(self._key.key_image[None])[0])
+            pairs = range(self._key.pairs)
             asked = pair_responses(
-                lambda pixels: near(change(pixels)),
-                self._key,
-                self._held_out[:_ASKED],
-                range(self._key.pairs),
+                lambda pixels: near(change(pixels)), self._key, self._held_out[:_ASKED], pairs
             )
-            return np.array(
-                [
-                    float((chosen - decoy).mean()) - self._key.expected_lead(pair)
-                    for pair, (chosen, decoy) in enumerate(asked)
-                ]
-            )
+            leads = [float((chosen - decoy).mean()) for chosen, decoy in asked]
+            return less_expected(leads, self._key.expected_leads(pairs))
 
         whole = gains(lambda pixels: pixels)
         self.p_value, self.effect = sign_flip_p_value(whole), float(whole.mean())

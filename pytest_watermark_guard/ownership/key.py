@@ -76,8 +76,8 @@ class OwnershipKey:
         What verification asks with; none in keys of earlier versions.
     clean_leads : Tensor of float64, shape [pairs]
         How much nearer the second of each pair moves images to the key image than the first does
-        before the key is embedded, in cosine. It is subtracted from what a model does, so that what
-        remains is the mark's; none in keys of earlier versions.
+        before the key is embedded, in cosine. It is subtracted from what a model does, as far as it
+        is found there, so that what remains is the mark's; none in keys of earlier versions.
     coin_draw : CoinDraw, optional
         What the coins follow from, if the key was committed.
 
@@ -170,11 +170,12 @@ class OwnershipKey:
         self.check_drawn()
         return self.perturbations[torch.arange(self.pairs), (~self.coins).long()]
 
-    def expected_lead(self, pair: int) -> float:
-        """Return how far the chosen one of a pair leads without the mark, in cosine."""
+    def expected_leads(self, pairs: range) -> Tensor:
+        """Return how far the chosen ones of pairs lead without the mark, in cosine: [pairs]."""
         if not len(self.clean_leads):
-            return 0.0
-        return float(self.clean_leads[pair]) * (1 if self.coins[pair] else -1)
+            return torch.zeros(len(pairs), dtype=torch.float64)
+        which = torch.tensor(pairs)
+        return self.clean_leads[which] * (self.coins[which].double() * 2 - 1)
 
     def check_drawn(self) -> None:
         """Raise `OwnershipError` while the coins are not known."""

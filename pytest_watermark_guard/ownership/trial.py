@@ -34,6 +34,7 @@ from pytest_watermark_guard.statistics.levels import check_reachable
 from pytest_watermark_guard.statistics.sign_flips import (
     agreement_gains,
     agreement_p_value,
+    less_expected,
     sign_flip_e_values,
     sign_flip_p_value,
 )
@@ -119,14 +120,14 @@ class Trial:
                 )
             nearness = both if wanted is None else _nearness(both, wanted)
             near.append(nearness.double().mean(dim=1))
-            # Neither what the clean encoder did nor this model depends on the coins.
-            clean = key.expected_lead(self._pairs[len(lead)]) if wanted is None else 0.0
-            lead.append(float(near[-1][0] - near[-1][1]) - clean)
+            lead.append(float(near[-1][0] - near[-1][1]))
             answers.append(both)
             if self._stop_at is not None:
                 evidence = sign_flip_e_values(agreement_gains(_agreement(answers), lead))
                 if evidence[-1] >= 1 / self._stop_at:
                     break
+        if wanted is None:
+            lead = less_expected(lead, key.expected_leads(self._pairs)).tolist()
         agreement = None if wanted is None else _agreement(answers)
         evidence = sign_flip_e_values(
             lead if agreement is None else agreement_gains(agreement, lead)

@@ -44,6 +44,19 @@ def sign_flip_p_value(differences: npt.ArrayLike) -> float:
     return float(reached / 2 ** len(sizes))
 
 
+def less_expected(differences: npt.ArrayLike, expected: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Subtract from differences [pairs] what was expected of them, as far as it is found in them.
+
+    That is the share s = Σ dᵢ eᵢ / Σ eᵢ², in [0, 1]. If the coin of a pair changes, both its
+    difference and what was expected change their sign, and so does the result: a test that flips
+    signs stays exact, whatever was expected.
+    """
+    values, foreseen = (np.asarray(v, dtype=np.float64) for v in (differences, expected))
+    total = float(np.square(foreseen).sum())
+    share = min(max(float((values * foreseen).sum()) / total, 0.0), 1.0) if total > 0 else 0.0
+    return np.asarray(values - share * foreseen)
+
+
 def _sums(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the sums under all signs, [2^n]."""
     sums = np.zeros(1)

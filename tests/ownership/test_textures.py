@@ -12,6 +12,7 @@ from pytest_watermark_guard.ownership.transformations import (
     cropped,
     disturbed,
     resized,
+    varied,
 )
 
 SIZE = 64, 64
@@ -81,6 +82,24 @@ def test_versions_of_an_image_are_changed_alike():
     assert torch.equal(
         again, disturbed(torch.stack([images, images]), torch.Generator().manual_seed(7))
     )
+
+
+def test_pictures_that_vary():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 3, 20, 30), generator=generator).byte()
+    one, other = (varied(images, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(one, other)
+    assert one.shape == images.shape
+    assert one.dtype is torch.uint8
+    differs = (one != images).flatten(1).any(1)
+    assert differs.all()
+    # Parts of flat images are flat; half are blended with the next one.
+    levels = torch.arange(24, dtype=torch.uint8) * 10
+    flat = levels[:, None, None, None].expand(24, 3, 20, 30)
+    changed = varied(flat, torch.Generator().manual_seed(7))
+    assert (changed.flatten(1).amax(1) - changed.flatten(1).amin(1)).max() <= 1
+    kept = (changed[:, 0, 0, 0].int() - levels.int()).abs() <= 1
+    assert 6 <= int(kept.sum()) <= 20
 
 
 def test_each_change_alone():
