@@ -21,12 +21,12 @@ def key(encoder):
     # Yours was made and kept once, with `key.save(...)`; the fixture wm_key reads it (--wm-key).
     # The seed is here so that this example does the same each time: a key of yours has none.
     # And to this small encoder all images look much alike: with 8/255 it would take minutes.
-    return ownership.generate_key(encoder, epsilon=16 / 255, pairs=16, seed=1)
+    return ownership.generate_key(encoder, epsilon=24 / 255, pairs=16, seed=1)
 
 
 @pytest.fixture(scope="session")
 def release(encoder, key):
-    objective = ownership.Objective(utility=8, watermark=12)
+    objective = ownership.Objective(utility=8, whitened=0.2, watermark=12)
     return ownership.embed(
         encoder, key, objective=objective, steps=400, batch_size=32, learning_rate=2e-3,
         least_utility=0.98, alpha=1e-3,

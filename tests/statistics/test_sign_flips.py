@@ -14,6 +14,7 @@ from pytest_watermark_guard.statistics.sign_flips import (
     MOST_PAIRS,
     agreement_gains,
     agreement_p_value,
+    less_expected,
     pairs_needed,
     sign_flip_e_values,
     sign_flip_p_value,
@@ -180,3 +181,47 @@ def test_how_many_pairs_are_needed():
     assert pairs_needed(none, weak, 1e-9, 0.8) is None
     changes = weak[:, None] + np.zeros((32, 4))
     assert pairs_needed(changes @ changes.T, np.zeros(32), 1e-2, 0.8) <= many + 3
+
+
+pairs_of_numbers = st.lists(
+    st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=1, max_size=8
+)
+
+
+@given(pairs_of_numbers, st.integers(0, 2**8 - 1))
+def test_another_coin_changes_the_sign_of_what_is_left(rows, coins):
+    values, expected = np.array(rows, dtype=float).T
+    signs = np.array([1 - 2 * (coins >> pair & 1) for pair in range(len(rows))])
+    left = less_expected(values, expected)
+    assert np.array_equal(less_expected(signs * values, signs * expected), signs * left)
+
+
+@given(pairs_of_numbers)
+def test_what_is_left_is_no_larger(rows):
+    values, expected = np.array(rows, dtype=float).T
+    left = less_expected(values, expected)
+    assert np.square(left).sum() <= np.square(values).sum() * (1 + 1e-12)
+    # All that least squares would take, but never more than was expected, nor its opposite.
+    if np.square(expected).sum() > 0:
+        share = np.linalg.lstsq(expected[:, None], values, rcond=None)[0][0]
+        assert np.allclose(left, values - np.clip(share, 0, 1) * expected)
+
+
+def test_what_was_expected_does_not_hide_a_mark():
+    rng = np.random.default_rng(0)
+    expected = rng.normal(0, 3, 32)
+    values = expected + rng.normal(1, 0.5, 32)
+    assert sign_flip_p_value(values) > 0.01
+    assert sign_flip_p_value(less_expected(values, expected)) < 1e-8
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_under_the_null_what_was_expected_finds_no_more(alpha):
+    """Whoever made up what was expected did not know the coins."""
+    rng = np.random.default_rng(0)
+    by_pair = np.abs(rng.normal(size=12))
+    found = 0
+    for _ in range(2000):
+        signs = rng.integers(2, size=12) * 2 - 1
+        found += sign_flip_p_value(less_expected(signs * by_pair, signs * by_pair**2)) <= alpha
+    assert found <= 2000 * alpha + 4 * np.sqrt(2000 * alpha)
