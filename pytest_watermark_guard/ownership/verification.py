@@ -89,7 +89,9 @@ def verify(
     larger for those that the coins chose. Given the model, the coins are fair and independent if it
     was made without them: the p-value is exact, whatever the model, the images and the
     perturbations are. That the coins are fair has to be believed of a key with coins of its own; of
-    a committed key it follows from the beacon (see `OwnershipKey.commit`).
+    a committed key it follows from the beacon (see `OwnershipKey.commit`). What the clean encoder
+    did was fixed before the coins, and is subtracted (covariance adjustment of a randomisation
+    test; Rosenbaum, 2002): see `pytest_watermark_guard.statistics.sign_flips.less_expected`.
     """
 
     def measured(candidate: nn.Module | str, trial: Trial, called: str | None) -> OwnershipReport:
