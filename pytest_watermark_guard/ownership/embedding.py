@@ -72,7 +72,7 @@ def embed(
     It is trained until, on images that it was not trained on, embeddings keep `least_utility`, the
     key is found with a p-value of at most `alpha`, and in queries that are mirrored and cropped to
     0.8 of their sides with one of at most √`alpha`, and embedded perturbations move images towards
-    the key image by a sixth of the objective's ``apart`` more than their decoys do. The watermark's
+    the key image by an eighth of the objective's ``apart`` more than their decoys do. The watermark's
     weight in the loss rises while only utility is reached, and falls while only the watermark is.
     Where only utility is missing, the weights between these and the original's are tried. The
     statistics of batch norm are frozen, and the head is not touched.
@@ -203,7 +203,7 @@ class _Training:
         self._generator = torch.Generator().manual_seed((key.seed + 1) % 2**63)
         self._steps = steps
         self.taken = 0
-        self._wanted = objective.apart / 6
+        self._wanted = objective.apart / 8
         self._balance = 1.0
         self.utility = self.p_value = self.p_cropped = self.effect = float("nan")
 
