@@ -71,11 +71,11 @@ def embed(
 
     It is trained until, on images that it was not trained on, embeddings keep `least_utility`, the
     key is found with a p-value of at most `alpha`, in queries that are mirrored and cropped to 0.8
-    of their sides with one of at most √`alpha`, and embedded perturbations move images towards the
-    key image by an eighth of the objective's ``apart`` more than their decoys do. The watermark's
-    weight in the loss rises while only utility is reached, and falls while only the watermark is.
-    Where only utility is missing, the weights between these and the original's are tried. The
-    statistics of batch norm are frozen, and the head is not touched.
+    of their sides with one of at most the square root of that, and embedded perturbations move
+    images towards the key image by an eighth of the objective's ``apart`` more than their decoys
+    do. The watermark's weight in the loss rises while only utility is reached, and falls while only
+    the watermark is. Where only utility is missing, the weights between these and the original's
+    are tried. The statistics of batch norm are frozen, and the head is not touched.
 
     Parameters
     ----------

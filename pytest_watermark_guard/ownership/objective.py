@@ -27,7 +27,7 @@ class Objective:
         blended with another one: of a few hundred images alone a large encoder would learn to keep
         the embeddings, and of no others.
     whitened : float
-        Weight of E[|W (E′(x) − E(x))|²] / units, of embeddings of length 1; W makes those of the
+        Weight of E[‖W (E′(x) − E(x))‖²] / units, of embeddings of length 1; W makes those of the
         original uncorrelated and of variance 1. Linear heads live on directions in which embeddings
         differ little, and which the cosine does not see.
     watermark : float
