@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -381,10 +381,7 @@ def main() -> None:
         if MOBILENET in arguments.encoders:
             clean = wm.load_model(mobilenet_spec(data)).module
             clean.classifier = nn.Identity()
-            pre = wm.Preprocessing(
-                size=(SIZE, SIZE), resize=SIZE, mean=wm.Preprocessing.imagenet().mean,
-                std=wm.Preprocessing.imagenet().std,
-            )  # fmt: skip
+            pre = replace(wm.Preprocessing.imagenet(), size=(SIZE, SIZE), resize=SIZE)
             start = time.perf_counter()
             case = made(
                 MOBILENET, clean, {}, pre, photos, 128,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.errors import OwnershipError
+from pytest_watermark_guard.errors import OwnershipError, SettingsError
 from pytest_watermark_guard.models.loading.loading import as_loaded
 from pytest_watermark_guard.models.state import input_dtype
 from pytest_watermark_guard.ownership.checkpoint import Checkpoint
@@ -87,8 +87,8 @@ def embed(
     steps : int, default 600
         The most to take. The learning rate is level in the first half, and falls to 0.
     batch_size : int, default 24
-        Images per step; each is embedded as it is, with an embedded perturbation, and with its
-        decoy, and a quarter of them with random signs.
+        Images per step; of each a part is embedded without a mark, all of it with an embedded
+        perturbation and with its decoy, and a quarter of them with random signs.
     learning_rate : float, default 1e-3
         Adam's. Large pretrained networks lose their utility at this: for MobileNet V2, 2e-4 and 900
         steps of 16 images were enough for an `alpha` of 1e-5.
@@ -126,6 +126,10 @@ def embed(
     """
     for name, number in (("steps", steps), ("batch_size", batch_size), ("max_images", max_images)):
         plain_integer(name, number, least=1)
+    if not least_utility <= 1:
+        raise SettingsError(
+            f"least_utility must be at most 1, as it is a cosine, got {least_utility!r}"
+        )
     key.check_drawn()
     check_reachable(alpha, key.pairs, 2.0**-key.pairs)
     settings, target = settings_and_device(images=images, device=device)

@@ -125,7 +125,8 @@ class OwnershipKey:
         leads = self.clean_leads
         if len(leads) and ([*leads.shape] != [pairs] or not leads.isfinite().all()):
             raise OwnershipError(
-                f"key: clean_leads must be {pairs} finite numbers, not {[*leads.shape]}"
+                f"key: clean_leads must be finite and of shape [{pairs}], and have shape "
+                f"{[*leads.shape]} and {int((~leads.isfinite()).sum())} that are not finite"
             )
         if self.pairs > MOST_PAIRS:
             raise OwnershipError(f"key: {self.pairs} pairs are more than {MOST_PAIRS}")

@@ -53,6 +53,8 @@ def test_the_commitment_is_of_everything_else(committed):
         ("perturbations", committed.perturbations.flip(1)),
         ("key_image", 255 - committed.key_image),
         ("images", committed.images.flip(0)),
+        ("clean_leads", -committed.clean_leads),
+        ("clean_leads", committed.clean_leads[:0]),
         ("encoder", "another"),
         ("seed", 99),
         ("coin_draw", dataclasses.replace(committed.coin_draw, beacon="another")),

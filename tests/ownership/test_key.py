@@ -107,11 +107,15 @@ def other_epsilon(tensors, metadata):
     metadata["key"] = metadata["key"].replace('"epsilon": 0.09', '"epsilon": 0.19')
 
 
+def other_leads(tensors, metadata):
+    tensors["clean_leads"] = -tensors["clean_leads"]
+
+
 def other_encoder(tensors, metadata):
     metadata["key"] = metadata["key"].replace('"encoder": "', '"encoder": "0')
 
 
-@pytest.mark.parametrize("change", [toss, turn, other_epsilon, other_encoder])
+@pytest.mark.parametrize("change", [toss, turn, other_leads, other_epsilon, other_encoder])
 def test_a_file_that_was_changed_is_refused(key, tmp_path, change):
     path = tmp_path / "key.safetensors"
     key.save(path)
@@ -184,3 +188,7 @@ def test_parts_must_fit(key):
         dataclasses.replace(key, epsilon=0.001)
     with pytest.raises(OwnershipError, match="key_image has shape"):
         dataclasses.replace(key, key_image=key.key_image[:, 1:])
+    with pytest.raises(OwnershipError, match=r"clean_leads must be finite and of shape \[18\]"):
+        dataclasses.replace(key, clean_leads=key.clean_leads[1:])
+    with pytest.raises(OwnershipError, match="and 18 that are not finite"):
+        dataclasses.replace(key, clean_leads=key.clean_leads * float("nan"))

@@ -257,6 +257,8 @@ def test_checkpoints_of_which_a_part_does_not_fit(clean, key, images, tmp_path, 
         ({"batch_size": 1.5}, "batch_size must be an integer"),
         ({"max_images": -1}, "max_images must be an integer"),
         ({"alpha": 1e-8}, "cannot be reached with 18 pairs"),
+        ({"least_utility": 1.5}, "least_utility must be at most 1"),
+        ({"least_utility": float("nan")}, "least_utility must be at most 1"),
     ],
     ids=str,
 )
