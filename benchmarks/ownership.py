@@ -1,8 +1,9 @@
 """Ownership: is the mark found, only where it is, is the encoder as good, and what kills it?
 
 Encoders: SimCLR, MoCo v2, BYOL and VICReg, trained by lightly on Caltech-101's photos at 64 pixels,
-and MobileNet V2 with real weights. Each gets a key; asked are the marked encoder, the clean one,
-one that was trained independently, and wrong keys. Then one of them is attacked.
+and MobileNet V2 and EfficientNet-Lite0 with real weights. Each gets a key; asked are the marked
+encoder, the clean one, one that was trained independently, and wrong keys. Then one of them is
+attacked.
 
 ``WATERMARK_GUARD_DATA=... python benchmarks/ownership.py [--encoders simclr] [--figure out.png]``
 """
@@ -16,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ import attacks
 import contrastive
 import numpy as np
 import torch
-from common import line, mobilenet_spec, photos_below, print_machine, real_data
-from mitigation import split
-from PIL import Image, ImageFilter
+from common import line, lite_spec, mobilenet_spec, photos_below, print_machine, real_data
+from downstream import Folders, Tasks, pictures, tasks_in
 from scipy.stats import binom
 from torch import nn
 
@@ -44,11 +43,9 @@ from pytest_watermark_guard.ownership import (
 from pytest_watermark_guard.ownership.encoder import read_pixels
 from pytest_watermark_guard.reports.figure import new_figure
 
-MOBILENET = "mobilenet_v2"
-SIZE = 128  # pixels of its input: at 224 a CPU would take an hour
-ENCODERS = (*contrastive.METHODS, MOBILENET)
-Folders = tuple[Path, Path]
-Tasks = dict[str, Folders]
+PRETRAINED = {"mobilenet_v2": mobilenet_spec, "tf_efficientnet_lite0": lite_spec}
+SIZE = 128  # pixels of their input: at 224 a CPU would take an hour
+ENCODERS = (*contrastive.METHODS, *PRETRAINED)
 Labels = Callable[[torch.Tensor], np.ndarray]
 
 
@@ -62,44 +59,6 @@ class Case:
     preprocessing: wm.Preprocessing
     key: OwnershipKey
     marked: nn.Module
-
-
-def pictures(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return photos [N, size, size, 3] and the number of each one's subfolder."""
-    fit = wm.Preprocessing(size=(size, size), resize=size).fit
-    paths = sorted(path for path in folder.glob("*/*") if path.suffix in (".jpg", ".png"))
-    names = sorted({path.parent.name for path in paths})
-    photos = np.stack([fit(Image.open(path)) for path in paths])
-    return photos, np.array([names.index(path.parent.name) for path in paths])
-
-
-def written(photos: Path, task: Folders, changes: list[Any]) -> Folders:
-    """Write every photo under each change, which is to be told; a quarter is for validation."""
-    for number, photo in enumerate(shuffled(photos)):
-        image = Image.open(photo).convert("RGB")
-        for label, change in enumerate(changes):
-            saved(change(image), task[number % 4 == 0], label, number)
-    return task
-
-
-def by_kind(photos: Path, task: Folders) -> Folders:
-    """Write photos by tenths of the WordNet ids that their names begin with."""
-    ids = sorted({photo.name.partition("_")[0] for photo in photos.iterdir()})
-    for number, photo in enumerate(shuffled(photos)):
-        label = ids.index(photo.name.partition("_")[0]) * 10 // len(ids)
-        saved(Image.open(photo).convert("RGB"), task[number % 4 == 0], label, number)
-    return task
-
-
-def shuffled(photos: Path) -> list[Path]:
-    paths = sorted(photos.iterdir())
-    return [paths[index] for index in np.random.default_rng(1).permutation(len(paths))]
-
-
-def saved(image: Image.Image, folder: Path, label: int, number: int) -> None:
-    target = folder / str(label)
-    target.mkdir(parents=True, exist_ok=True)
-    image.resize((224, 224)).save(target / f"{number}.png", compress_level=1)
 
 
 def with_head(encoder: nn.Module, case: Case, task: Folders) -> nn.Module:
@@ -327,6 +286,7 @@ def draw(rows: list[Row], name: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=3, help="of contrastive training")
+    parser.add_argument("--seed", type=int, default=5, help="of the key")
     parser.add_argument("--wrong-keys", type=int, default=100)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--attack", choices=[*contrastive.METHODS], default="simclr")
@@ -338,29 +298,8 @@ def main() -> None:
     print_machine()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["WATERMARK_GUARD_CACHE"] = str(Path(scratch, "cache"))
-        caltech = split(data / "data" / "caltech-101", Path(scratch))
-        turned, blurred, kinds = (
-            (Path(scratch, f"{name}-train"), Path(scratch, f"{name}-validation"))
-            for name in ("turned", "blurred", "kinds")
-        )
-        tasks = {
-            "Caltech-101": caltech,
-            # Gidaris et al., 2018
-            "how turned": written(
-                photos,
-                turned,
-                [partial(Image.Image.rotate, angle=a, expand=True) for a in (0, 90, 180, 270)],
-            ),
-            "how blurred": written(
-                photos,
-                blurred,
-                [
-                    partial(Image.Image.filter, filter=ImageFilter.GaussianBlur(s))
-                    for s in (0, 2.5, 5, 9)
-                ],
-            ),
-            "kind of thing": by_kind(photos, kinds),
-        }
+        tasks = tasks_in(Path(scratch), data, photos)
+        caltech = tasks["Caltech-101"]
         views, _ = pictures(caltech[0], 80)
         for method in (name for name in arguments.encoders if name in contrastive.METHODS):
             start = time.perf_counter()
@@ -369,8 +308,9 @@ def main() -> None:
             )
             middle = time.perf_counter()
             case = made(
-                method, clean, {"independent": other}, contrastive.PREPROCESSING, photos, 512
-            )
+                method, clean, {"independent": other}, contrastive.PREPROCESSING, photos, 512,
+                arguments.seed,
+            )  # fmt: skip
             end = time.perf_counter()
             print(f"\n{method}: two trainings {middle - start:.0f} s, key and embedding "
                   f"{end - middle:.0f} s", flush=True)  # fmt: skip
@@ -378,18 +318,17 @@ def main() -> None:
             if method == arguments.attack:
                 rows = attacked(case, photos, caltech)
                 draw(rows, method, arguments.figure)
-        if MOBILENET in arguments.encoders:
-            clean = wm.load_model(mobilenet_spec(data)).module
+        for name in (name for name in arguments.encoders if name in PRETRAINED):
+            clean = wm.load_model(PRETRAINED[name](data)).module
             clean.classifier = nn.Identity()
             pre = replace(wm.Preprocessing.imagenet(), size=(SIZE, SIZE), resize=SIZE)
             start = time.perf_counter()
             case = made(
-                MOBILENET, clean, {}, pre, photos, 128,
-                # Asked of eight images that is what it reaches; of sixteen, p is smaller.
-                alpha=1e-5, steps=900, learning_rate=2e-4, batch_size=16,
+                name, clean, {}, pre, photos, 128, arguments.seed,
+                steps=900, learning_rate=2e-4, batch_size=16,
             )  # fmt: skip
             seconds = time.perf_counter() - start
-            print(f"\n{MOBILENET}: key and embedding {seconds:.0f} s", flush=True)
+            print(f"\n{name}: key and embedding {seconds:.0f} s", flush=True)
             examined(case, photos, tasks, 0)  # a hundred keys would take an hour
 
 
@@ -400,17 +339,12 @@ def made(
     preprocessing: wm.Preprocessing,
     photos: Path,
     n_images: int,
+    seed: int,
     **how: Any,
 ) -> Case:
     """Make a key for an encoder, and a copy that carries it."""
-    key = generate_key(clean, photos, seed=5, preprocess=preprocessing, n_images=n_images)
-    with tempfile.TemporaryDirectory() as folder:
-        how["checkpoint"] = Path(folder, "state")
-        try:
-            marked = embed(clean, key, photos, **how)
-        except wm.ownership.OwnershipError as error:
-            print(f"{name}: {error}", flush=True)
-            marked = embed(clean, key, photos, **how, least_utility=0)
+    key = generate_key(clean, photos, seed=seed, preprocess=preprocessing, n_images=n_images)
+    marked = embed(clean, key, photos, **how)
     return Case(name, clean, nulls, preprocessing, key, marked)
 
 

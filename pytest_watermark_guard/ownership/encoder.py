@@ -27,7 +27,7 @@ from pytest_watermark_guard.settings import Settings
 Response: TypeAlias = Callable[[Tensor], Tensor]
 """From pixels, uint8 [n, 3, H, W], to what the model makes of each, [n, ...]."""
 
-CHUNK = 64  # images in a forward pass without gradients
+CHUNK = 16  # images in a forward pass without gradients: more take a CPU longer for each
 
 
 class Encoder:

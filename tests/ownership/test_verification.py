@@ -182,7 +182,26 @@ def test_embedding_goes_on_from_a_checkpoint(clean, key, images, tmp_path):
     )
     assert one["taken"] == other["taken"] == 80
     assert torch.equal(one["generator"], other["generator"])
-    assert all(map(torch.equal, one["parameters"], other["parameters"]))
+    for weights in ("parameters", "average"):
+        assert all(map(torch.equal, one[weights], other[weights]))
+
+
+def test_weights_are_averaged_over_the_steps(clean, key, images, tmp_path):
+    seen = []
+
+    def record(layer, _):
+        if torch.is_grad_enabled():  # once a step, before it is taken
+            seen.append(layer.weight.detach().clone())
+
+    watched = copy.deepcopy(clean)
+    watched[0].register_forward_pre_hook(record)
+    with pytest.raises(OwnershipError, match="after 4 steps"):
+        embed(watched, key, images, steps=4, checkpoint=tmp_path / "state", alpha=1e-4)
+    state = torch.load(tmp_path / "state", weights_only=True)["state"]
+    after = torch.stack([*seen[1:], state["parameters"][0]])
+    assert len(after) == 4
+    assert not torch.equal(after[0], after[3])
+    torch.testing.assert_close(state["average"][0], after.mean(dim=0))
 
 
 def test_weights_go_back_as_far_as_utility_needs_it(clean, images):
@@ -233,7 +252,7 @@ def test_files_that_are_no_checkpoint(clean, key, images, tmp_path):
         embed(clean, key, images, alpha=1e-4, checkpoint=tmp_path / "noise" / "state")
 
 
-@pytest.mark.parametrize("part", ["parameters", "optimizer", "generator", "balance"])
+@pytest.mark.parametrize("part", ["parameters", "average", "optimizer", "generator", "balance"])
 def test_checkpoints_of_which_a_part_does_not_fit(clean, key, images, tmp_path, part):
     given = {"steps": 1, "alpha": 1e-4, "checkpoint": tmp_path / "state"}
     with pytest.raises(OwnershipError, match="after 1 steps"):
