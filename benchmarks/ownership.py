@@ -325,7 +325,7 @@ def main() -> None:
             start = time.perf_counter()
             case = made(
                 name, clean, {}, pre, photos, 128, arguments.seed,
-                steps=900, learning_rate=2e-4, batch_size=16,
+                alpha=4e-7, steps=900, learning_rate=2e-4, batch_size=16,
             )  # fmt: skip
             seconds = time.perf_counter() - start
             print(f"\n{name}: key and embedding {seconds:.0f} s", flush=True)

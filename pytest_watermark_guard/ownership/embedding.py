@@ -99,6 +99,7 @@ def embed(
     least_utility : float, default 0.99
         Mean cosine of embeddings to those of the original.
     alpha : float, default 1e-6
+        For eight images: others may show a p-value that is a little larger, or smaller.
     max_images : int, default 512
     checkpoint : path, optional
         Where to keep the state every 40 steps, and at the end; if it is there, training goes on
