@@ -311,6 +311,8 @@ def main() -> None:
                 method, clean, {"independent": other}, contrastive.PREPROCESSING, photos, 512,
                 arguments.seed,
             )  # fmt: skip
+            if case is None:
+                continue
             end = time.perf_counter()
             print(f"\n{method}: two trainings {middle - start:.0f} s, key and embedding "
                   f"{end - middle:.0f} s", flush=True)  # fmt: skip
@@ -327,6 +329,8 @@ def main() -> None:
                 name, clean, {}, pre, photos, 128, arguments.seed,
                 alpha=4e-7, steps=900, learning_rate=2e-4, batch_size=16,
             )  # fmt: skip
+            if case is None:
+                continue
             seconds = time.perf_counter() - start
             print(f"\n{name}: key and embedding {seconds:.0f} s", flush=True)
             examined(case, photos, tasks, 0)  # a hundred keys would take an hour
@@ -341,10 +345,14 @@ def made(
     n_images: int,
     seed: int,
     **how: Any,
-) -> Case:
-    """Make a key for an encoder, and a copy that carries it."""
+) -> Case | None:
+    """Make a key for an encoder, and a copy that carries it; None if the goal was missed."""
     key = generate_key(clean, photos, seed=seed, preprocess=preprocessing, n_images=n_images)
-    marked = embed(clean, key, photos, **how)
+    try:
+        marked = embed(clean, key, photos, **how)
+    except wm.ownership.OwnershipError as error:
+        line(f"{name}: key embedded", f"no: {error}", "yes", False)
+        return None
     return Case(name, clean, nulls, preprocessing, key, marked)
 
 

@@ -316,8 +316,9 @@ class _Training:
             f"{least_utility:g}), the key's p-value {self.p_value:.2g} (wanted <= {alpha:g}), in "
             f"cropped and mirrored queries {self.p_cropped:.2g} (wanted <= "
             f"{math.sqrt(alpha):.2g}), and the mean difference {self.effect:+.3f} (wanted >= "
-            f"{self._wanted:.2g}): allow more steps, another learning_rate, an objective with "
-            "another balance, or a key with a larger epsilon"
+            f"{self._wanted:.2g}), all with the average of the last weights: allow more steps, "
+            "another learning_rate, an objective with another balance, or a key with a larger "
+            "epsilon"
         )
 
     def resume(self, state: dict[str, Any] | None) -> None:

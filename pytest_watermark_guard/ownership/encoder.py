@@ -27,7 +27,8 @@ from pytest_watermark_guard.settings import Settings
 Response: TypeAlias = Callable[[Tensor], Tensor]
 """From pixels, uint8 [n, 3, H, W], to what the model makes of each, [n, ...]."""
 
-CHUNK = 16  # images in a forward pass without gradients: more take a CPU longer for each
+CHUNK = 64  # images that a model or a function is asked about at once
+_ON_CPU = 16  # of them in a forward pass without gradients: more take a CPU longer for each
 
 
 class Encoder:
@@ -71,8 +72,9 @@ class Encoder:
 
     @torch.no_grad()
     def all(self, pixels: Tensor) -> Tensor:
-        """Embed any number of images without gradients, in batches of `CHUNK`."""
-        return torch.cat([self(part) for part in torch.split(pixels, CHUNK)])
+        """Embed any number of images without gradients, in batches."""
+        size = _ON_CPU if self._device.type == "cpu" else CHUNK
+        return torch.cat([self(part) for part in torch.split(pixels, size)])
 
     def nearness(self, image: Tensor) -> Response:
         """Return what gives the cosine of pixels' embeddings to that of one image [3, H, W]."""

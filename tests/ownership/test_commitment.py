@@ -340,12 +340,10 @@ def test_answers_that_do_not_depend_on_coins_are_worth_nothing(key, n_images):
     def answers(pixels):
         nonlocal asked
         labels = torch.zeros(len(pixels), dtype=torch.int64)
-        if len(pixels) > 1:  # not the key image
-            pattern, first = divmod(asked, n_images)
-            changed = pattern // 2 - first
-            if pattern % 2 == 0 and 0 <= changed < len(pixels):
-                labels[changed] = 1
-            asked += len(pixels)
+        if len(pixels) > 1:
+            if asked % 2 == 0:
+                labels[asked // 2 % len(pixels)] = 1
+            asked += 1
         return labels
 
     report = verify_classifier(answers, key, n_images=n_images)
