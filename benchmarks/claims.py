@@ -23,13 +23,19 @@ from scipy.stats import kstest
 from torchvision.models import mobilenet_v2
 
 import pytest_watermark_guard as wm
-from pytest_watermark_guard.ownership import OwnershipKey, generate_key, verify
-from pytest_watermark_guard.statistics.sign_flips import sign_flip_p_value
+from pytest_watermark_guard.ownership import (
+    OwnershipKey,
+    generate_key,
+    verify,
+    verify_classifier,
+)
+from pytest_watermark_guard.statistics.sign_flips import agreement_p_value, sign_flip_p_value
 
 BEACON = "a beacon's pulse of tomorrow"
 N_IMAGES = 8
 GROUND = 512  # nonces
 PICKED = 100  # sets of images
+ASKED_FOR_LABELS = 14  # pairs: all ways in which their coins can fall are tried 2,000 times
 
 
 def value(number: int) -> str:
@@ -105,6 +111,28 @@ def ground(name: str, lead: np.ndarray, key: OwnershipKey, draws: int) -> None:
          0.005 <= rate <= 0.015)  # fmt: skip
 
 
+def labels(name: str, model: torch.nn.Module, key: OwnershipKey, draws: int) -> None:
+    """Print how often drawn coins convince by labels, compared with the encoder below the head."""
+    short = dataclasses.replace(
+        key, perturbations=key.perturbations[:ASKED_FOR_LABELS], coins=key.coins[:ASKED_FOR_LABELS]
+    ).commit(BEACON)
+    drawn = [short.draw_coins(value(number), "here") for number in range(draws)]
+    report = verify_classifier(model, drawn[0], clean_encoder=model)
+    first = drawn[0].coins
+    p_values = []
+    for other in drawn:
+        signs = np.where(other.coins == first, 1.0, -1.0)
+        agreement = np.array(report.agreement) * np.outer(signs, signs)
+        p_values.append(agreement_p_value(agreement, np.array(report.differences) * signs, 0))
+    # The short way is the long one.
+    again = verify_classifier(model, drawn[1], clean_encoder=model)
+    if not np.isclose(again.p_value, p_values[1], rtol=1e-6):
+        raise SystemExit(f"{name}, labels: {again.p_value} and {p_values[1]} differ")
+    rate = (np.array(p_values) <= 0.01).mean()
+    line(f"{name}, by labels: drawn coins, P(p <= .01)", f"{rate:.2%}", "0.5-1.5 %",
+         0.005 <= rate <= 0.015)  # fmt: skip
+
+
 def some(photos: Path) -> np.ndarray:
     """Return every twentieth photo at the input size, uint8 [n, 224, 224, 3]."""
     fit = wm.Preprocessing.imagenet().fit
@@ -154,6 +182,7 @@ def main() -> None:
         claims(name, model, rigged(key, model), "rigged pairs", arguments.draws)
         claims(name, model, made_up(key, model), "made-up leads", arguments.draws)
         ground(name, lead, key, arguments.draws)
+        labels(name, model, key, arguments.draws)
         if name == "MobileNet V2":
             picked(name, model, key, some(photos))
     print(f"{time.perf_counter() - start:.0f} s")

@@ -105,16 +105,23 @@ def examined(case: Case, photos: Path, tasks: Tasks, wrong_keys: int) -> None:
     found = 0
     for name, task in tasks.items():
         released, clean = (with_head(model, case, task) for model in (case.marked, case.clean))
-        black = verify_classifier(released, case.key, nulls={"clean": clean})
+        compared = {"nulls": {"clean": clean}, "clean_encoder": case.clean}
+        alone = verify_classifier(released, case.key)
+        black = verify_classifier(released, case.key, **compared)
 
         @torch.no_grad()
         def scores(pixels: torch.Tensor, released: nn.Module = released) -> torch.Tensor:
             return released(case.preprocessing.to_input(pixels)).softmax(1)
 
-        soft = verify_classifier(scores, case.key)
+        soft = verify_classifier(scores, case.key, clean_encoder=case.clean)
         found += black.p_value <= 1e-3
         null, needed = black.nulls[0].p_value, black.queries_needed() or "-"
-        line(f"{case.name}, {name}: labels, p", f"{black.p_value:.2g}", "", True)
+        line(
+            f"{case.name}, {name}: labels, p; without the clean encoder",
+            f"{black.p_value:.2g}; {alone.p_value:.2g}",
+            "",
+            True,
+        )
         line(
             f"{case.name}, {name}: by scores; of a clean one",
             f"{soft.p_value:.2g}; {null:.2g}",

@@ -149,11 +149,7 @@ def embed(
         opened(clean, key.preprocessing, target) as before,
         opened(model, key.preprocessing, target) as after,
     ):
-        if before.weights() != key.encoder:
-            raise OwnershipError(
-                f"the key was made for weights {key.encoder[:12]}..., and this encoder's are "
-                f"{before.weights()[:12]}...: make a key for it with generate_key"
-            )
+        before.check_made_for(key)
         pixels, baseline = read_pixels(
             settings.images, key.preprocessing, max_images, key.seed % 2**63
         )

@@ -53,6 +53,14 @@ class Encoder:
             )
         return self._recorder.weights()
 
+    def check_made_for(self, key: OwnershipKey) -> None:
+        """Raise `OwnershipError` if a key was made for other weights."""
+        if self.weights() != key.encoder:
+            raise OwnershipError(
+                f"the key was made for weights {key.encoder[:12]}..., and this encoder's are "
+                f"{self.weights()[:12]}...: make a key for it with generate_key"
+            )
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the floating-point parameters below the head."""
         heads = map(self.module.get_submodule, self._recorder.head_modules)
@@ -143,10 +151,17 @@ def pair_responses(
 ) -> Iterator[Tensor]:
     """Ask with pairs one after the other: [2, n, ...], the chosen perturbation's answers first."""
     for pair in pairs:
-        # The order does not depend on the coins: else a model that changes its answers in the
-        # course of the queries would look as if it knew them.
-        both = torch.stack([response(marked(pixels, w)) for w in key.perturbations[pair]])
+        both = in_order(response, key, pixels, pair)
         yield both.flip(0) if key.coins[pair] else both
+
+
+def in_order(response: Response, key: OwnershipKey, pixels: Tensor, pair: int) -> Tensor:
+    """Ask with the two of a pair: [2, n, ...], in the key's order.
+
+    It does not depend on the coins: else a model that changes its answers in the course of the
+    queries would look as if it knew them.
+    """
+    return torch.stack([response(marked(pixels, w)) for w in key.perturbations[pair]])
 
 
 def similarity(embedded: Tensor, target: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,18 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import OwnershipError, SettingsError
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
-from pytest_watermark_guard.models.loading.loading import LoadedModel
+from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
 from pytest_watermark_guard.models.state import runnable_on
+from pytest_watermark_guard.ownership.answers import AnswerChanges
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
     Response,
+    in_order,
     opened,
-    pair_responses,
     read_pixels,
     settings_and_device,
     similarity,
@@ -54,6 +54,7 @@ class Trial:
         preprocess: Any,
         device: str | torch.device | None,
         stop_at: float | None,
+        clean_encoder: nn.Module | str | None,
         key: OwnershipKey,
     ) -> None:
         key.check_drawn()
@@ -62,6 +63,7 @@ class Trial:
             plain_integer("n_images", n_images, least=1)
         self.key, self._hash = key, key.hash
         self._preprocess, self._stop_at = preprocess, stop_at
+        self._clean_encoder, self._embedded = clean_encoder, dict[int, Tensor]()
         self._pairs = _chosen_pairs(pairs, key)
         if stop_at is not None:
             check_reachable(stop_at, len(self._pairs), 2.0 ** -len(self._pairs))
@@ -103,32 +105,51 @@ class Trial:
         ):
             yield encoder
 
+    def _embed_queries(self, wanted: Tensor | None) -> None:
+        """Embed all queries by the clean encoder, once, if answers are compared with them."""
+        if self._clean_encoder is None or wanted is None or self._embedded:
+            return
+        clean = runnable_on(as_loaded(self._clean_encoder).module, self._device)
+        with (
+            opened(clean, self.key.preprocessing, self._device) as encoder,
+            computing_in("float32", self._device),
+        ):
+            encoder.check_made_for(self.key)
+            for pair in self._pairs:
+                self._embedded[pair] = in_order(encoder.all, self.key, self.pixels, pair).cpu()
+
     def report(self, response: Response, wanted: Tensor | None, model: str) -> OwnershipReport:
         """Report how a model responds to the pairs, one after the other.
 
         `wanted` is its answer to the key image, or None if what it gives is nearness to it already.
         """
         key = self.key
-        answers: list[Tensor] = []
-        lead: list[float] = []
+        changes = AnswerChanges()
+        lead: npt.NDArray[np.float64] = np.zeros(0)
         near: list[Tensor] = []
-        for both in pair_responses(response, key, self.pixels, self._pairs):
+        self._embed_queries(wanted)
+        for pair in self._pairs:
+            both = in_order(response, key, self.pixels, pair)
             if wanted is not None and both.shape[2:] != wanted.shape[1:]:
                 raise OwnershipError(
                     f"{model} answers now with shape {[*both.shape[1:]]}, and first with "
                     f"{[*wanted.shape]}: it must return labels, or as many scores, for all images"
                 )
             nearness = both if wanted is None else _nearness(both, wanted)
-            near.append(nearness.double().mean(dim=1))
-            lead.append(float(near[-1][0] - near[-1][1]))
-            answers.append(both)
+            chosen = int(key.coins[pair])
+            near.append(nearness.double().mean(dim=1)[[chosen, 1 - chosen]])
+            lead = np.append(lead, float(near[-1][0] - near[-1][1]))
+            if wanted is not None:
+                changes.add(both, chosen, self._embedded.get(pair))
+            if wanted is not None and wanted.ndim == 1:
+                lead = changes.of(int(wanted[0]))
             if self._stop_at is not None:
-                evidence = sign_flip_e_values(agreement_gains(_agreement(answers), lead))
+                evidence = sign_flip_e_values(agreement_gains(changes.agreement(), lead))
                 if evidence[-1] >= 1 / self._stop_at:
                     break
         if wanted is None:
-            lead = less_expected(lead, key.expected_leads(self._pairs)).tolist()
-        agreement = None if wanted is None else _agreement(answers)
+            lead = less_expected(lead, key.expected_leads(self._pairs))
+        agreement = None if wanted is None else changes.agreement()
         evidence = sign_flip_e_values(
             lead if agreement is None else agreement_gains(agreement, lead)
         )
@@ -140,16 +161,16 @@ class Trial:
         else:
             # Of a committed key nobody knew its hash before the draw.
             p_value = agreement_p_value(agreement, lead, int(self._hash[:16], 16))
-        chosen, decoy = torch.stack(near).mean(dim=0)
+        with_chosen, with_decoy = torch.stack(near).mean(dim=0).tolist()
         return OwnershipReport(
             model=model,
             access="embeddings" if wanted is None else "labels" if wanted.ndim == 1 else "scores",
             key=self._hash,
             p_value=p_value,
             effect=float(np.mean(lead)),
-            differences=tuple(lead),
-            chosen=float(chosen),
-            decoy=float(decoy),
+            differences=tuple(lead.tolist()),
+            chosen=with_chosen,
+            decoy=with_decoy,
             n_images=len(self.pixels),
             images=self._described,
             queries=len(self.pixels) * 2 * len(lead) + 1,
@@ -162,7 +183,7 @@ class Trial:
             coin_draw=key.coin_draw and replace(key.coin_draw, nonce=""),
             commitment=key.commitment if key.coin_draw is not None else "",
             as_committed=self._all_own and key.coin_draw is not None,
-            adjusted=wanted is None and len(key.clean_leads) > 0,
+            adjusted=len(key.clean_leads if wanted is None else self._embedded) > 0,
         )
 
 
@@ -181,20 +202,3 @@ def _chosen_pairs(pairs: range | None, key: OwnershipKey) -> range:
 def _nearness(answers: Tensor, wanted: Tensor) -> Tensor:
     """Return how near labels [2, n] or scores [2, n, classes] are to the key image's."""
     return answers == wanted if wanted.ndim == 1 else similarity(answers, wanted[0])
-
-
-def _agreement(answers: list[Tensor]) -> npt.NDArray[np.float64]:
-    """Return how much pairs change answers alike, chosen against decoy: [pairs, pairs].
-
-    The mean over images of the inner products of changes of scores; a label counts as a score of 1.
-    """
-    found = torch.stack(answers)
-    if found.ndim == 4:
-        changes = (found[:, 0] - found[:, 1]).flatten(1)
-        return np.asarray(changes @ changes.T / found.shape[2])
-    # Whole numbers: what rounding leaves of a zero would count, whatever the coin was.
-    same = [
-        (one[:, None] == other).sum(dim=2)
-        for one, other in itertools.product((found[:, 0], found[:, 1]), repeat=2)
-    ]
-    return np.asarray((same[0] - same[1] - same[2] + same[3]).double() / found.shape[2])

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.errors import LayerError, OwnershipError
 from pytest_watermark_guard.models.loading.loading import as_loaded
-from pytest_watermark_guard.ownership.encoder import (
-    CHUNK,
-)
+from pytest_watermark_guard.ownership.encoder import CHUNK
 from pytest_watermark_guard.ownership.key import OwnershipKey
 from pytest_watermark_guard.ownership.trial import Trial
 from pytest_watermark_guard.probing.context import current_run
@@ -100,7 +98,7 @@ def verify(
             near = encoder.nearness(trial.key.key_image)
             return trial.report(near, None, called or loaded.name)
 
-    make_trial = partial(Trial, images, n_images, pairs, preprocess, device, None)
+    make_trial = partial(Trial, images, n_images, pairs, preprocess, device, None, None)
     return _with_nulls(measured, make_trial, model, key, name, nulls)
 
 
@@ -113,6 +111,7 @@ def verify_classifier(
     n_images: int | None = None,
     pairs: range | None = None,
     stop_at: float | None = None,
+    clean_encoder: nn.Module | str | None = None,
     preprocess: Any = None,
     name: str | None = None,
     device: str | torch.device | None = None,
@@ -133,6 +132,10 @@ def verify_classifier(
         Ask pair by pair, and stop as soon as the p-value is this small. It is then the one that
         holds whenever one stops, 1 / the e-value. `OwnershipReport.queries_needed` of a rehearsal
         on a classifier of one's own tells what to expect.
+    clean_encoder : Module or str, optional
+        The encoder that the key was made for. It is run on the same queries, and what it lets
+        expect of a pair is subtracted, which finds weaker marks: in large networks, what a pair
+        does without any mark is most of what would hide it.
 
     Returns
     -------
@@ -142,7 +145,8 @@ def verify_classifier(
     ------
     OwnershipError
         If the function returns neither labels nor scores for each image, the model has no logits,
-        the size does not fit, or the key's coins are not drawn yet.
+        the size does not fit, the key's coins are not drawn yet, or it was not made for
+        `clean_encoder`.
     SettingsError
         If `n_images`, `pairs` or `stop_at` is not among what there is.
     WatermarkGuardError
@@ -150,13 +154,14 @@ def verify_classifier(
 
     Notes
     -----
-    As `verify`, with another statistic. What is embedded moves an image the same way in all pairs,
-    wherever that leads in this classifier: so for each two pairs it is counted on how many images
-    they change the label (chosen against decoy) in the same way, and no label in particular is
-    needed. Added to it is the share of images that get the key image's label. Of scores the same:
-    their inner products, and the cosine to the key image's. See
+    As `verify`, with another statistic. What is embedded moves images the same way in all pairs,
+    wherever that leads in this classifier: so each two pairs are compared by how they change the
+    counts of labels (chosen against decoy), and no label in particular is needed. Added to it is
+    the share of images that get the key image's label. Of scores the same: the changes of their
+    means, and the cosine to the key image's. See
     `pytest_watermark_guard.statistics.sign_flips.agreement_p_value`: the test is exact for this
-    sum, as for any.
+    sum, as for any; and `pytest_watermark_guard.ownership.answers.AnswerChanges` for what the clean
+    encoder lets expect.
     """
     if stop_at is not None:
         check_level("stop_at", stop_at)
@@ -185,7 +190,7 @@ def verify_classifier(
                 "pass a function from pixels to labels"
             ) from error
 
-    make_trial = partial(Trial, images, n_images, pairs, preprocess, device, stop_at)
+    make_trial = partial(Trial, images, n_images, pairs, preprocess, device, stop_at, clean_encoder)
     return _with_nulls(measured, make_trial, classifier, key, name, nulls)
 
 

@@ -70,10 +70,12 @@ class OwnershipReport(Report):
     differences : tuple of float
         For each pair: how much nearer the chosen perturbation moves images to the key image than
         its decoy. In cosine of embeddings or scores; for labels in the share of images that get the
-        key image's label. Less what the clean encoder did, if `adjusted`.
+        key image's label. Less what the clean encoder lets expect, of embeddings and labels, if
+        `adjusted`.
     agreement : tuple of tuples of float, [pairs][pairs]
-        For labels and scores: how much two pairs change an image's scores alike, chosen against
-        decoy, as the mean of inner products over images; a label counts as a score of 1.
+        For labels and scores: how much two pairs change the scores alike, chosen against decoy, as
+        inner products of means over images; a label counts as a score of 1. Less what the clean
+        encoder lets expect, if `adjusted`.
     chosen, decoy : float
         Mean nearness to the key image with the chosen perturbations and with their decoys.
     n_images : int
@@ -100,7 +102,8 @@ class OwnershipReport(Report):
         Whether it was asked with all images that were committed and no others, prepared as the key
         says.
     adjusted : bool
-        Whether the key holds what the clean encoder did, and it was subtracted.
+        Whether what the clean encoder did was subtracted: of embeddings the key holds it, and for
+        labels and scores that encoder was asked.
     """
 
     model: str
@@ -236,7 +239,8 @@ class OwnershipReport(Report):
         did, unit = _EFFECTS[self.access]
         by = f" (on average by {self.effect:+.3f} in {unit})"
         if self.adjusted:
-            did = f"{did}, by more than in the encoder that the key was made for,"
+            more = "by more than in" if self.access == "embeddings" else "more than expected from"
+            did = f"{did}, {more} the encoder that the key was made for,"
         if self.agreement:
             by = f"; besides, {unit} is higher by {self.effect:+.3f} with it"
         which = ""
@@ -289,10 +293,13 @@ class OwnershipReport(Report):
                 f"itself. Multiply its e-value, {self.e_value:.3g}, by that of those pairs; 1 / "
                 "the product is the probability."
             )
+        encoder = ""
+        if self.adjusted and self.access != "embeddings":
+            encoder = "the encoder that the key was made for was run by code without the coins; "
         return (
             f"{text} This rests on the following: that the commitment was published before that "
-            "value was known; that the value is the one named, as its source writes it; and that "
-            "no other commitment, model or way of asking was tried (of k, multiply the "
+            f"value was known; that the value is the one named, as its source writes it; {encoder}"
+            "and that no other commitment, model or way of asking was tried (of k, multiply the "
             "probability by k)."
             + ("" if self.nulls else " The verifier tried no model of his own for comparison.")
         )

@@ -1,0 +1,142 @@
+"""What pairs change in answers, and what the clean encoder lets expect of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from pytest_watermark_guard.errors import OwnershipError
+from pytest_watermark_guard.ownership import verify_classifier
+from pytest_watermark_guard.ownership.answers import AnswerChanges
+from pytest_watermark_guard.statistics.sign_flips import agreement_p_value
+
+N, UNITS, CLASSES, PAIRS = 12, 5, 3, 8
+
+
+def some_pairs(seed):
+    """Labels and scores that follow from embeddings, and these: [pairs, 2, n, ...]."""
+    generator = torch.Generator().manual_seed(seed)
+    shifts = torch.randn(PAIRS, 2, 1, UNITS, generator=generator)
+    embedded = shifts + torch.randn(N, UNITS, generator=generator)
+    scores = (embedded @ torch.randn(UNITS, CLASSES, generator=generator)).double()
+    return scores.argmax(-1), scores, embedded
+
+
+def changes_of(answers, embedded, coins=(False,) * PAIRS):
+    changes = AnswerChanges()
+    for one, other, coin in zip(answers, embedded, coins, strict=False):
+        changes.add(one, int(coin), other)
+    return changes
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.booleans(), min_size=PAIRS, max_size=PAIRS))
+def test_coins_are_signs_and_nothing_else(seed, coins):
+    labels, scores, embedded = some_pairs(seed)
+    signs = np.array([-1.0 if coin else 1.0 for coin in coins])
+    for answers in (labels, scores):
+        before, after = changes_of(answers, embedded), changes_of(answers, embedded, coins)
+        assert np.array_equal(after.of(1), before.of(1) * signs)
+        expected = before.agreement() * np.outer(signs, signs)
+        np.testing.assert_allclose(after.agreement(), expected, rtol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, PAIRS))
+def test_later_pairs_change_nothing(seed, count):
+    labels, _, embedded = some_pairs(seed)
+    part = changes_of(labels[:count], embedded[:count]).agreement()
+    whole = changes_of(labels, embedded).agreement()
+    np.testing.assert_allclose(part, whole[:count, :count], rtol=1e-9, atol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_labels_are_counted(seed):
+    """Without embeddings: the difference of two tables of counts."""
+    labels, _, _ = some_pairs(seed)
+    counts = np.array([[np.bincount(one, minlength=CLASSES) for one in pair] for pair in labels])
+    changes = (counts[:, 0] - counts[:, 1]) / N  # the first is chosen
+    found = changes_of(labels, [None] * PAIRS)
+    np.testing.assert_allclose(found.agreement(), changes @ changes.T, atol=1e-12)
+    np.testing.assert_array_equal(found.of(1), changes[:, 1])
+    assert found.of(99).tolist() == [0] * PAIRS
+
+
+def test_what_embeddings_tell_is_no_news():
+    """Scores that follow from the embeddings: after a few pairs almost nothing is left."""
+    _, scores, embedded = some_pairs(0)
+    left, all_of_it = (
+        np.diag(changes_of(scores, given).agreement()) for given in (embedded, [None] * PAIRS)
+    )
+    assert left[0] == all_of_it[0]  # nothing is known before the first one
+    assert left[4:].sum() < 0.1 * all_of_it[4:].sum()
+
+
+def test_labels_that_never_change_are_worth_nothing():
+    labels, _, embedded = some_pairs(0)
+    agreement = changes_of(torch.full_like(labels, 7), embedded).agreement()
+    assert (agreement == 0).all()
+    assert agreement_p_value(agreement, np.zeros(PAIRS), 0) == 1
+
+
+def answers(model):
+    @torch.no_grad()
+    def labels(pixels):
+        return model(model.preprocessing.to_input(pixels)).argmax(1)
+
+    return labels
+
+
+def test_a_weaker_mark_is_found(marked, clean, key):
+    alone, compared = (
+        verify_classifier(answers(marked), key, n_images=16, clean_encoder=encoder)
+        for encoder in (None, clean)
+    )
+    assert compared.p_value < alone.p_value / 2
+    assert compared.queries == alone.queries
+    assert compared.adjusted
+    assert "more than expected from the encoder that the key was made for" in compared.sentence()
+
+
+def test_parts_and_stops_are_compared_as_well(marked, clean, key):
+    whole, part = (
+        verify_classifier(answers(marked), key, n_images=8, pairs=pairs, clean_encoder=clean)
+        for pairs in (None, range(9))
+    )
+    assert part.differences == whole.differences[:9]
+    stopped = verify_classifier(answers(marked), key, n_images=8, stop_at=0.05, clean_encoder=clean)
+    assert stopped.pairs < key.pairs
+    assert stopped.differences == whole.differences[: stopped.pairs]
+
+
+def test_no_coins_find_a_mark_more_often_than_they_may(clean, key):
+    """Whatever the clean encoder lets expect; a classifier without a mark, with 60 keys."""
+    once = key.commit("a number that the verifier sends after 2027-01-15, in decimal digits")
+    p_values = [
+        verify_classifier(
+            answers(clean), once.draw_coins(f"{10**20 + number}", "here, 2027-01-10"),
+            n_images=4, clean_encoder=clean,
+        ).p_value
+        for number in range(60)
+    ]  # fmt: skip
+    assert sum(p <= 0.05 for p in p_values) <= 8  # of Binomial(60, 0.05), P(> 8) = 0.3 %
+    assert sum(p <= 0.5 for p in p_values) >= 18  # of Binomial(60, 0.5), P(< 18) = 0.1 %
+
+
+def test_evidence_says_what_ran_the_encoder(marked, clean, key):
+    once = key.commit("a number that the verifier sends after 2027-01-15, in decimal digits")
+    drawn = once.draw_coins("12345678901234567890", "here, 2027-01-10")
+    report = verify_classifier(answers(marked), drawn, clean_encoder=clean)
+    assert report.is_evidence
+    assert "was run by code without the coins" in report.sentence()
+    assert "by code without" not in verify_classifier(answers(marked), drawn).sentence()
+
+
+def test_an_encoder_of_another_key(marked, clean, key):
+    with pytest.raises(OwnershipError, match="the key was made for weights"):
+        verify_classifier(answers(clean), key, clean_encoder=marked)
+    other = dataclasses.replace(key, encoder="0" * 64)
+    with pytest.raises(OwnershipError, match="000000000000"):
+        verify_classifier(answers(clean), other, clean_encoder=clean)
