@@ -125,9 +125,13 @@ def labels(name: str, model: torch.nn.Module, key: OwnershipKey, draws: int) -> 
         agreement = np.array(report.agreement) * np.outer(signs, signs)
         p_values.append(agreement_p_value(agreement, np.array(report.differences) * signs, 0))
     # The short way is the long one.
-    again = verify_classifier(model, drawn[1], clean_encoder=model)
-    if not np.isclose(again.p_value, p_values[1], rtol=1e-6):
-        raise SystemExit(f"{name}, labels: {again.p_value} and {p_values[1]} differ")
+    for other, p_value in list(zip(drawn, p_values, strict=True))[1:6]:
+        again = verify_classifier(model, other, clean_encoder=model)
+        signs = np.where(other.coins == first, 1.0, -1.0)
+        if not np.allclose(again.differences, np.array(report.differences) * signs):
+            raise SystemExit(f"{name}, labels: a coin is more than a sign")
+        if not np.isclose(again.p_value, p_value, rtol=1e-6):
+            raise SystemExit(f"{name}, labels: {again.p_value} and {p_value} differ")
     rate = (np.array(p_values) <= 0.01).mean()
     line(f"{name}, by labels: drawn coins, P(p <= .01)", f"{rate:.2%}", "0.5-1.5 %",
          0.005 <= rate <= 0.015)  # fmt: skip

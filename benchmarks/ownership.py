@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,21 @@ def examined(case: Case, photos: Path, tasks: Tasks, wrong_keys: int) -> None:
     found = 0
     for name, task in tasks.items():
         released, clean = (with_head(model, case, task) for model in (case.marked, case.clean))
-        compared = {"nulls": {"clean": clean}, "clean_encoder": case.clean}
         alone = verify_classifier(released, case.key)
-        black = verify_classifier(released, case.key, **compared)
+        black = verify_classifier(released, case.key, clean_encoder=case.clean)
 
         @torch.no_grad()
-        def scores(pixels: torch.Tensor, released: nn.Module = released) -> torch.Tensor:
-            return released(case.preprocessing.to_input(pixels)).softmax(1)
+        def scores(pixels: torch.Tensor, model: nn.Module = released) -> torch.Tensor:
+            return model(case.preprocessing.to_input(pixels)).softmax(1)
 
-        soft = verify_classifier(scores, case.key, clean_encoder=case.clean)
+        soft = verify_classifier(
+            scores,
+            case.key,
+            nulls={"clean": partial(scores, model=clean)},
+            clean_encoder=case.clean,
+        )
         found += black.p_value <= 1e-3
-        null, needed = black.nulls[0].p_value, black.queries_needed() or "-"
+        null, needed = soft.nulls[0].p_value, alone.queries_needed() or "-"
         line(
             f"{case.name}, {name}: labels, p; without the clean encoder",
             f"{black.p_value:.2g}; {alone.p_value:.2g}",

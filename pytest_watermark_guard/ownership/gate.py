@@ -30,7 +30,7 @@ def assert_carries_watermark(
         A model that was made without the key passes with at most this chance.
     **arguments
         As for `verify`: ``images``, ``nulls``, ``n_images``, ``pairs``, ``preprocess``, ``name``,
-        ``device``; for a function ``stop_at`` too.
+        ``device``; for a function ``stop_at`` and ``clean_encoder`` too.
 
     Returns
     -------

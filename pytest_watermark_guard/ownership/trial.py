@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pytest_watermark_guard.errors import OwnershipError, SettingsError
+from pytest_watermark_guard.errors import OwnershipError, SettingsError, WatermarkGuardError
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
@@ -105,18 +105,21 @@ class Trial:
         ):
             yield encoder
 
-    def _embed_queries(self, wanted: Tensor | None) -> None:
-        """Embed all queries by the clean encoder, once, if answers are compared with them."""
-        if self._clean_encoder is None or wanted is None or self._embedded:
+    def prepare(self) -> None:
+        """Embed all queries by the clean encoder, if there is one, before anything is asked."""
+        if self._clean_encoder is None:
             return
-        clean = runnable_on(as_loaded(self._clean_encoder).module, self._device)
-        with (
-            opened(clean, self.key.preprocessing, self._device) as encoder,
-            computing_in("float32", self._device),
-        ):
-            encoder.check_made_for(self.key)
-            for pair in self._pairs:
-                self._embedded[pair] = in_order(encoder.all, self.key, self.pixels, pair).cpu()
+        try:
+            clean = runnable_on(as_loaded(self._clean_encoder).module, self._device)
+            with (
+                opened(clean, self.key.preprocessing, self._device) as encoder,
+                computing_in("float32", self._device),
+            ):
+                encoder.check_made_for(self.key)
+                for pair in self._pairs:
+                    self._embedded[pair] = in_order(encoder.all, self.key, self.pixels, pair).cpu()
+        except WatermarkGuardError as error:
+            raise OwnershipError(f"clean_encoder: {error}") from error
 
     def report(self, response: Response, wanted: Tensor | None, model: str) -> OwnershipReport:
         """Report how a model responds to the pairs, one after the other.
@@ -127,7 +130,6 @@ class Trial:
         changes = AnswerChanges()
         lead: npt.NDArray[np.float64] = np.zeros(0)
         near: list[Tensor] = []
-        self._embed_queries(wanted)
         for pair in self._pairs:
             both = in_order(response, key, self.pixels, pair)
             if wanted is not None and both.shape[2:] != wanted.shape[1:]:
@@ -142,7 +144,7 @@ class Trial:
             if wanted is not None:
                 changes.add(both, chosen, self._embedded.get(pair))
             if wanted is not None and wanted.ndim == 1:
-                lead = changes.of(int(wanted[0]))
+                lead = changes.of_label(int(wanted[0]))
             if self._stop_at is not None:
                 evidence = sign_flip_e_values(agreement_gains(changes.agreement(), lead))
                 if evidence[-1] >= 1 / self._stop_at:

@@ -133,9 +133,9 @@ def verify_classifier(
         holds whenever one stops, 1 / the e-value. `OwnershipReport.queries_needed` of a rehearsal
         on a classifier of one's own tells what to expect.
     clean_encoder : Module or str, optional
-        The encoder that the key was made for. It is run on the same queries, and what it lets
-        expect of a pair is subtracted, which finds weaker marks: in large networks, what a pair
-        does without any mark is most of what would hide it.
+        The encoder that the key was made for, and wrong keys among the nulls too. It is run on the
+        same queries before they are asked, and what its embeddings predict is subtracted: a pair
+        changes answers without any mark, too, and that can hide a weak one.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def verify_classifier(
     means, and the cosine to the key image's. See
     `pytest_watermark_guard.statistics.sign_flips.agreement_p_value`: the test is exact for this
     sum, as for any; and `pytest_watermark_guard.ownership.answers.AnswerChanges` for what the clean
-    encoder lets expect.
+    encoder predicts.
     """
     if stop_at is not None:
         check_level("stop_at", stop_at)
@@ -206,18 +206,26 @@ def _with_nulls(
     nulls: Mapping[str, _Candidate | OwnershipKey] | None,
 ) -> OwnershipReport:
     """Put a model and its nulls to the same test, and hand the report to the run."""
-    trial = make_trial(key)
-    report = measured(model, trial, name)
-    # A null that stops early could stop short of what it would show.
-    trial.ask_all()
+    own = make_trial(key)
+    wrong = {
+        called: make_trial(null)
+        for called, null in (nulls or {}).items()
+        if isinstance(null, OwnershipKey)
+    }
+    own.prepare()
+    for called, trial in wrong.items():
+        try:
+            trial.prepare()
+        except OwnershipError as error:
+            raise OwnershipError(f"nulls: {called!r}: {error}") from error
+    report = measured(model, own, name)
     controls = []
     for called, null in (nulls or {}).items():
-        if isinstance(null, OwnershipKey):
-            other = make_trial(null)
-            other.ask_all()
-            controls.append(measured(model, other, called))
-        else:
-            controls.append(measured(null, trial, called))
+        trial = wrong.get(called, own)
+        # A null that stops early could stop short of what it would show.
+        trial.ask_all()
+        tried = model if isinstance(null, OwnershipKey) else null
+        controls.append(measured(tried, trial, called))
     report = replace(
         report, nulls=tuple(Null(null.model, null.p_value, null.effect) for null in controls)
     )

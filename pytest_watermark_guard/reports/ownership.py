@@ -70,12 +70,12 @@ class OwnershipReport(Report):
     differences : tuple of float
         For each pair: how much nearer the chosen perturbation moves images to the key image than
         its decoy. In cosine of embeddings or scores; for labels in the share of images that get the
-        key image's label. Less what the clean encoder lets expect, of embeddings and labels, if
+        key image's label. Less what the clean encoder predicts, of embeddings and labels, if
         `adjusted`.
     agreement : tuple of tuples of float, [pairs][pairs]
         For labels and scores: how much two pairs change the scores alike, chosen against decoy, as
         inner products of means over images; a label counts as a score of 1. Less what the clean
-        encoder lets expect, if `adjusted`.
+        encoder predicts, if `adjusted`.
     chosen, decoy : float
         Mean nearness to the key image with the chosen perturbations and with their decoys.
     n_images : int
@@ -210,7 +210,8 @@ class OwnershipReport(Report):
         """Tell how many queries a classifier that responds like this one will need.
 
         For the plan of a verification with ``stop_at=alpha`` and as many images as here: rehearse
-        it on a classifier of your own. The chance is over the order of the pairs.
+        it on a classifier of your own. The chance is over the order of the pairs. With a clean
+        encoder it is too low: nothing is predicted yet for the first pairs that are really asked.
 
         Parameters
         ----------
@@ -239,10 +240,15 @@ class OwnershipReport(Report):
         did, unit = _EFFECTS[self.access]
         by = f" (on average by {self.effect:+.3f} in {unit})"
         if self.adjusted:
-            more = "by more than in" if self.access == "embeddings" else "more than expected from"
+            more = (
+                "by more than in"
+                if self.access == "embeddings"
+                else "beyond what is predicted from"
+            )
             did = f"{did}, {more} the encoder that the key was made for,"
         if self.agreement:
-            by = f"; besides, {unit} is higher by {self.effect:+.3f} with it"
+            than = " than predicted" if self.adjusted and self.access == "labels" else ""
+            by = f"; besides, {unit} is higher by {self.effect:+.3f}{than} with it"
         which = ""
         if self.pairs < self.key_pairs:
             which = f" Asked were pairs {self.first_pair + 1} to {self.first_pair + self.pairs}."
@@ -295,7 +301,10 @@ class OwnershipReport(Report):
             )
         encoder = ""
         if self.adjusted and self.access != "embeddings":
-            encoder = "the encoder that the key was made for was run by code without the coins; "
+            encoder = (
+                "that the encoder that the key was made for was run by code that does not know the "
+                "coins; "
+            )
         return (
             f"{text} This rests on the following: that the commitment was published before that "
             f"value was known; that the value is the one named, as its source writes it; {encoder}"

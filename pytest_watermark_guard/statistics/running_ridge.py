@@ -5,32 +5,38 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-_PENALTY = 0.1  # of the mean variance of a unit
+_PENALTY = 0.1  # of the mean variance of an input
 
 
 class RunningRidge:
-    """Predicts targets from units by what was added before; nothing before the first part.
+    """Predicts targets (answers) from inputs (an embedding's units) by the samples added before.
 
     Least squares with an intercept and a penalty on the squares of the weights: a tenth of the mean
-    variance of a unit, for each sample. It keeps sums over samples, and none of these.
+    variance of an input, for each sample. It keeps sums, not samples.
     """
 
     def __init__(self) -> None:
         self._samples = 0
 
-    def add(self, units: npt.ArrayLike, targets: npt.ArrayLike) -> None:
-        """Learn from samples: float [n, units] and [n, targets].
+    def add(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> None:
+        """Learn from samples.
 
-        Later parts may have more targets: those were 0 before.
+        Parameters
+        ----------
+        inputs : array of float, shape [n, inputs]
+        targets : array of float, shape [n, targets]
+            Later parts may have more targets: those were 0 before.
         """
-        x, y = (np.asarray(values, dtype=np.float64) for values in (units, targets))
+        x, y = (np.asarray(values, dtype=np.float64) for values in (inputs, targets))
         if not self._samples:
-            self._origin = x.mean(axis=0)  # sums of squares about it lose fewer digits
+            # Sums of products of what is near 0 lose fewer digits.
+            self._origin, self._start = x.mean(axis=0), y[0]
             self._x, self._y = np.zeros(x.shape[1]), np.zeros(y.shape[1])
             self._xx, self._xy = np.zeros((x.shape[1],) * 2), np.zeros((x.shape[1], y.shape[1]))
         more = y.shape[1] - len(self._y)
-        self._y, self._xy = np.pad(self._y, (0, more)), np.pad(self._xy, ((0, 0), (0, more)))
-        x = x - self._origin
+        self._start, self._y = np.pad(self._start, (0, more)), np.pad(self._y, (0, more))
+        self._xy = np.pad(self._xy, ((0, 0), (0, more)))
+        x, y = x - self._origin, y - self._start
         self._samples += len(x)
         self._x += x.sum(axis=0)
         self._y += y.sum(axis=0)
@@ -38,13 +44,23 @@ class RunningRidge:
         self._xy += x.T @ y
 
     def slope(self, shift: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return by how much targets [targets] differ where units differ by a shift [units]."""
+        """Return by how much targets differ where inputs differ by a shift.
+
+        Parameters
+        ----------
+        shift : array of float, shape [inputs]
+
+        Returns
+        -------
+        array of float64, shape [targets]
+            Empty before the first part; 0 where no input varies.
+        """
         if not self._samples:
             return np.zeros(0)
         covariance = self._xx / self._samples - np.outer(self._x, self._x) / self._samples**2
         cross = self._xy / self._samples - np.outer(self._x, self._y) / self._samples**2
         penalty = _PENALTY * covariance.trace() / len(covariance)
-        if not penalty > 0:  # no unit varies, and nothing is known
+        if not penalty > 0:
             return np.zeros(cross.shape[1])
         covariance[np.diag_indices_from(covariance)] += penalty
-        return np.asarray(np.asarray(shift) @ np.linalg.solve(covariance, cross))
+        return np.asarray(np.linalg.solve(covariance, np.asarray(shift, np.float64)) @ cross)

@@ -1,4 +1,4 @@
-"""What pairs change in answers, and what the clean encoder lets expect of them."""
+"""What pairs change in answers, and what the clean encoder predicts of that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from sklearn.linear_model import Ridge
 
 from pytest_watermark_guard.errors import OwnershipError
-from pytest_watermark_guard.ownership import verify_classifier
+from pytest_watermark_guard.ownership import generate_key, verify_classifier
 from pytest_watermark_guard.ownership.answers import AnswerChanges
 from pytest_watermark_guard.statistics.sign_flips import agreement_p_value
 
@@ -39,7 +40,8 @@ def test_coins_are_signs_and_nothing_else(seed, coins):
     signs = np.array([-1.0 if coin else 1.0 for coin in coins])
     for answers in (labels, scores):
         before, after = changes_of(answers, embedded), changes_of(answers, embedded, coins)
-        assert np.array_equal(after.of(1), before.of(1) * signs)
+        if answers is labels:
+            assert np.array_equal(after.of_label(1), before.of_label(1) * signs)
         expected = before.agreement() * np.outer(signs, signs)
         np.testing.assert_allclose(after.agreement(), expected, rtol=1e-12)
 
@@ -59,19 +61,68 @@ def test_labels_are_counted(seed):
     counts = np.array([[np.bincount(one, minlength=CLASSES) for one in pair] for pair in labels])
     changes = (counts[:, 0] - counts[:, 1]) / N  # the first is chosen
     found = changes_of(labels, [None] * PAIRS)
-    np.testing.assert_allclose(found.agreement(), changes @ changes.T, atol=1e-12)
-    np.testing.assert_array_equal(found.of(1), changes[:, 1])
-    assert found.of(99).tolist() == [0] * PAIRS
+    whole = (counts[:, 0] - counts[:, 1]).astype(float)
+    # Exactly: what rounding leaves of a zero would count.
+    assert np.array_equal(found.agreement(), whole @ whole.T / N**2)
+    np.testing.assert_array_equal(found.of_label(1), changes[:, 1])
+    assert found.of_label(99).tolist() == [0] * PAIRS
+
+
+def rows(answers, embedded):
+    """What is left of each pair's change of scores, [pairs, classes], from agreements alone."""
+    return np.diag(changes_of(answers, embedded).agreement())
 
 
 def test_what_embeddings_tell_is_no_news():
     """Scores that follow from the embeddings: after a few pairs almost nothing is left."""
     _, scores, embedded = some_pairs(0)
-    left, all_of_it = (
-        np.diag(changes_of(scores, given).agreement()) for given in (embedded, [None] * PAIRS)
-    )
+    left, all_of_it = rows(scores, embedded), rows(scores, [None] * PAIRS)
     assert left[0] == all_of_it[0]  # nothing is known before the first one
     assert left[4:].sum() < 0.1 * all_of_it[4:].sum()
+
+
+def test_what_embeddings_do_not_tell_stays():
+    """Of embeddings of other queries nothing follows: the factor keeps the harm small."""
+    _, scores, _ = some_pairs(0)
+    _, _, others = some_pairs(1)
+    left, all_of_it = rows(scores, others), rows(scores, [None] * PAIRS)
+    assert left.sum() == pytest.approx(all_of_it.sum(), rel=0.15)
+
+
+def test_the_factor_is_estimated_from_earlier_pairs():
+    """Scores of one class: by hand, with scikit-learn's fits of the pairs before."""
+    _, scores, embedded = some_pairs(2)
+    scores = scores[..., :1]
+    found = changes_of(scores, embedded)
+    left, above, below = [], 0.0, 0.0
+    for pair in range(PAIRS):
+        change, predicted = float((scores[pair, 0] - scores[pair, 1]).mean()), 0.0
+        if pair:
+            x, y = embedded[:pair].reshape(-1, UNITS).double(), scores[:pair].reshape(-1)
+            penalty = 0.1 * len(x) * float(x.var(dim=0, correction=0).mean())
+            shift = (embedded[pair, 0] - embedded[pair, 1]).double().mean(dim=0)
+            predicted = float(Ridge(alpha=penalty).fit(x, y).coef_ @ np.asarray(shift))
+        factor = min(max(above / below, 0), 1) if below else 0
+        left.append(change - factor * predicted)
+        above, below = above + change * predicted, below + predicted**2
+    np.testing.assert_allclose(found.agreement(), np.outer(left, left), rtol=1e-6)
+
+
+def test_predictions_of_the_wrong_sign_are_not_subtracted():
+    """Pairs that move embeddings against what images teach."""
+    images = torch.randn(N, 1, generator=torch.Generator().manual_seed(0))
+    shift = torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    embedded = [images + shift] * PAIRS
+    scores = [(3 * images - shift).expand(2, N, 1).double()] * PAIRS
+    np.testing.assert_allclose(rows(scores, embedded), 1.0)
+
+
+def test_a_masked_class_hides_nothing():
+    _, scores, embedded = some_pairs(0)
+    masked = torch.cat(
+        [scores, torch.full_like(scores[..., :1], torch.finfo(torch.float32).min)], -1
+    )
+    np.testing.assert_allclose(rows(masked, embedded), rows(scores, embedded), rtol=1e-6)
 
 
 def test_labels_that_never_change_are_worth_nothing():
@@ -97,7 +148,9 @@ def test_a_weaker_mark_is_found(marked, clean, key):
     assert compared.p_value < alone.p_value / 2
     assert compared.queries == alone.queries
     assert compared.adjusted
-    assert "more than expected from the encoder that the key was made for" in compared.sentence()
+    assert (
+        "beyond what is predicted from the encoder that the key was made for" in compared.sentence()
+    )
 
 
 def test_parts_and_stops_are_compared_as_well(marked, clean, key):
@@ -112,8 +165,10 @@ def test_parts_and_stops_are_compared_as_well(marked, clean, key):
 
 
 def test_no_coins_find_a_mark_more_often_than_they_may(clean, key):
-    """Whatever the clean encoder lets expect; a classifier without a mark, with 60 keys."""
+    """Whatever the clean encoder predicts; a classifier without a mark, with 60 keys."""
     once = key.commit("a number that the verifier sends after 2027-01-15, in decimal digits")
+    same = dataclasses.replace(once.coin_draw, nonce="0" * len(once.coin_draw.nonce))
+    once = dataclasses.replace(once, coin_draw=same)
     p_values = [
         verify_classifier(
             answers(clean), once.draw_coins(f"{10**20 + number}", "here, 2027-01-10"),
@@ -130,13 +185,33 @@ def test_evidence_says_what_ran_the_encoder(marked, clean, key):
     drawn = once.draw_coins("12345678901234567890", "here, 2027-01-10")
     report = verify_classifier(answers(marked), drawn, clean_encoder=clean)
     assert report.is_evidence
-    assert "was run by code without the coins" in report.sentence()
-    assert "by code without" not in verify_classifier(answers(marked), drawn).sentence()
+    assert (
+        "that the encoder that the key was made for was run by code that does not know"
+        in report.sentence()
+    )
+    assert "was run by code" not in verify_classifier(answers(marked), drawn).sentence()
 
 
-def test_an_encoder_of_another_key(marked, clean, key):
-    with pytest.raises(OwnershipError, match="the key was made for weights"):
-        verify_classifier(answers(clean), key, clean_encoder=marked)
+def test_what_is_wrong_with_an_encoder_is_told_before_anything_is_asked(marked, clean, key):
+    def never(pixels):
+        raise AssertionError("asked")
+
     other = dataclasses.replace(key, encoder="0" * 64)
-    with pytest.raises(OwnershipError, match="000000000000"):
-        verify_classifier(answers(clean), other, clean_encoder=clean)
+    with pytest.raises(OwnershipError, match="clean_encoder: the key was made for weights"):
+        verify_classifier(never, key, clean_encoder=marked)
+    with pytest.raises(OwnershipError, match=r"nulls: 'wrong': clean_encoder: .*0000"):
+        verify_classifier(never, key, nulls={"wrong": other}, clean_encoder=clean)
+    for encoder in ("a string that names nothing", torch.nn.Identity(), lambda x: x.mean((2, 3))):
+        with pytest.raises(OwnershipError, match="clean_encoder: "):
+            verify_classifier(clean, key, clean_encoder=encoder)
+
+
+def test_nulls_are_compared_as_well(marked, clean, key, images):
+    wrong = generate_key(clean, images, pairs=key.pairs, seed=4, steps=0, n_images=8)
+    report = verify_classifier(
+        answers(marked), key, n_images=8, clean_encoder=clean,
+        nulls={"clean": answers(clean), "wrong": wrong},
+    )  # fmt: skip
+    alone = verify_classifier(answers(clean), key, n_images=8, clean_encoder=clean)
+    by_wrong = verify_classifier(answers(marked), wrong, n_images=8, clean_encoder=clean)
+    assert [null.p_value for null in report.nulls] == [alone.p_value, by_wrong.p_value]
