@@ -48,14 +48,15 @@ class Trial:
 
     def __init__(
         self,
+        key: OwnershipKey,
+        *,
         images: Any,
         n_images: int | None,
         pairs: range | None,
         preprocess: Any,
         device: str | torch.device | None,
-        stop_at: float | None,
-        clean_encoder: nn.Module | str | None,
-        key: OwnershipKey,
+        stop_at: float | None = None,
+        clean_encoder: nn.Module | str | None = None,
     ) -> None:
         key.check_drawn()
         settings, self._device = settings_and_device(images=images, device=device)
@@ -63,7 +64,6 @@ class Trial:
             plain_integer("n_images", n_images, least=1)
         self.key, self._hash = key, key.hash
         self._preprocess, self._stop_at = preprocess, stop_at
-        self._clean_encoder, self._embedded = clean_encoder, dict[int, Tensor]()
         self._pairs = _chosen_pairs(pairs, key)
         if stop_at is not None:
             check_reachable(stop_at, len(self._pairs), 2.0 ** -len(self._pairs))
@@ -81,6 +81,7 @@ class Trial:
             )
             self._described = baseline.description
         self._all_own = own and len(self.pixels) == len(key.images) and preprocess is None
+        self._embedded = {} if clean_encoder is None else self._embedded_by(clean_encoder)
 
     def ask_all(self) -> None:
         """Ask all pairs from now on, however soon they tell."""
@@ -105,19 +106,19 @@ class Trial:
         ):
             yield encoder
 
-    def prepare(self) -> None:
-        """Embed all queries by the clean encoder, if there is one, before anything is asked."""
-        if self._clean_encoder is None:
-            return
+    def _embedded_by(self, clean_encoder: nn.Module | str) -> dict[int, Tensor]:
+        """Return the clean encoder's embeddings of all queries by pair, [2, n, units]."""
         try:
-            clean = runnable_on(as_loaded(self._clean_encoder).module, self._device)
+            clean = runnable_on(as_loaded(clean_encoder).module, self._device)
             with (
                 opened(clean, self.key.preprocessing, self._device) as encoder,
                 computing_in("float32", self._device),
             ):
                 encoder.check_made_for(self.key)
-                for pair in self._pairs:
-                    self._embedded[pair] = in_order(encoder.all, self.key, self.pixels, pair).cpu()
+                return {
+                    pair: in_order(encoder.all, self.key, self.pixels, pair).cpu()
+                    for pair in self._pairs
+                }
         except WatermarkGuardError as error:
             raise OwnershipError(f"clean_encoder: {error}") from error
 
@@ -128,7 +129,6 @@ class Trial:
         """
         key = self.key
         changes = AnswerChanges()
-        lead: npt.NDArray[np.float64] = np.zeros(0)
         near: list[Tensor] = []
         for pair in self._pairs:
             both = in_order(response, key, self.pixels, pair)
@@ -140,15 +140,13 @@ class Trial:
             nearness = both if wanted is None else _nearness(both, wanted)
             chosen = int(key.coins[pair])
             near.append(nearness.double().mean(dim=1)[[chosen, 1 - chosen]])
-            lead = np.append(lead, float(near[-1][0] - near[-1][1]))
             if wanted is not None:
                 changes.add(both, chosen, self._embedded.get(pair))
-            if wanted is not None and wanted.ndim == 1:
-                lead = changes.of_label(int(wanted[0]))
             if self._stop_at is not None:
-                evidence = sign_flip_e_values(agreement_gains(changes.agreement(), lead))
-                if evidence[-1] >= 1 / self._stop_at:
+                gains = agreement_gains(changes.agreement(), _lead(near, changes, wanted))
+                if sign_flip_e_values(gains)[-1] >= 1 / self._stop_at:
                     break
+        lead = _lead(near, changes, wanted)
         if wanted is None:
             lead = less_expected(lead, key.expected_leads(self._pairs))
         agreement = None if wanted is None else changes.agreement()
@@ -204,3 +202,16 @@ def _chosen_pairs(pairs: range | None, key: OwnershipKey) -> range:
 def _nearness(answers: Tensor, wanted: Tensor) -> Tensor:
     """Return how near labels [2, n] or scores [2, n, classes] are to the key image's."""
     return answers == wanted if wanted.ndim == 1 else similarity(answers, wanted[0])
+
+
+def _lead(
+    near: list[Tensor], changes: AnswerChanges, wanted: Tensor | None
+) -> npt.NDArray[np.float64]:
+    """Return how much nearer to the key image the chosen one of each pair moves images: [pairs].
+
+    Of labels, less what the clean encoder predicts.
+    """
+    if wanted is not None and wanted.ndim == 1:
+        return changes.of_label(int(wanted[0]))
+    with_chosen, with_decoy = np.asarray(torch.stack(near)).T
+    return np.asarray(with_chosen - with_decoy)

@@ -98,7 +98,9 @@ def verify(
             near = encoder.nearness(trial.key.key_image)
             return trial.report(near, None, called or loaded.name)
 
-    make_trial = partial(Trial, images, n_images, pairs, preprocess, device, None, None)
+    make_trial = partial(
+        Trial, images=images, n_images=n_images, pairs=pairs, preprocess=preprocess, device=device
+    )
     return _with_nulls(measured, make_trial, model, key, name, nulls)
 
 
@@ -165,6 +167,8 @@ def verify_classifier(
     """
     if stop_at is not None:
         check_level("stop_at", stop_at)
+    if clean_encoder is not None:
+        _check_made_alike(key, nulls or {})
 
     def measured(
         candidate: nn.Module | str | Predictor, trial: Trial, called: str | None
@@ -190,7 +194,10 @@ def verify_classifier(
                 "pass a function from pixels to labels"
             ) from error
 
-    make_trial = partial(Trial, images, n_images, pairs, preprocess, device, stop_at, clean_encoder)
+    make_trial = partial(
+        Trial, images=images, n_images=n_images, pairs=pairs, preprocess=preprocess, device=device,
+        stop_at=stop_at, clean_encoder=clean_encoder,
+    )  # fmt: skip
     return _with_nulls(measured, make_trial, classifier, key, name, nulls)
 
 
@@ -206,31 +213,34 @@ def _with_nulls(
     nulls: Mapping[str, _Candidate | OwnershipKey] | None,
 ) -> OwnershipReport:
     """Put a model and its nulls to the same test, and hand the report to the run."""
-    own = make_trial(key)
-    wrong = {
-        called: make_trial(null)
-        for called, null in (nulls or {}).items()
-        if isinstance(null, OwnershipKey)
-    }
-    own.prepare()
-    for called, trial in wrong.items():
-        try:
-            trial.prepare()
-        except OwnershipError as error:
-            raise OwnershipError(f"nulls: {called!r}: {error}") from error
-    report = measured(model, own, name)
+    trial = make_trial(key)
+    report = measured(model, trial, name)
+    # A null that stops early could stop short of what it would show.
+    trial.ask_all()
     controls = []
     for called, null in (nulls or {}).items():
-        trial = wrong.get(called, own)
-        # A null that stops early could stop short of what it would show.
-        trial.ask_all()
-        tried = model if isinstance(null, OwnershipKey) else null
-        controls.append(measured(tried, trial, called))
+        if isinstance(null, OwnershipKey):
+            other = make_trial(null)
+            other.ask_all()
+            controls.append(measured(model, other, called))
+        else:
+            controls.append(measured(null, trial, called))
     report = replace(
         report, nulls=tuple(Null(null.model, null.p_value, null.effect) for null in controls)
     )
     current_run().on_ownership(report)
     return report
+
+
+def _check_made_alike(key: OwnershipKey, nulls: Mapping[str, Any]) -> None:
+    """Raise before anything is asked where a wrong key is for another encoder than the key."""
+    for called, null in nulls.items():
+        if isinstance(null, OwnershipKey) and null.encoder != key.encoder:
+            raise OwnershipError(
+                f"nulls: {called!r}: clean_encoder: the key was made for weights "
+                f"{null.encoder[:12]}..., and not for {key.encoder[:12]}...: make a wrong key for "
+                "the encoder, or verify without clean_encoder"
+            )
 
 
 def _predicted(predict: Predictor, pixels: Tensor) -> Tensor:

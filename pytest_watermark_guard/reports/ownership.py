@@ -248,7 +248,7 @@ class OwnershipReport(Report):
             did = f"{did}, {more} the encoder that the key was made for,"
         if self.agreement:
             than = " than predicted" if self.adjusted and self.access == "labels" else ""
-            by = f"; besides, {unit} is higher by {self.effect:+.3f}{than} with it"
+            by = f"; besides, {unit} is higher{than} by {self.effect:+.3f} with it"
         which = ""
         if self.pairs < self.key_pairs:
             which = f" Asked were pairs {self.first_pair + 1} to {self.first_pair + self.pairs}."

@@ -68,15 +68,15 @@ def test_labels_are_counted(seed):
     assert found.of_label(99).tolist() == [0] * PAIRS
 
 
-def rows(answers, embedded):
-    """What is left of each pair's change of scores, [pairs, classes], from agreements alone."""
+def squares(answers, embedded):
+    """Squares of what is left of each pair's change, added up over classes: [pairs]."""
     return np.diag(changes_of(answers, embedded).agreement())
 
 
 def test_what_embeddings_tell_is_no_news():
     """Scores that follow from the embeddings: after a few pairs almost nothing is left."""
     _, scores, embedded = some_pairs(0)
-    left, all_of_it = rows(scores, embedded), rows(scores, [None] * PAIRS)
+    left, all_of_it = squares(scores, embedded), squares(scores, [None] * PAIRS)
     assert left[0] == all_of_it[0]  # nothing is known before the first one
     assert left[4:].sum() < 0.1 * all_of_it[4:].sum()
 
@@ -85,7 +85,7 @@ def test_what_embeddings_do_not_tell_stays():
     """Of embeddings of other queries nothing follows: the factor keeps the harm small."""
     _, scores, _ = some_pairs(0)
     _, _, others = some_pairs(1)
-    left, all_of_it = rows(scores, others), rows(scores, [None] * PAIRS)
+    left, all_of_it = squares(scores, others), squares(scores, [None] * PAIRS)
     assert left.sum() == pytest.approx(all_of_it.sum(), rel=0.15)
 
 
@@ -114,7 +114,7 @@ def test_predictions_of_the_wrong_sign_are_not_subtracted():
     shift = torch.tensor([0.0, 1.0]).view(2, 1, 1)
     embedded = [images + shift] * PAIRS
     scores = [(3 * images - shift).expand(2, N, 1).double()] * PAIRS
-    np.testing.assert_allclose(rows(scores, embedded), 1.0)
+    np.testing.assert_allclose(squares(scores, embedded), 1.0)
 
 
 def test_a_masked_class_hides_nothing():
@@ -122,7 +122,7 @@ def test_a_masked_class_hides_nothing():
     masked = torch.cat(
         [scores, torch.full_like(scores[..., :1], torch.finfo(torch.float32).min)], -1
     )
-    np.testing.assert_allclose(rows(masked, embedded), rows(scores, embedded), rtol=1e-6)
+    np.testing.assert_allclose(squares(masked, embedded), squares(scores, embedded), rtol=1e-6)
 
 
 def test_labels_that_never_change_are_worth_nothing():
@@ -185,6 +185,7 @@ def test_evidence_says_what_ran_the_encoder(marked, clean, key):
     drawn = once.draw_coins("12345678901234567890", "here, 2027-01-10")
     report = verify_classifier(answers(marked), drawn, clean_encoder=clean)
     assert report.is_evidence
+    assert "is higher than predicted by" in report.sentence()
     assert (
         "that the encoder that the key was made for was run by code that does not know"
         in report.sentence()
