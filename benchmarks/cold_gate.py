@@ -47,7 +47,9 @@ def leave():
         stack[-1][1] = moment
 
 enter("importing torch")
-import torch, torchvision
+from pytest_watermark_guard.plugin.imports import imported_for_good
+with imported_for_good():  # as the plugin does
+    import torch, torchvision
 leave()
 enter("other imports, pytest, output")
 from pytest_watermark_guard.models.loading import lookups

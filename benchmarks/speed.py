@@ -149,7 +149,7 @@ def matrix_product() -> float:
         layer = torch.nn.Linear(side, side, bias=False)
         values = torch.randn(side, side)
         with ActivationRecorder(layer, ("logits",), values[:2], "logits") as recorder:
-            run = Converter(recorder, values).compiled("bfloat16")
+            run = Converter(recorder, values, ["bfloat16"]).compiled("bfloat16")
             taken = []
             for _ in range(5):
                 start = time.perf_counter()

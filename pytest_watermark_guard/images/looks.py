@@ -63,7 +63,9 @@ def look_of(pixels: npt.NDArray[np.uint8]) -> Looks:
     else:
         low = (_COSINES @ grey_levels @ _COSINES.T).ravel()
         # Without the first, which is the mean brightness.
-        value = _BITS[low > np.median(low[1:])].sum(dtype=np.uint64)
+        rest = low[1:]
+        median = np.partition(rest, len(rest) // 2)[len(rest) // 2]
+        value = _BITS[low > median].sum(dtype=np.uint64)
     half = _SIDE // _SMALL
     coarse = grey_levels.reshape(_SMALL, half, _SMALL, half).mean((1, 3))
     return np.array([(value, np.rint(coarse).ravel(), flat, grey)], LOOK)

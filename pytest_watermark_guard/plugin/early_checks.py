@@ -8,6 +8,7 @@ import pytest
 
 from pytest_watermark_guard.errors import SettingsError
 from pytest_watermark_guard.models.loading.specs import ModelSpec, parse_spec
+from pytest_watermark_guard.plugin.imports import imported_for_good
 from pytest_watermark_guard.probing.context import Run
 from pytest_watermark_guard.setting_values import user_path
 from pytest_watermark_guard.watermarks.scenarios import PairedFolder, resolve_scenarios
@@ -51,8 +52,11 @@ def check_options(
     if gated and specs:
         from pytest_watermark_guard.models.loading.lookups import check_named
 
-        for text in gated:
-            check_named(specs[text])
+        # Workers of xdist would wait for it, and import the same: there, the gates find out.
+        here = not config.getoption("numprocesses", None)
+        with imported_for_good():
+            for text in gated:
+                check_named(specs[text], importing=here)
 
 
 def _check_folder(name: str, folder: str) -> None:

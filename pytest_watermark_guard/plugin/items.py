@@ -17,6 +17,7 @@ from pytest_watermark_guard.errors import (
     WatermarkGuardError,
 )
 from pytest_watermark_guard.plugin.choosing import Gates, gate_path
+from pytest_watermark_guard.plugin.imports import imported_for_good
 from pytest_watermark_guard.probing.context import current_run
 from pytest_watermark_guard.reports.log_lines import inert
 from pytest_watermark_guard.reports.names import asked_layer
@@ -94,7 +95,8 @@ class ModelGate(_InRootFolder, pytest.Collector):
 
     @cached_property
     def _outcome(self) -> Verdict | Exception:
-        from pytest_watermark_guard.probing.gate import judge
+        with imported_for_good():
+            from pytest_watermark_guard.probing.gate import judge
 
         capture = self.config.pluginmanager.getplugin("capturemanager")
         try:

@@ -48,7 +48,7 @@ class FirstAnswers:
     def __init__(self, context: ProbeContext) -> None:
         self.found = FoundLayers()
         self._context = context
-        self._known: dict[tuple[str, str], Array] = {}
+        self._known = self.found.answers
 
     def of(self, streams: Iterable[str]) -> Answers:
         """Return the answers to the first images of some streams."""
@@ -69,6 +69,7 @@ class FirstAnswers:
             closing(model(context.module, context.batches, execution, shard)) as chunks,
         ):
             for chunk in chunks:
+                self.found.seconds = chunk.seconds
                 for key, rows in chunk.activations.items():
                     before = self._known.get(key)
                     self._known[key] = rows if before is None else np.concatenate([before, rows])

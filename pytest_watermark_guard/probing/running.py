@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from pytest_watermark_guard.models.reading.foreign import explained, out_of_memo
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.running.threads import free_threads, using_threads
+from pytest_watermark_guard.models.running.tuning import KnownAnswers
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.plans import PlanCache
@@ -89,7 +90,8 @@ class ImageShard:
 class ActivationChunk(NamedTuple):
     """What a model answers to a few images, how it was run, and what it told about itself.
 
-    `how` it was run is the plan in words, with what it came to on this machine.
+    `how` it was run is the plan in words, with what it came to on this machine; `seconds` is what
+    an input took.
     """
 
     activations: dict[tuple[str, str], Array]
@@ -98,6 +100,7 @@ class ActivationChunk(NamedTuple):
     looks: Looks
     plan: Plan
     how: str
+    seconds: float
     notes: tuple[str, ...]
     weights: str
 
@@ -134,10 +137,27 @@ class FoundLayers:
     ----------
     recorder : ActivationRecorder or None
     weights : str
+    answers : dict of (stream, layer) to ndarray, shape [k, units]
+        Of the first k images, by the plan that it begins with.
+    seconds : float
+        That an input of those took.
     """
 
     recorder: ActivationRecorder | None = None
     weights: str = ""
+    answers: dict[tuple[str, str], Array] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def answered(self, streams: Sequence[str]) -> KnownAnswers | None:
+        """Return what is known of the first images, if it is in all these streams."""
+        layers = dict.fromkeys(layer for _, layer in self.answers)
+        places = [(stream, layer) for stream in streams for layer in layers]
+        if not layers or any(place not in self.answers for place in places):
+            return None
+        activations = {
+            layer: np.stack([self.answers[stream, layer] for stream in streams]) for layer in layers
+        }
+        return KnownAnswers(activations, self.seconds)
 
 
 class OpenModel(AbstractContextManager["OpenModel"]):
@@ -204,6 +224,7 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                     or not execution.lower_precision,
                     sizes=execution.sizes,
                     streams=len(shard.streams),
+                    known=None if shard.first else self._found.answered(shard.streams),
                     remembered=None if self._plans is None else self._plans.load(),
                 )
             )
@@ -266,6 +287,7 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                     batch.looks,
                     plan=executor.plan,
                     how=_in_words(executor, opened.threads, execution.threads),
+                    seconds=executor.seconds,
                     notes=opened.recorder.notes,
                     weights=opened.weights,
                 )

@@ -120,6 +120,8 @@ def _by_blocks(
         return statistic(*rows)
 
     starts = range(0, max(1, low.shape[1]), width)
+    if len(starts) == 1:
+        return block(0)  # to start a thread would take as long
     with ThreadPoolExecutor(min(MOST_THREADS, _cores(), len(starts))) as pool:
         return np.concatenate([*pool.map(block, starts)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -123,6 +124,18 @@ def _both_sides(low: Floats, high: Floats) -> tuple[Floats, Floats]:
     return np.stack([low, 1 - high]), np.stack([high, 1 - low])
 
 
+@lru_cache(maxsize=1)  # all scenarios of a probe have the same
+def _drawn(images: int, seed: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Return the batch that each image is in, and how often each batch counts in each draw."""
+    rng = np.random.default_rng(seed)
+    places = np.arange(images)
+    if images > _MOST_ROWS:
+        places = rng.permutation(images) % _MOST_ROWS
+    draws = rng.standard_normal((min(images, _MOST_ROWS), _DRAWS), dtype=np.float32)
+    draws.flags.writeable = False
+    return places, draws
+
+
 def _largest_quantile(
     low: npt.NDArray[Any],
     high: npt.NDArray[Any],
@@ -132,11 +145,8 @@ def _largest_quantile(
     seed: int,
 ) -> float:
     """Return what the largest deviation, in errors, of the `counted` [2, units] seldom exceeds."""
-    rng = np.random.default_rng(seed)
-    batches = images
-    if len(images) > _MOST_ROWS:
-        batches = images.merged(rng.permutation(len(images)) % _MOST_ROWS)
-    draws = rng.standard_normal((len(batches), _DRAWS), dtype=np.float32)
+    places, draws = _drawn(len(images), seed)
+    batches = images if len(draws) == len(images) else images.merged(places)
     units = np.flatnonzero(counted.any(axis=0))
     step = max(1, min(_UNITS, _SCORES // len(low)))
     largest = np.full(_DRAWS, -np.inf)

@@ -140,14 +140,17 @@ def _load_font(scenario: Scenario, size: float) -> ImageFont.FreeTypeFont:
 def _check_glyphs(scenario: Scenario) -> None:
     """Raise if the font shows a symbol as the box that stands for a missing glyph."""
     font = _load_font(scenario, REFERENCE_SIDE)
-
-    def looks(character: str) -> tuple[float, bytes]:
-        # By its width too: where the missing glyph is blank, a space must differ from it.
-        return font.getlength(character), bytes(font.getmask(character))
-
     # U+10FFFF is a noncharacter: whatever is drawn for it is the missing glyph.
-    box = looks("\U0010ffff")
-    missing = sorted(c for c in set("".join(scenario.alphabet)) if looks(c) == box)
+    width, box = font.getlength("\U0010ffff"), font.getmask("\U0010ffff")
+
+    def is_box(character: str) -> bool:
+        # By its width too: where the missing glyph is blank, a space must differ from it.
+        if font.getlength(character) != width:
+            return False
+        mask = font.getmask(character)
+        return mask.size == box.size and bytes(mask) == bytes(box)
+
+    missing = sorted(c for c in set("".join(scenario.alphabet)) if is_box(c))
     if missing:
         shown = " ".join(f"{character} (U+{ord(character):04X})" for character in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -91,3 +91,19 @@ def test_a_scheduler_of_another_s_stays(counted):
     result.assert_outcomes(passed=14)
     result.stdout.fnmatch_lines(["scheduling tests via Mine"])
     assert loads(counted) == ["one", "two"]
+
+
+def test_a_misspelt_model_is_an_error_of_its_gates(project):
+    result = project.runpytest("--wm-model=torchvision:resnt18", "-n", "2")
+    result.assert_outcomes(errors=4)
+    result.stdout.fnmatch_lines(["*has no classification model 'resnt18'; did you mean *resnet18*"])
+
+
+@pytest.mark.parametrize(
+    "spec", ["no.onnx", "exported:no.pt2", "torchvision:resnet18?weights=no.pt"]
+)
+def test_a_file_that_is_not_there_is_told_before_workers_start(project, spec):
+    result = project.runpytest(f"--wm-model={spec}", "-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: watermark guard: *no.*"])
+    result.stdout.no_fnmatch_line("*gw0*")

@@ -13,12 +13,15 @@ from pytest_watermark_guard.models.loading.specs import RANDOM, ModelSpec
 from pytest_watermark_guard.setting_values import user_path
 
 
-def check_named(spec: ModelSpec) -> None:
+def check_named(spec: ModelSpec, *, importing: bool = True) -> None:
     """Raise `ModelSpecError` for a name that its library or disk does not have; nothing is built.
 
-    What only a network or the user's own code can tell is not asked.
+    What only a network or the user's own code can tell is not asked; nor is a library, which takes
+    seconds to import, unless `importing`.
     """
-    check = _CHECKS.get(spec.kind)
+    check = _OF_FILES.get(spec.kind)
+    if check is None and importing:
+        check = _OF_LIBRARIES.get(spec.kind)
     if check is not None:
         check(spec)
     if spec.weights is not None:
@@ -86,9 +89,8 @@ def unknown(spec: ModelSpec, what: str, name: str, known: Sequence[str]) -> Mode
     return ModelSpecError(f"model spec {spec.text!r}: {what} {name!r}{hint}")
 
 
-_CHECKS: dict[str, Callable[[ModelSpec], object]] = {
+_OF_LIBRARIES: dict[str, Callable[[ModelSpec], object]] = {
     "torchvision": torchvision_weights,
     "timm": timm_of,
-    "exported": file_of,
-    "onnx": file_of,
 }
+_OF_FILES: dict[str, Callable[[ModelSpec], object]] = {"exported": file_of, "onnx": file_of}

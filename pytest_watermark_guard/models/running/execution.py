@@ -12,7 +12,7 @@ from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.agreement import Activations, Shift
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.running.runner import Runner
-from pytest_watermark_guard.models.running.tuning import Tuner, TuningPolicy
+from pytest_watermark_guard.models.running.tuning import KnownAnswers, Tuner, TuningPolicy
 
 _DEFAULT_POLICY = TuningPolicy()
 
@@ -37,6 +37,8 @@ class Executor:
         Whether the batch size may change as well.
     streams : int, default 1
         How many times the images of a batch come in it, without and with marks.
+    known : KnownAnswers, optional
+        To the first inputs, as the model gives them by `plan`.
     only_float32 : bool, default False
         Whether lower precision is out of the question.
     remembered : Plan, optional
@@ -63,6 +65,7 @@ class Executor:
         tuning: bool,
         sizes: bool,
         streams: int = 1,
+        known: KnownAnswers | None = None,
         only_float32: bool = False,
         remembered: Plan | None = None,
         policy: TuningPolicy = _DEFAULT_POLICY,
@@ -85,6 +88,7 @@ class Executor:
                 only_float32=only_float32,
                 remembered=remembered,
                 streams=streams,
+                known=known,
             )
         self.tuned = False
 
@@ -99,6 +103,11 @@ class Executor:
     def expect(self, rows: int) -> None:
         """Say that there will be more inputs than was said."""
         self._rows_left = max(self._rows_left, 0) + rows
+
+    @property
+    def seconds(self) -> float:
+        """How long an input took in the last call."""
+        return self._current.seconds
 
     @property
     def seconds_left(self) -> float | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.threads import using_threads
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _TELEMETRY = "openvino_telemetry"
@@ -61,7 +63,7 @@ class OpenVinoModel(AbstractContextManager["OpenVinoModel"]):
 
 
 class Converter:
-    """Converts a model once, and compiles it for each precision that is asked for.
+    """Converts a model once, and compiles it for several precisions, side by side.
 
     Parameters
     ----------
@@ -69,9 +71,14 @@ class Converter:
         The model and its layers, entered. It stays as it is.
     example : Tensor
         A batch [B, C, H, W] of the size that will be run.
+    precisions : iterable of str
+        "float32", "bfloat16" or both. Each is compiled on a thread of its own, on which OpenVINO
+        takes one core.
     """
 
-    def __init__(self, recorder: ActivationRecorder, example: Tensor) -> None:
+    def __init__(
+        self, recorder: ActivationRecorder, example: Tensor, precisions: Iterable[str]
+    ) -> None:
         if not recorder.hookable:
             raise LayerError("an exported program is run as it is")
         with computing_in("float32", example.device):
@@ -80,20 +87,27 @@ class Converter:
             self._graph = _converted(_traced(recorder, example.clone()))
         self._layers, self._batch_size = recorder.layers, len(example)
         self._graph.reshape([*example.shape])
+        self._threads = torch.get_num_threads()  # of this thread: others are not told
+        pool = ThreadPoolExecutor(thread_name_prefix="wm-compile")
+        self._compiled = {p: pool.submit(self._compile, p) for p in dict.fromkeys(precisions)}
+        pool.shutdown(wait=False)
 
     def compiled(self, precision: str) -> OpenVinoModel:
-        """Return the model for a precision, "float32" or "bfloat16", on torch's threads."""
+        """Return the model for one of the precisions, on torch's threads."""
+        compiled = self._compiled.pop(precision).result()
+        return OpenVinoModel(compiled, self._layers, self._batch_size)
+
+    def _compile(self, precision: str) -> Any:
         options = {
             # What would be faster than asked for is not asked for.
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": self._threads,
             # Two workers would be pinned to the same core.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = load_openvino().Core().compile_model(self._graph, "CPU", options)
-        return OpenVinoModel(compiled, self._layers, self._batch_size)
+        return load_openvino().Core().compile_model(self._graph, "CPU", options)
 
 
 def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
@@ -163,7 +177,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _looks_at_numbers(recorder: ActivationRecorder, few: Tensor) -> bool:
-    with _Watch() as watch:
+    # The next images are read meanwhile: threads that wait for a core would hold up the others.
+    with using_threads(max(1, torch.get_num_threads() - 1)), _Watch() as watch:
         recorder(few)
     seen: bool = watch.seen
     return seen

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
@@ -20,6 +22,8 @@ from pytest_watermark_guard.models.running.agreement import (
 from pytest_watermark_guard.models.running.openvino_model import Converter, OpenVinoModel
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
 from pytest_watermark_guard.models.running.runner import Runner
+
+Rows = npt.NDArray[np.intp]
 
 _COMPARED = 64  # inputs, at most
 _FEW = 8  # inputs, about: enough to tell other numbers from rounding
@@ -60,6 +64,21 @@ class TuningPolicy:
     compiled_on: Collection[str] = ("cuda",)
 
 
+class KnownAnswers(NamedTuple):
+    """What is known of the first images of a run, before it begins.
+
+    Attributes
+    ----------
+    activations : dict of str to ndarray, shape [streams, images, units]
+        By layer: in all streams, the first images.
+    seconds : float
+        That an input took.
+    """
+
+    activations: Activations
+    seconds: float
+
+
 class Tuner:
     """Proposes one way to run a model after the other, and keeps the fastest that agrees.
 
@@ -85,6 +104,8 @@ class Tuner:
         What was the fastest before: it is checked for agreement again, and taken.
     streams : int
         How many times the images of a batch come in it: see `estimated_shift`.
+    known : KnownAnswers or None
+        Of the first images; where there are none, a few inputs are run for what they tell.
 
     Attributes
     ----------
@@ -106,11 +127,13 @@ class Tuner:
         only_float32: bool,
         remembered: Plan | None,
         streams: int,
+        known: KnownAnswers | None,
     ) -> None:
         self._recorder = recorder
         self._converter: Converter | None = None
         self._first = self._best = first
         self._streams = streams
+        self._known = known
         self._policy = policy
         self._sizes = sizes
         self._only_float32 = only_float32
@@ -128,16 +151,18 @@ class Tuner:
         # The same images in all streams: a unit may be silent without a mark.
         images = len(inputs) // self._streams
         first = np.arange(min(images, max(1, _COMPARED // self._streams)))
-        compared = (images * np.arange(self._streams)[:, None] + first).ravel()
+        compared = _in_all_streams(first, images, self._streams)
         # Indexing copies, and does so before the model may work in place.
         self._inputs = inputs[torch.from_numpy(compared).to(inputs.device)]
+        activations = None
         if self._from_openvino:
             plan = next(self._plans, None)
             if plan is not None and plan.openvino:
-                self._run_by_openvino(plan, len(inputs))
+                activations = self._run_by_openvino(plan, inputs)
             elif plan is not None:
                 self._plans = chain([plan], self._plans)
-        activations = self._best(inputs)
+        if activations is None:
+            activations = self._best(inputs)
         self._expected = {layer: units[compared] for layer, units in activations.items()}
         self._rows_at_once = len(inputs)
         self._seconds = self._best.seconds  # of the best, per input
@@ -147,15 +172,38 @@ class Tuner:
         """Give the policy's plans, which are made up when the first is asked for."""
         yield from self._policy.plans(self._first.plan, self._inputs.device)
 
-    def _run_by_openvino(self, plan: Plan, rows: int) -> None:
+    def _run_by_openvino(self, plan: Plan, inputs: torch.Tensor) -> Activations | None:
         """Have OpenVINO run the first batch already, if that pays and gives the same numbers."""
-        few = self._inputs[:: -(-len(self._inputs) // _FEW)].clone()
-        expected = self._first(few.clone())  # the model may work in place
-        if self._first.seconds * (rows + self._rows_left) < self._policy.worth_tuning:
-            return
-        candidate = self._attempt(plan, few, lambda _, found: are_equal(expected, found))
-        if candidate is not None:
-            self._best = candidate
+        rows, expected, seconds = self._few(inputs)
+        if seconds * (len(inputs) + self._rows_left) < self._policy.worth_tuning:
+            return None
+        found: Activations = {}
+
+        def are_the_same(_: Runner, activations: Activations) -> bool:
+            found.update(activations)
+            return are_equal(expected, {layer: units[rows] for layer, units in found.items()})
+
+        candidate = self._attempt(plan, inputs, are_the_same)
+        if candidate is None:
+            return None
+        self._best = candidate
+        return found
+
+    def _few(self, inputs: torch.Tensor) -> tuple[Rows, Activations, float]:
+        """Return some rows, what torch makes of them, and the seconds that it takes for each."""
+        images = len(inputs) // self._streams
+        if self._known is None:
+            rows = np.arange(0, len(inputs), -(-len(inputs) // _FEW))
+            few = inputs[torch.from_numpy(rows).to(inputs.device)]  # a copy: the model may write
+            return rows, self._first(few), self._first.seconds
+        activations, seconds = self._known
+        (known,) = {units.shape[1] for units in activations.values()}
+        first = np.arange(min(images, known))
+        expected = {
+            layer: units[:, : len(first)].reshape(-1, units.shape[2])
+            for layer, units in activations.items()
+        }
+        return _in_all_streams(first, images, self._streams), expected, seconds
 
     @property
     def best(self) -> Runner:
@@ -205,13 +253,16 @@ class Tuner:
 
     def _remembered(self, plan: Plan) -> Runner | None:
         """Return the model run by what was the fastest before, if that may be used and agrees."""
-        if self._only_float32 and plan.precision != "float32":
+        if not self._allows(plan):
             return None
         if plan.openvino and not self._best.plan.openvino:
             return None  # it cannot run it, or there is too little to do
         size = plan.batch_size if self._sizes else self._best.plan.batch_size
         plan = replace(plan, batch_size=size, compiled=None)
         return self._best if plan in self._tried else self._candidate(plan)
+
+    def _allows(self, plan: Plan) -> bool:
+        return plan.precision == "float32" or not self._only_float32
 
     def _try_plans(self) -> Generator[Runner, None, None]:
         """Try one plan after the other until one is clearly faster than the first pass."""
@@ -221,7 +272,7 @@ class Tuner:
         for plan in self._plans:
             if self._best.plan.openvino and not plan.openvino:
                 return  # nothing else is as fast
-            if self._only_float32 and plan.precision != "float32":
+            if not self._allows(plan):
                 continue
             candidate = self._candidate(plan)
             if candidate is None:
@@ -320,7 +371,12 @@ class Tuner:
 
     def _converted(self, plan: Plan) -> OpenVinoModel:
         if self._converter is None:
-            self._converter = Converter(self._recorder, self._inputs[: plan.batch_size])
+            plans = self._policy.plans(self._first.plan, self._inputs.device)
+            self._converter = Converter(
+                self._recorder,
+                self._inputs[: plan.batch_size],
+                [p.precision for p in plans if p.openvino and self._allows(p)],
+            )
         return self._converter.compiled(plan.precision)
 
     def _copied(self, plan: Plan) -> ActivationRecorder | None:
@@ -334,6 +390,11 @@ class Tuner:
         if plan.compiled:
             recorder.compile(plan.batch_size)
         return recorder
+
+
+def _in_all_streams(first: Rows, images: int, streams: int) -> Rows:
+    """Return the rows of some images in a batch that has all its images once for each stream."""
+    return (images * np.arange(streams)[:, None] + first).ravel()
 
 
 def _even_share(rows: int, size: int) -> int:

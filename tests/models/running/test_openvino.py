@@ -19,7 +19,7 @@ from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.openvino_model import Converter
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
-from pytest_watermark_guard.models.running.tuning import TuningPolicy
+from pytest_watermark_guard.models.running.tuning import KnownAnswers, TuningPolicy
 from pytest_watermark_guard.probing import running
 
 INPUTS = torch.rand(90, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -69,6 +69,50 @@ def test_named_layers_are_read_too():
         np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-3, atol=1e-4)
 
 
+def by_known_answers(change=0.0, seconds=1.0, **options):
+    """Run a model of which the answers to the first two images in three streams are known.
+
+    Returns the numbers of inputs that torch ran, of the plan that was found, and the activations.
+    """
+    torch.manual_seed(0)
+    model = models.mobilenet_v2(num_classes=7).eval()
+    inputs = INPUTS[:30]  # ten images
+    rows = torch.tensor([[0, 1], [10, 11], [20, 21]])
+    with ActivationRecorder(model, LAYERS, inputs[:2]) as recorder:
+        expected = {layer: units.numpy() for layer, units in recorder(inputs.clone()).items()}
+        known = {layer: units[rows] + np.float32(change) for layer, units in expected.items()}
+        ran = []
+        model.features[0].register_forward_pre_hook(lambda _, args: ran.append(len(args[0])))
+        policy = TuningPolicy(by_openvino, worth_tuning=2.0)
+        given = KnownAnswers(known, seconds)
+        options = {"tuning": True, "sizes": True, "policy": policy, "streams": 3, **options}
+        with Executor(recorder, Plan(4), len(inputs), known=given, **options) as executor:
+            found = executor(inputs.clone())
+    return ran, executor.plan.openvino, expected, found
+
+
+def test_known_answers_are_not_run_again():
+    ran, openvino, expected, found = by_known_answers()
+    assert openvino
+    assert sum(ran) < 2 * 4  # to look at what it does, and to trace it
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
+
+
+def test_known_answers_decide_whether_openvino_may_run_the_model():
+    ran, openvino, expected, found = by_known_answers(change=0.01)
+    assert not openvino
+    assert sum(ran) >= 30
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, rtol=1e-3, atol=1e-5)
+
+
+def test_known_answers_say_whether_to_convert_it_pays():
+    ran, openvino, *_ = by_known_answers(seconds=0.01)
+    assert not openvino
+    assert sum(ran) == 30
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -104,7 +148,7 @@ def test_a_model_that_looks_at_numbers_is_not_traced():
         ActivationRecorder(Branching(), ("logits",), INPUTS[:2]) as recorder,
         pytest.raises(LayerError, match="looks at numbers"),
     ):
-        Converter(recorder, INPUTS[:4])
+        Converter(recorder, INPUTS[:4], ["float32"])
     assert not execute(Branching())[2].plan.openvino
 
 
@@ -121,7 +165,7 @@ def test_a_model_that_works_in_place_gives_the_same():
 def test_the_last_batch_may_be_shorter():
     with ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
         expected = recorder(INPUTS[:3])
-        found = Converter(recorder, INPUTS[:8]).compiled("float32")(INPUTS[:3])
+        found = Converter(recorder, INPUTS[:8], ["float32"]).compiled("float32")(INPUTS[:3])
     for layer, units in expected.items():
         assert len(found[layer]) == 3
         np.testing.assert_allclose(found[layer], units, rtol=1e-3, atol=1e-5)
@@ -157,7 +201,7 @@ from pytest_watermark_guard.models.running.openvino_model import Converter
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
 inputs = torch.rand(4, 3, 8, 8)
 with ActivationRecorder(model, ("logits",), inputs) as recorder:
-    print(Converter(recorder, inputs).compiled("float32")(inputs)["logits"].shape)
+    print(Converter(recorder, inputs, ["float32"]).compiled("float32")(inputs)["logits"].shape)
 print([name for name in sys.modules if "openvino_telemetry" in name])
 """
 
@@ -180,5 +224,5 @@ def test_parameters_ask_for_gradients_as_before():
     model = Net()
     model.fc.weight.requires_grad_(False)
     with ActivationRecorder(model, LAYERS, INPUTS[:2]) as recorder:
-        Converter(recorder, INPUTS[:4])
+        Converter(recorder, INPUTS[:4], ["float32"])
         assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
