@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -178,7 +179,8 @@ def load(name: str, data: Path) -> Loaded:
     torch.manual_seed(0)
     if weights.is_file():
         loaded = wm.load_model(f"{library}:{name}?weights={weights}")
-        return loaded.module, loaded.preprocessing
+        # At the photos' own size, as the reference takes them.
+        return loaded.module, replace(loaded.preprocessing, size=(224, 224))
     loaded = wm.load_model(f"{library}:{name}@random")
     return settle(loaded.module, photos_below(data), loaded.preprocessing), loaded.preprocessing
 

@@ -120,7 +120,12 @@ def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
         # That the trace holds for one shape only, and that torch has another way to trace.
         warnings.simplefilter("ignore")
         trace: Any = torch.jit.trace
-        return trace(layers, example, check_trace=False, strict=False)
+        traced = trace(layers, example, check_trace=False, strict=False)
+    # Most nodes are constants, each of them many times; to convert them all takes twice as long.
+    constant_pooling: Any = getattr(torch._C, "_jit_pass_constant_pooling", None)
+    if constant_pooling is not None:
+        constant_pooling(traced.graph)
+    return traced
 
 
 @contextmanager

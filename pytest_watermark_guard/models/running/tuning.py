@@ -181,7 +181,8 @@ class Tuner:
 
         def are_the_same(_: Runner, activations: Activations) -> bool:
             found.update(activations)
-            return are_equal(expected, {layer: units[rows] for layer, units in found.items()})
+            some = {layer: units[rows] for layer, units in found.items()}
+            return some.keys() == expected.keys() and are_equal(expected, some)
 
         candidate = self._attempt(plan, inputs, are_the_same)
         if candidate is None:
@@ -357,7 +358,8 @@ class Tuner:
                 return None
             candidate = Runner(other, plan, self._first.clock, is_copy=True)
             for _ in range(_WARM_UPS if plan.compiled else 1):
-                activations = candidate(inputs.clone())  # the model may work in place
+                # In torch, the model may work in place.
+                activations = candidate(inputs if plan.openvino else inputs.clone())
             taken = agrees(candidate, activations)
         except Exception:  # a model may refuse a layout or a type in any way; then it is not used
             taken = False
