@@ -62,7 +62,7 @@ def look_of(pixels: npt.NDArray[np.uint8]) -> Looks:
         value = np.uint64(red << 16 | green << 8 | blue)
     else:
         low = (_COSINES @ grey_levels @ _COSINES.T).ravel()
-        # Without the first, which is the mean brightness.
+        # Without the first, which is the mean brightness. NumPy's `median` imports `numpy.ma`.
         rest = low[1:]
         median = np.partition(rest, len(rest) // 2)[len(rest) // 2]
         value = _BITS[low > median].sum(dtype=np.uint64)

@@ -48,18 +48,18 @@ class FirstAnswers:
     def __init__(self, context: ProbeContext) -> None:
         self.found = FoundLayers()
         self._context = context
-        self._known = self.found.answers
 
     def of(self, streams: Iterable[str]) -> Answers:
         """Return the answers to the first images of some streams."""
         wanted = {*streams}
-        missing = wanted - {stream for stream, _ in self._known}
+        known = self.found.answers
+        missing = wanted - {stream for stream, _ in known}
         if missing:
             self._compute(tuple(s for s in self._context.batches.streams if s in missing))
-        return {key: rows for key, rows in self._known.items() if key[0] in wanted}
+        return {key: rows for key, rows in known.items() if key[0] in wanted}
 
     def _compute(self, streams: tuple[str, ...]) -> None:
-        context = self._context
+        context, known = self._context, self.found.answers
         images = min(_IMAGES, len(context.batches.baseline))
         plan = replace(context.execution.plan, batch_size=images)
         execution = replace(context.execution, plan=plan, tuning=False, sizes=False, progress=False)
@@ -71,8 +71,8 @@ class FirstAnswers:
             for chunk in chunks:
                 self.found.seconds = chunk.seconds
                 for key, rows in chunk.activations.items():
-                    before = self._known.get(key)
-                    self._known[key] = rows if before is None else np.concatenate([before, rows])
+                    before = known.get(key)
+                    known[key] = rows if before is None else np.concatenate([before, rows])
 
     def are(self, before: Answers, layers: Collection[str]) -> bool:
         """Tell whether the model still has these layers and answers as it did, but for rounding."""

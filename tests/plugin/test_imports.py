@@ -9,7 +9,6 @@ import pytest
 
 COUNTING = """
     import gc
-    import sys
     import weakref
 
     class Circle:

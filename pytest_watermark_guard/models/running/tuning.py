@@ -268,7 +268,7 @@ class Tuner:
     def _try_plans(self) -> Generator[Runner, None, None]:
         """Try one plan after the other until one is clearly faster than the first pass."""
         first_pass = self._seconds
-        # The first pass paid for warming up; OpenVINO had run a few inputs before it.
+        # The first pass paid for warming up; OpenVINO compiles before it runs.
         measured_again = self._best.plan.openvino
         for plan in self._plans:
             if self._best.plan.openvino and not plan.openvino:
