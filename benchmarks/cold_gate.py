@@ -131,7 +131,7 @@ leave()
 settled = [seconds / rows for rows, seconds, plan in runs if plan == runs[-1][2]][1:]
 full = statistics.median(settled)
 for rows, seconds, plan in runs:
-    extra = seconds - rows * full if plan != runs[-1][2] else 0
+    extra = max(0, seconds - rows * full) if plan != runs[-1][2] else 0
     parts["forward passes"] -= extra
     parts["tuning"] = parts.get("tuning", 0) + extra
 whole = now() - began

@@ -75,7 +75,8 @@ class Runner:
         parts: list[Activations] = []
         done = 0
         while done < len(inputs):
-            size = self.plan.batch_size
+            # OpenVINO runs a few batches side by side.
+            size = len(inputs) if self.plan.openvino else self.plan.batch_size
             try:
                 parts.append(self._forward(inputs[done : done + size]))
             except RuntimeError as error:
