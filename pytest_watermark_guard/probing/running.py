@@ -18,10 +18,10 @@ from pytest_watermark_guard.images.looks import Looks
 from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.foreign import explained, out_of_memory
+from pytest_watermark_guard.models.running.compared import KnownAnswers
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.running.threads import free_threads, using_threads
-from pytest_watermark_guard.models.running.tuning import KnownAnswers
 from pytest_watermark_guard.models.state import preserved
 from pytest_watermark_guard.probing.activation_buffer import Array
 from pytest_watermark_guard.probing.caches.plans import PlanCache
@@ -223,7 +223,6 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                     only_float32=len(shard.streams) < len(batches.streams)
                     or not execution.lower_precision,
                     sizes=execution.sizes,
-                    streams=len(shard.streams),
                     known=None if shard.first else self._found.answered(shard.streams),
                     remembered=None if self._plans is None else self._plans.load(),
                 )
@@ -274,7 +273,7 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                 with explained(
                     opened.module, batch.values, f"probing images {first!r} to {last!r}"
                 ):
-                    found = executor(batch.values)
+                    found = executor(batch.values, len(todo))
                 activations = {
                     (stream, layer): rows
                     for layer, units in found.items()

@@ -13,7 +13,7 @@ import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import WatermarkSensitivityError
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
-from pytest_watermark_guard.models.running.tuning import TuningPolicy
+from pytest_watermark_guard.models.running.policy import TuningPolicy
 from pytest_watermark_guard.probing import running
 
 if not torch.cuda.is_available():

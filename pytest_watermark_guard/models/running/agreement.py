@@ -26,6 +26,7 @@ USUAL, LARGEST = 0.005, 0.01
 
 # Activations that differ by less than this share of the unit's largest are equal but for rounding.
 _ROUNDING = 1e-5
+_DOUBTFUL = 2.0  # times what is accepted: a batch may tell so much of what moves A by far less
 _BEYOND_CHANCE = 4.0  # standard errors; among thousands of units, some exceed three
 _MOST_ROWS = 64  # all pairs of them are compared
 _MOST_IMAGES = 16
@@ -50,9 +51,20 @@ class Shift(NamedTuple):
         """Whether both are small enough."""
         return self.usual <= USUAL and self.largest <= LARGEST
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether more inputs may show that it agrees after all."""
+        near = self.usual <= _DOUBTFUL * USUAL and self.largest <= _DOUBTFUL * LARGEST
+        return near and not self.agrees
 
-def estimated_shift(expected: Activations, computed: Activations, streams: int = 1) -> Shift:
-    """Estimate how far A of the worst units is moved.
+
+def summarised(shifts: Floats) -> Shift:
+    """Return what `estimated_shifts` tell of the worst units."""
+    return Shift(float(np.quantile(shifts, 0.95, method="higher")), float(shifts.max()))
+
+
+def estimated_shifts(expected: Activations, computed: Activations, streams: int = 1) -> Floats:
+    """Estimate how far A of each unit is moved.
 
     Parameters
     ----------
@@ -63,8 +75,8 @@ def estimated_shift(expected: Activations, computed: Activations, streams: int =
 
     Returns
     -------
-    Shift
-        Infinite where something computed is no number.
+    ndarray of float64, shape [units]
+        Of all layers, one after the other; infinite where something computed is no number.
 
     Notes
     -----
@@ -73,21 +85,20 @@ def estimated_shift(expected: Activations, computed: Activations, streams: int =
     A = Φ(z) to Φ(z / √(1 + r²)). From the share that is seen follows r, and from that the most that
     any A can be moved. And a drift that marked inputs have and clean ones do not makes more pairs
     of a clean and a marked input change one way than the other: what is seen of that beyond four
-    standard errors is added.
+    standard errors is added. Estimates from the few inputs of a batch are so rough that the largest
+    of thousands is several times too large; that of their means over several batches is less so.
     """
     by_layer = []
     for layer, wanted in expected.items():
         if not (np.isfinite(wanted).all() and np.isfinite(computed[layer]).all()):
-            return Shift(np.inf, np.inf)
+            return np.full(sum(units.shape[1] for units in expected.values()), np.inf)
         # In double precision: large activations must not overflow, nor close ones be equal.
         before, after = wanted.astype(np.float64), computed[layer].astype(np.float64)
         equal = _ROUNDING * np.abs(before).max(axis=0)
         by_layer.append(
             _noise(before, after, equal, streams) + _drift(before, after, equal, streams)
         )
-    shifts = np.concatenate(by_layer)
-    usual = np.quantile(shifts, 0.95, method="higher")
-    return Shift(float(usual), float(shifts.max()))
+    return np.concatenate(by_layer)
 
 
 def are_equal(expected: Activations, computed: Activations) -> bool:

@@ -10,9 +10,11 @@ import torch
 
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.agreement import Activations, Shift
+from pytest_watermark_guard.models.running.compared import KnownAnswers
 from pytest_watermark_guard.models.running.plan import Plan
+from pytest_watermark_guard.models.running.policy import TuningPolicy
 from pytest_watermark_guard.models.running.runner import Runner
-from pytest_watermark_guard.models.running.tuning import KnownAnswers, Tuner, TuningPolicy
+from pytest_watermark_guard.models.running.tuning import Tuner
 
 _DEFAULT_POLICY = TuningPolicy()
 
@@ -35,8 +37,6 @@ class Executor:
         Whether to look for a faster way.
     sizes : bool
         Whether the batch size may change as well.
-    streams : int, default 1
-        How many times the images of a batch come in it, without and with marks.
     known : KnownAnswers, optional
         To the first inputs, as the model gives them by `plan`.
     only_float32 : bool, default False
@@ -64,7 +64,6 @@ class Executor:
         *,
         tuning: bool,
         sizes: bool,
-        streams: int = 1,
         known: KnownAnswers | None = None,
         only_float32: bool = False,
         remembered: Plan | None = None,
@@ -87,7 +86,6 @@ class Executor:
                 sizes=sizes,
                 only_float32=only_float32,
                 remembered=remembered,
-                streams=streams,
                 known=known,
             )
         self.tuned = False
@@ -124,16 +122,19 @@ class Executor:
         """How far that moves A, by estimate; None where it is run as it is."""
         return self._current.shift
 
-    def __call__(self, inputs: torch.Tensor) -> Activations:
-        """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer."""
+    def __call__(self, inputs: torch.Tensor, streams: int = 1) -> Activations:
+        """Run all rows of `inputs`; returns float32 or float64 [n, units] by layer.
+
+        `streams` is how many times their images come in them, without and with marks.
+        """
         self._rows_left -= len(inputs)
         if self._tuner is not None and not self._tuner.started:
-            activations = self._tuner.start(inputs, self._rows_left)
+            activations = self._tuner.start(inputs, streams, self._rows_left)
             self._current = self._tuner.best
         else:
             activations = self._run(inputs)
         if self._tuner is not None:
-            self._current = self._tuner.propose(self._rows_left)
+            self._current = self._tuner.propose(self._rows_left, inputs, streams, activations)
             if self._tuner.finished:
                 self.tuned = self._tuner.tuned
                 self._tuner = None

@@ -2,81 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from itertools import chain
-from operator import attrgetter
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.agreement import (
     Activations,
-    Shift,
+    Floats,
     are_equal,
-    estimated_shift,
+    summarised,
 )
+from pytest_watermark_guard.models.running.compared import ComparedPart, KnownAnswers, Rows
 from pytest_watermark_guard.models.running.openvino_model import Converter, OpenVinoModel
-from pytest_watermark_guard.models.running.plan import Plan, faster_plans
+from pytest_watermark_guard.models.running.plan import Plan
+from pytest_watermark_guard.models.running.policy import TuningPolicy
 from pytest_watermark_guard.models.running.runner import Runner
 
-Rows = npt.NDArray[np.intp]
-
-_COMPARED = 64  # inputs, at most
 _FEW = 8  # inputs, about: enough to tell other numbers from rounding
 _CLEARLY_FASTER = 0.4  # of the first pass's time, warming up included: nothing else is tried
+_MAYBE_FASTER = 2.0  # times the fastest so far: what takes longer is not measured again
+_LOOKS = 3  # batches, at most, that tell whether a plan agrees
 _LARGEST_BATCH = {"cpu": 32}
 _LITTLE = 0.3
 _SAVED = 0.15  # of the work left, by compiling
 _WARM_UPS = 3  # passes: CUDA graphs are warmed up, recorded, and replayed
-
-
-@dataclass(frozen=True)
-class TuningPolicy:
-    """Which plans are tried, and when one of them is taken.
-
-    Attributes
-    ----------
-    plans : callable
-        Takes the plan to begin with and the model's device; returns the plans to try, in order.
-        They are asked for one at a time, until one is clearly the fastest.
-    agrees : callable
-        Tells of an estimated `Shift` of A whether it is small enough.
-    worth_tuning : float
-        Seconds of work left below which trying costs more than it saves: to convert a network for
-        OpenVINO takes 0.5 s (MobileNet V2) to 3 s (DenseNet-161) on two cores.
-    gain : float
-        Share of the fastest time so far that a plan must stay below; a smaller gain is noise.
-    compiling : float
-        Seconds that `torch.compile` takes, with much to spare.
-    compiled_on : collection of str
-        Types of devices where it is tried. On a CPU, OpenVINO is faster.
-    """
-
-    plans: Callable[[Plan, torch.device], Iterable[Plan]] = faster_plans
-    agrees: Callable[[Shift], bool] = attrgetter("agrees")
-    worth_tuning: float = 2.0
-    gain: float = 0.97
-    compiling: float = 60.0
-    compiled_on: Collection[str] = ("cuda",)
-
-
-class KnownAnswers(NamedTuple):
-    """What is known of the first images of a run, before it begins.
-
-    Attributes
-    ----------
-    activations : dict of str to ndarray, shape [streams, images, units]
-        By layer: in all streams, the first images.
-    seconds : float
-        That an input took.
-    """
-
-    activations: Activations
-    seconds: float
 
 
 class Tuner:
@@ -84,7 +37,8 @@ class Tuner:
 
     Plans are tried first, then other batch sizes, and last, only where the work left repays it,
     `torch.compile`. Every plan is tried on a copy of the model, on the next batch of real work,
-    and only if every unit agrees with the first pass to within the policy's bound.
+    and only if every unit agrees with the first pass to within the policy's bound. Where one of
+    OpenVINO's is just beyond it, it is compared on a batch or two more: see `estimated_shifts`.
 
     Where OpenVINO runs the model, it does so from the first batch on, once a few inputs have come
     out as torch's own but for rounding: its float32 takes a quarter of the time or less.
@@ -102,8 +56,6 @@ class Tuner:
         Whether lower precision is out of the question.
     remembered : Plan, optional
         What was the fastest before: it is checked for agreement again, and taken.
-    streams : int
-        How many times the images of a batch come in it: see `estimated_shift`.
     known : KnownAnswers or None
         Of the first images; where there are none, a few inputs are run for what they tell.
 
@@ -126,13 +78,11 @@ class Tuner:
         sizes: bool,
         only_float32: bool,
         remembered: Plan | None,
-        streams: int,
         known: KnownAnswers | None,
     ) -> None:
         self._recorder = recorder
         self._converter: Converter | None = None
         self._first = self._best = first
-        self._streams = streams
         self._known = known
         self._policy = policy
         self._sizes = sizes
@@ -144,37 +94,37 @@ class Tuner:
         self._from_openvino = remembered is None or remembered.openvino
         self.started = self.finished = self.tuned = False
 
-    def start(self, inputs: torch.Tensor, rows_left: int) -> Activations:
-        """Run the first batch, which all that is tried is compared with."""
+    def start(self, inputs: torch.Tensor, streams: int, rows_left: int) -> Activations:
+        """Run the first batch, which all that is tried is compared with.
+
+        `streams` is how many times its images come in it: see `estimated_shifts`.
+        """
         self.started = True
         self._rows_left = rows_left
-        # The same images in all streams: a unit may be silent without a mark.
-        images = len(inputs) // self._streams
-        first = np.arange(min(images, max(1, _COMPARED // self._streams)))
-        compared = _in_all_streams(first, images, self._streams)
-        # Indexing copies, and does so before the model may work in place.
-        self._inputs = inputs[torch.from_numpy(compared).to(inputs.device)]
+        self._compared = ComparedPart(inputs, streams)
         activations = None
         if self._from_openvino:
             plan = next(self._plans, None)
             if plan is not None and plan.openvino:
-                activations = self._run_by_openvino(plan, inputs)
+                activations = self._run_by_openvino(plan, inputs, streams)
             elif plan is not None:
                 self._plans = chain([plan], self._plans)
         if activations is None:
             activations = self._best(inputs)
-        self._expected = {layer: units[compared] for layer, units in activations.items()}
+        self._compared.expect(activations)
         self._rows_at_once = len(inputs)
         self._seconds = self._best.seconds  # of the best, per input
         return activations
 
     def _asked(self) -> Iterator[Plan]:
         """Give the policy's plans, which are made up when the first is asked for."""
-        yield from self._policy.plans(self._first.plan, self._inputs.device)
+        yield from self._policy.plans(self._first.plan, self._compared.inputs.device)
 
-    def _run_by_openvino(self, plan: Plan, inputs: torch.Tensor) -> Activations | None:
+    def _run_by_openvino(
+        self, plan: Plan, inputs: torch.Tensor, streams: int
+    ) -> Activations | None:
         """Have OpenVINO run the first batch already, if that pays and gives the same numbers."""
-        rows, expected, seconds = self._few(inputs)
+        rows, expected, seconds = self._few(inputs, streams)
         if seconds * (len(inputs) + self._rows_left) < self._policy.worth_tuning:
             return None
         found: Activations = {}
@@ -190,36 +140,37 @@ class Tuner:
         self._best = candidate
         return found
 
-    def _few(self, inputs: torch.Tensor) -> tuple[Rows, Activations, float]:
+    def _few(self, inputs: torch.Tensor, streams: int) -> tuple[Rows, Activations, float]:
         """Return some rows, what torch makes of them, and the seconds that it takes for each."""
-        images = len(inputs) // self._streams
         if self._known is None:
             rows = np.arange(0, len(inputs), -(-len(inputs) // _FEW))
             few = inputs[torch.from_numpy(rows).to(inputs.device)]  # a copy: the model may write
             return rows, self._first(few), self._first.seconds
-        activations, seconds = self._known
-        (known,) = {units.shape[1] for units in activations.values()}
-        first = np.arange(min(images, known))
-        expected = {
-            layer: units[:, : len(first)].reshape(-1, units.shape[2])
-            for layer, units in activations.items()
-        }
-        return _in_all_streams(first, images, self._streams), expected, seconds
+        return *self._known.rows_of(inputs, streams), self._known.seconds
 
     @property
     def best(self) -> Runner:
         """The fastest so far."""
         return self._best
 
-    def propose(self, rows_left: int) -> Runner:
+    def propose(
+        self, rows_left: int, inputs: torch.Tensor, streams: int, activations: Activations
+    ) -> Runner:
         """Return what to run the next batch with, once the batch before has been run.
 
         Parameters
         ----------
         rows_left : int
             How many inputs there still are to run.
+        inputs : Tensor
+            The batch before.
+        streams : int
+            How many times its images come in it.
+        activations : dict of str to ndarray
+            What the fastest so far, or what was proposed, made of it.
         """
         self._rows_left = rows_left
+        self._before = inputs, streams, activations
         try:
             return next(self._search)
         except StopIteration:
@@ -232,7 +183,9 @@ class Tuner:
         self._best.close()
 
     def _proposals(self, remembered: Plan | None) -> Generator[Runner, None, None]:
-        known = None if remembered is None else self._remembered(remembered)
+        known = None
+        if remembered is not None:
+            known = yield from self._remembered(remembered)
         if remembered is not None and known is not None:
             self._best, self._seconds = known, known.seconds
             if remembered.compiled is False or not self._repays_compiling():
@@ -252,7 +205,7 @@ class Tuner:
         # What is best without bfloat16 is not to be taken for the best of all.
         self.tuned = not self._only_float32
 
-    def _remembered(self, plan: Plan) -> Runner | None:
+    def _remembered(self, plan: Plan) -> Generator[Runner, None, Runner | None]:
         """Return the model run by what was the fastest before, if that may be used and agrees."""
         if not self._allows(plan):
             return None
@@ -260,7 +213,9 @@ class Tuner:
             return None  # it cannot run it, or there is too little to do
         size = plan.batch_size if self._sizes else self._best.plan.batch_size
         plan = replace(plan, batch_size=size, compiled=None)
-        return self._best if plan in self._tried else self._candidate(plan)
+        if plan in self._tried:
+            return self._best
+        return (yield from self._agreeing(plan))
 
     def _allows(self, plan: Plan) -> bool:
         return plan.precision == "float32" or not self._only_float32
@@ -275,13 +230,15 @@ class Tuner:
                 return  # nothing else is as fast
             if not self._allows(plan):
                 continue
-            candidate = self._candidate(plan)
+            candidate = yield from self._agreeing(plan)
             if candidate is None:
                 continue
             yield candidate
             if not measured_again and candidate.seconds > _CLEARLY_FASTER * first_pass:
                 yield from self._measure_again()
                 measured_again = True
+            if self._gains_nothing(candidate) and candidate.seconds < _MAYBE_FASTER * self._seconds:
+                yield from self._measure_both_again(candidate)
             self._take_if_faster(candidate)
             if self._seconds <= _CLEARLY_FASTER * first_pass:
                 return
@@ -292,8 +249,19 @@ class Tuner:
         yield self._best
         self._seconds = self._best.seconds
 
+    def _measure_both_again(self, candidate: Runner) -> Generator[Runner, None, None]:
+        """Let the faster of two passes count: one may have waited for threads that read images."""
+        seconds = candidate.seconds
+        yield self._best
+        self._seconds = min(self._seconds, self._best.seconds)
+        yield candidate
+        candidate.seconds = min(seconds, candidate.seconds)
+
+    def _gains_nothing(self, candidate: Runner) -> bool:
+        return candidate.seconds >= self._policy.gain * self._seconds
+
     def _take_if_faster(self, candidate: Runner) -> bool:
-        faster = candidate.seconds < self._policy.gain * self._seconds
+        faster = not self._gains_nothing(candidate)
         if faster:
             self._best.close()
             self._best, self._seconds = candidate, candidate.seconds
@@ -303,7 +271,7 @@ class Tuner:
 
     def _try_batch_sizes(self) -> Generator[Runner, None, None]:
         """Raise the batch size as long as that helps; where it does not, lower it."""
-        best, largest = self._best, _LARGEST_BATCH.get(self._inputs.device.type, 1024)
+        best, largest = self._best, _LARGEST_BATCH.get(self._compared.inputs.device.type, 1024)
         first_size = best.plan.batch_size
         for factor in (4.0, 0.5):
             if factor < 1 and best.plan.batch_size > first_size:
@@ -313,13 +281,13 @@ class Tuner:
                 best.plan = replace(before, batch_size=size)
                 yield best  # not measured: kernels are made for a new size
                 yield best
-                if best.seconds >= self._policy.gain * self._seconds:
+                if self._gains_nothing(best):
                     best.plan = before
                     break
                 self._seconds = best.seconds
 
     def _repays_compiling(self) -> bool:
-        if self._inputs.device.type not in self._policy.compiled_on:
+        if self._compared.inputs.device.type not in self._policy.compiled_on:
             return False
         return self._seconds * self._rows_left * _SAVED > self._policy.compiling
 
@@ -335,19 +303,49 @@ class Tuner:
 
     def _candidate(self, plan: Plan) -> Runner | None:
         """Return the model run by another plan, or None where it fails, disagrees, or was tried."""
+        return self._attempt(plan, self._compared.inputs, self._agrees)
 
-        def agrees(candidate: Runner, found: Activations) -> bool:
-            candidate.shift = estimated_shift(self._expected, found, self._streams)
-            return self._policy.agrees(candidate.shift)
+    def _agrees(self, candidate: Runner, found: Activations) -> bool:
+        candidate.shift = summarised(self._compared.shifts(found))
+        return self._policy.agrees(candidate.shift)
 
-        return self._attempt(plan, self._inputs, agrees)
+    def _agreeing(self, plan: Plan) -> Generator[Runner, None, Runner | None]:
+        """As `_candidate`; what OpenVINO runs, and is in doubt, is compared on more batches."""
+        # In torch, the model may have worked in place on the batch before.
+        if not (plan.openvino and self._best.plan.openvino):
+            return self._candidate(plan)
+
+        policy, shifts = self._policy, []
+
+        def may_agree(_: Runner, found: Activations) -> bool:
+            shifts.append(self._compared.shifts(found))
+            first = summarised(shifts[0])
+            return policy.agrees(first) or policy.doubtful(first)
+
+        candidate = self._attempt(plan, self._compared.inputs, may_agree)
+        if candidate is None:
+            return None
+        while not policy.agrees(shift := summarised(np.mean(shifts, axis=0))):
+            if len(shifts) == _LOOKS or not policy.doubtful(shift):
+                candidate.close()
+                return None
+            yield self._best
+            shifts.append(self._shifts_of_batch_before(candidate))
+        candidate.shift = shift
+        return candidate
+
+    def _shifts_of_batch_before(self, candidate: Runner) -> Floats:
+        inputs, streams, activations = self._before
+        part = ComparedPart(inputs, streams)
+        part.expect(activations)
+        return part.shifts(candidate(part.inputs))
 
     def _attempt(
         self, plan: Plan, inputs: torch.Tensor, agrees: Callable[[Runner, Activations], bool]
     ) -> Runner | None:
         """Run some inputs by another plan, and return what does so if the activations agree."""
         if plan.openvino:  # a shape of its input is a shape that was traced
-            plan = replace(plan, batch_size=min(plan.batch_size, len(self._inputs)))
+            plan = replace(plan, batch_size=min(plan.batch_size, len(self._compared.inputs)))
         if plan in self._tried:
             return None
         self._tried.add(plan)
@@ -373,10 +371,10 @@ class Tuner:
 
     def _converted(self, plan: Plan) -> OpenVinoModel:
         if self._converter is None:
-            plans = self._policy.plans(self._first.plan, self._inputs.device)
+            plans = self._policy.plans(self._first.plan, self._compared.inputs.device)
             self._converter = Converter(
                 self._recorder,
-                self._inputs[: plan.batch_size],
+                self._compared.inputs[: plan.batch_size],
                 [p.precision for p in plans if p.openvino and self._allows(p)],
             )
         return self._converter.compiled(plan.precision)
@@ -392,11 +390,6 @@ class Tuner:
         if plan.compiled:
             recorder.compile(plan.batch_size)
         return recorder
-
-
-def _in_all_streams(first: Rows, images: int, streams: int) -> Rows:
-    """Return the rows of some images in a batch that has all its images once for each stream."""
-    return (images * np.arange(streams)[:, None] + first).ravel()
 
 
 def _even_share(rows: int, size: int) -> int:

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from pytest_watermark_guard.models.running.agreement import LARGEST, USUAL, estimated_shift
+from pytest_watermark_guard.models.running.agreement import (
+    LARGEST,
+    USUAL,
+    estimated_shifts,
+    summarised,
+)
 from pytest_watermark_guard.statistics.auroc import auroc
 
 IMAGES, STREAMS = 7, 9  # as many as a CPU is given at once
@@ -22,7 +27,7 @@ def rows(images, rng, units=400, mark=1.2, shape=None):
 
 
 def estimate(before, after):
-    return estimated_shift({"a": before}, {"a": after}, STREAMS)
+    return summarised(estimated_shifts({"a": before}, {"a": after}, STREAMS))
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.1, 0.2, 0.3, 0.6])
@@ -34,6 +39,20 @@ def test_noise_moves_a_about_as_far_as_is_estimated(noise):
     after = before + noise * before.std(axis=0) * rng.normal(size=before.shape)
     by_unit = [estimate(before[:, [u]], after[:, [u]]).largest for u in range(before.shape[1])]
     assert np.median(by_unit) == pytest.approx(moved, rel=0.25)
+
+
+def test_batches_together_tell_what_one_leaves_in_doubt():
+    rng = np.random.default_rng(0)
+
+    def shifts(noise):
+        before = rows(IMAGES, rng, units=1500)
+        after = before + noise * before.std(axis=0) * rng.normal(size=before.shape)
+        return estimated_shifts({"a": before}, {"a": after}, STREAMS)
+
+    little, more = ([shifts(noise) for _ in range(3)] for noise in (0.15, 0.3))  # by 0.003, 0.011
+    assert any(summarised(batch).is_doubtful for batch in little)
+    assert summarised(np.mean(little, axis=0)).agrees
+    assert not summarised(np.mean(more, axis=0)).agrees
 
 
 def test_what_agrees_hardly_moves_a():
@@ -100,5 +119,5 @@ def test_what_is_no_number_never_agrees(wrong):
 def test_an_increasing_function_moves_no_a(seed, images, streams):
     rng = np.random.default_rng(seed)
     before = np.round(rng.normal(size=(images * streams, 4)), 1)
-    shift = estimated_shift({"a": before}, {"a": np.exp(before)}, streams)
+    shift = summarised(estimated_shifts({"a": before}, {"a": np.exp(before)}, streams))
     assert shift == (0, 0)

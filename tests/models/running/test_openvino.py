@@ -16,10 +16,11 @@ from torchvision import models
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.compared import ComparedPart, KnownAnswers
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.openvino_model import Converter
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
-from pytest_watermark_guard.models.running.tuning import KnownAnswers, TuningPolicy
+from pytest_watermark_guard.models.running.policy import TuningPolicy
 from pytest_watermark_guard.probing import running
 
 INPUTS = torch.rand(90, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -33,13 +34,13 @@ def by_openvino(start, device, *, bfloat16=False):
 ALWAYS = TuningPolicy(by_openvino, worth_tuning=0.0, gain=1e9)
 
 
-def execute(model, layers=LAYERS, inputs=INPUTS):
+def execute(model, layers=LAYERS, inputs=INPUTS, policy=ALWAYS):
     """Return all activations by plain torch and by the executor, and the executor."""
     with ActivationRecorder(model, layers, inputs[:2]) as recorder:
         expected = {layer: units.numpy() for layer, units in recorder(inputs.clone()).items()}
-        options = {"tuning": True, "sizes": True, "policy": ALWAYS}
+        options = {"tuning": True, "sizes": True, "policy": policy}
         with Executor(recorder, Plan(4), len(inputs), **options) as executor:
-            parts = [executor(batch.clone()) for batch in inputs.split(30)]
+            parts = [executor(batch.clone()) for batch in inputs.split(15)]
     found = {layer: np.concatenate([part[layer] for part in parts]) for layer in expected}
     return expected, found, executor
 
@@ -58,6 +59,19 @@ def test_it_gives_the_activations_of_torch(name):
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     assert model.training
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_batches_side_by_side_keep_their_order():
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)  # so many batches
+        expected, found, executor = execute(models.squeezenet1_1(num_classes=7))
+    finally:
+        torch.set_num_threads(before)
+    assert executor.plan.openvino
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
 
 
 def test_named_layers_are_read_too():
@@ -86,9 +100,9 @@ def by_known_answers(change=0.0, seconds=1.0):
         model.features[0].register_forward_pre_hook(lambda _, args: ran.append(len(args[0])))
         policy = TuningPolicy(by_openvino, worth_tuning=2.0)
         given = KnownAnswers(known, seconds)
-        options = {"tuning": True, "sizes": True, "policy": policy, "streams": 3}
+        options = {"tuning": True, "sizes": True, "policy": policy}
         with Executor(recorder, Plan(4), len(inputs), known=given, **options) as executor:
-            found = executor(inputs.clone())
+            found = executor(inputs.clone(), streams=3)
     return ran, executor.plan.openvino, expected, found
 
 
@@ -112,6 +126,31 @@ def test_known_answers_say_whether_to_convert_it_pays():
     ran, openvino, *_ = by_known_answers(seconds=0.01)
     assert not openvino
     assert sum(ran) == 30
+
+
+@pytest.mark.parametrize(
+    ("shifts", "taken"),
+    [
+        ([0.009], True),
+        ([0.015, 0.004], True),
+        ([0.015, 0.012, 0.002], True),
+        ([0.015, 0.016, 0.015], False),
+        ([0.015, 0.03], False),
+        ([0.03], False),
+    ],
+)
+def test_what_is_just_beyond_the_bound_is_compared_on_more_batches(monkeypatch, shifts, taken):
+    left = [*shifts]
+    monkeypatch.setattr(ComparedPart, "shifts", lambda *_: np.r_[np.zeros(99), left.pop(0)])
+    policy = TuningPolicy(partial(by_openvino, bfloat16=True), worth_tuning=0.0, gain=1e9)
+    expected, found, executor = execute(models.mobilenet_v2(num_classes=7), policy=policy)
+    assert left == []
+    assert executor.plan.openvino
+    assert executor.plan.precision == ("bfloat16" if taken else "float32")
+    if taken:
+        assert executor.shift.largest == pytest.approx(np.mean(shifts))
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, atol=0.1 * np.abs(units).max())
 
 
 class Net(nn.Module):
