@@ -13,6 +13,7 @@ import torch
 _SIZE, _TRIES = 512, 5
 # How many times faster fewer threads must be: where all cores are free, the order is reversed.
 _CLEARLY_FASTER = 1.25
+_MOMENT = 0.05  # seconds in which what has just ended lets go of its core
 
 
 def share_of_cores(workers: int = 1) -> int:
@@ -52,15 +53,16 @@ def free_threads(most: int, seconds: Callable[[int], float] | None = None) -> in
     """
     seconds = seconds or _matrix_product
     count = most
-    if count == 1:
-        return count
-    time_taken = seconds(count)
-    while count > 1:
-        fewer = seconds(count // 2)
-        if fewer * _CLEARLY_FASTER > time_taken:
+    while count > 1 and _pays(count // 2, count, seconds):
+        time.sleep(_MOMENT)
+        if not _pays(count // 2, count, seconds):
             break
-        count, time_taken = count // 2, fewer
+        count //= 2
     return count
+
+
+def _pays(fewer: int, count: int, seconds: Callable[[int], float]) -> bool:
+    return seconds(fewer) * _CLEARLY_FASTER <= seconds(count)
 
 
 def _matrix_product(threads: int) -> float:

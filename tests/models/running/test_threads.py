@@ -52,6 +52,11 @@ def test_fewer_threads_where_that_is_clearly_faster(seconds, count):
     assert free_threads(4, seconds.__getitem__) == count
 
 
+def test_a_core_that_is_busy_for_a_moment_counts_as_free():
+    seconds = {4: iter([8.0, 1.0]), 2: iter([2.0, 2.0])}
+    assert free_threads(4, lambda count: next(seconds[count])) == 4
+
+
 def test_fewer_threads_are_told_and_put_back(monkeypatch):
     seen = []
 
