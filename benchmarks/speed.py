@@ -152,7 +152,9 @@ def matrix_product() -> float:
         with ActivationRecorder(layer, ("logits",), values[:2], "logits") as recorder:
             # In parts, as batches are: each is computed on a core or a few.
             part = values[: side // 16]
-            run = Converter(recorder, part, ["bfloat16"]).compiled("bfloat16")
+            converter = Converter(recorder)
+            converter.start(part, ["bfloat16"])
+            run = converter.compiled("bfloat16")
             taken = []
             for _ in range(10):
                 start = time.perf_counter()

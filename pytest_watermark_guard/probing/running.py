@@ -20,6 +20,7 @@ from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.reading.foreign import explained, out_of_memory
 from pytest_watermark_guard.models.running.compared import KnownAnswers
 from pytest_watermark_guard.models.running.execution import Executor
+from pytest_watermark_guard.models.running.openvino_model import Converter
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.running.threads import free_threads, using_threads
 from pytest_watermark_guard.models.state import preserved
@@ -136,6 +137,8 @@ class FoundLayers:
     Attributes
     ----------
     recorder : ActivationRecorder or None
+    converter : Converter or None
+        Of the recorder.
     weights : str
     answers : dict of (stream, layer) to ndarray, shape [k, units]
         Of the first k images, by the plan that it begins with.
@@ -144,6 +147,7 @@ class FoundLayers:
     """
 
     recorder: ActivationRecorder | None = None
+    converter: Converter | None = None
     weights: str = ""
     answers: dict[tuple[str, str], Array] = field(default_factory=dict)
     seconds: float = 0.0
@@ -224,6 +228,7 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                     or not execution.lower_precision,
                     sizes=execution.sizes,
                     known=None if shard.first else self._found.answered(shard.streams),
+                    converter=self._found.converter,
                     remembered=None if self._plans is None else self._plans.load(),
                 )
             )
@@ -245,6 +250,7 @@ class OpenModel(AbstractContextManager["OpenModel"]):
                 explained(module, example, "finding its layers"),
             ):
                 found.recorder = _recorder(module, execution, example)
+            found.converter = Converter(found.recorder)
             with found.recorder:
                 found.weights = found.recorder.weights()
         return found.recorder, found.weights

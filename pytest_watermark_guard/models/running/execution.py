@@ -11,6 +11,7 @@ import torch
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.agreement import Activations, Shift
 from pytest_watermark_guard.models.running.compared import KnownAnswers
+from pytest_watermark_guard.models.running.openvino_model import Converter
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.running.policy import TuningPolicy
 from pytest_watermark_guard.models.running.runner import Runner
@@ -39,6 +40,8 @@ class Executor:
         Whether the batch size may change as well.
     known : KnownAnswers, optional
         To the first inputs, as the model gives them by `plan`.
+    converter : Converter, optional
+        Of the recorder, for what it has converted already.
     only_float32 : bool, default False
         Whether lower precision is out of the question.
     remembered : Plan, optional
@@ -65,6 +68,7 @@ class Executor:
         tuning: bool,
         sizes: bool,
         known: KnownAnswers | None = None,
+        converter: Converter | None = None,
         only_float32: bool = False,
         remembered: Plan | None = None,
         policy: TuningPolicy = _DEFAULT_POLICY,
@@ -87,6 +91,7 @@ class Executor:
                 only_float32=only_float32,
                 remembered=remembered,
                 known=known,
+                converter=converter or Converter(recorder),
             )
         self.tuned = False
 

@@ -10,8 +10,9 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,61 +66,70 @@ class OpenVinoModel(AbstractContextManager["OpenVinoModel"]):
             ]
 
         self._requests.set_callback(keep)
-        for number, batch in enumerate(batches):
-            self._requests.start_async([batch.numpy()], number, share_inputs=True)
-        self._requests.wait_all()
+        try:
+            for number, batch in enumerate(batches):
+                self._requests.start_async([batch.numpy()], number, share_inputs=True)
+        finally:  # until then their memory is read
+            self._requests.wait_all()
         units = (torch.cat(parts)[: len(x)] for parts in zip(*found, strict=True))
         return dict(zip(self._layers, units, strict=True))
 
 
 class Converter:
-    """Converts a model once, and compiles it for several precisions, side by side.
+    """Converts a model once for each shape, and compiles it for several precisions, side by side.
 
     Parameters
     ----------
     recorder : ActivationRecorder
-        The model and its layers, entered. It stays as it is.
-    example : Tensor
-        A batch [B, C, H, W] of the size that will be run.
-    precisions : iterable of str
-        "float32", "bfloat16" or both. Each is compiled on a thread of its own, on which OpenVINO
-        takes one core.
+        The model and its layers. It stays as it is.
     """
 
-    def __init__(
-        self, recorder: ActivationRecorder, example: Tensor, precisions: Iterable[str]
-    ) -> None:
-        if not recorder.hookable:
-            raise LayerError("an exported program is run as it is")
-        with computing_in("float32", example.device):
-            if _looks_at_numbers(recorder, example[:_ROWS_WATCHED].clone()):
-                raise LayerError("the model's code looks at numbers: a trace may not hold for all")
-            self._graph = _converted(_traced(recorder, example.clone()))
-        self._layers, self._batch_size = recorder.layers, len(example)
-        self._graph.reshape([*example.shape])
-        self._threads = torch.get_num_threads()  # of this thread: others are not told
+    def __init__(self, recorder: ActivationRecorder) -> None:
+        self._recorder = recorder
+        self._graphs: dict[tuple[int, ...], Any] = {}  # by shape of the input
+        self._compiled: dict[str, Future[Any]] = {}
+
+    def start(self, example: Tensor, precisions: Iterable[str]) -> None:
+        """Convert the model, unless it was for this shape, and begin to compile it.
+
+        Parameters
+        ----------
+        example : Tensor
+            A batch [B, C, H, W] of the size that will be run; the recorder is entered.
+        precisions : iterable of str
+            "float32", "bfloat16" or both. Each is compiled on a thread of its own, on which
+            OpenVINO takes one core.
+
+        Raises
+        ------
+        LayerError
+            If the model is an exported program, or its code looks at numbers.
+        """
+        shape = (*example.shape,)
+        if shape not in self._graphs:
+            self._graphs[shape] = _graph_of(self._recorder, example)
+        # Torch's number of threads is this thread's: others are not told.
+        compiled = partial(_compiled, self._graphs[shape], torch.get_num_threads())
         pool = ThreadPoolExecutor(thread_name_prefix="wm-compile")
-        self._compiled = {p: pool.submit(self._compile, p) for p in dict.fromkeys(precisions)}
+        self._compiled = {p: pool.submit(compiled, p) for p in dict.fromkeys(precisions)}
         pool.shutdown(wait=False)
+        self._batch_size = len(example)
 
     def compiled(self, precision: str) -> OpenVinoModel:
         """Return the model for one of the precisions, on torch's threads."""
         compiled = self._compiled.pop(precision).result()
-        return OpenVinoModel(compiled, self._layers, self._batch_size)
+        return OpenVinoModel(compiled, self._recorder.layers, self._batch_size)
 
-    def _compile(self, precision: str) -> Any:
-        options = {
-            # What would be faster than asked for is not asked for.
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            # A few batches side by side, on a core or a few each: threads that share one batch wait
-            # for each other at every layer, and longer where a core has other work.
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_NUM_THREADS": self._threads,
-            # Two workers would be pinned to the same core.
-            "ENABLE_CPU_PINNING": False,
-        }
-        return load_openvino().Core().compile_model(self._graph, "CPU", options)
+
+def _graph_of(recorder: ActivationRecorder, example: Tensor) -> Any:
+    if not recorder.hookable:
+        raise LayerError("an exported program is run as it is")
+    with computing_in("float32", example.device):
+        if _looks_at_numbers(recorder, example[:_ROWS_WATCHED].clone()):
+            raise LayerError("the model's code looks at numbers: a trace may not hold for all")
+        graph = _converted(_traced(recorder, example.clone()))
+    graph.reshape([*example.shape])
+    return graph
 
 
 def _traced(recorder: ActivationRecorder, example: Tensor) -> Any:
@@ -161,6 +171,21 @@ def _converted(traced: Any) -> Any:
     frontend = frontends.load_by_framework("pytorch")
     decoder = decoding.TorchScriptPythonDecoder(traced)
     return frontend.convert(frontend.load(decoder))
+
+
+def _compiled(graph: Any, threads: int, precision: str) -> Any:
+    options = {
+        # What would be faster than asked for is not asked for.
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        # A few batches side by side, on a core or a few each: threads that share one batch wait for
+        # each other at every layer, and longer where a core has other work.
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_NUM_THREADS": threads,
+        # Two workers would be pinned to the same core.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return load_openvino().Core().compile_model(graph, "CPU", options)
 
 
 def load_openvino() -> Any:

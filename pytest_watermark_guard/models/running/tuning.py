@@ -58,6 +58,8 @@ class Tuner:
         What was the fastest before: it is checked for agreement again, and taken.
     known : KnownAnswers or None
         Of the first images; where there are none, a few inputs are run for what they tell.
+    converter : Converter
+        Of the recorder.
 
     Attributes
     ----------
@@ -79,9 +81,10 @@ class Tuner:
         only_float32: bool,
         remembered: Plan | None,
         known: KnownAnswers | None,
+        converter: Converter,
     ) -> None:
         self._recorder = recorder
-        self._converter: Converter | None = None
+        self._converter, self._converting = converter, False
         self._first = self._best = first
         self._known = known
         self._policy = policy
@@ -370,13 +373,13 @@ class Tuner:
         return candidate if taken else None
 
     def _converted(self, plan: Plan) -> OpenVinoModel:
-        if self._converter is None:
+        if not self._converting:
             plans = self._policy.plans(self._first.plan, self._compared.inputs.device)
-            self._converter = Converter(
-                self._recorder,
+            self._converter.start(
                 self._compared.inputs[: plan.batch_size],
                 [p.precision for p in plans if p.openvino and self._allows(p)],
             )
+            self._converting = True
         return self._converter.compiled(plan.precision)
 
     def _copied(self, plan: Plan) -> ActivationRecorder | None:

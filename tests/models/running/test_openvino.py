@@ -188,7 +188,7 @@ def test_a_model_that_looks_at_numbers_is_not_traced():
         ActivationRecorder(Branching(), ("logits",), INPUTS[:2]) as recorder,
         pytest.raises(LayerError, match="looks at numbers"),
     ):
-        Converter(recorder, INPUTS[:4], ["float32"])
+        Converter(recorder).start(INPUTS[:4], ["float32"])
     assert not execute(Branching())[2].plan.openvino
 
 
@@ -202,10 +202,30 @@ def test_a_model_that_works_in_place_gives_the_same():
     np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-3, atol=1e-5)
 
 
+def test_what_was_converted_is_compiled_again_and_not_traced_again():
+    ran, found = [], []
+    model = Net()
+    model.stem.register_forward_pre_hook(lambda *_: ran.append(1))
+    with ActivationRecorder(model, LAYERS, INPUTS[:2]) as recorder:
+        converter = Converter(recorder)
+        for first, precision, most in ((0, "float32", 9), (4, "bfloat16", 0), (8, "float32", 0)):
+            ran.clear()
+            converter.start(INPUTS[first : first + 4], [precision])
+            found.append(converter.compiled(precision)(INPUTS[:4]))
+            assert len(ran) <= most
+        converter.start(INPUTS[:5], ["float32"])
+        assert ran  # another shape
+    for layer, units in found[0].items():
+        assert torch.equal(units, found[2][layer])
+        np.testing.assert_allclose(units, found[1][layer], atol=0.05)
+
+
 def test_the_last_batch_may_be_shorter():
     with ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
         expected = recorder(INPUTS[:3])
-        found = Converter(recorder, INPUTS[:8], ["float32"]).compiled("float32")(INPUTS[:3])
+        converter = Converter(recorder)
+        converter.start(INPUTS[:8], ["float32"])
+        found = converter.compiled("float32")(INPUTS[:3])
     for layer, units in expected.items():
         assert len(found[layer]) == 3
         np.testing.assert_allclose(found[layer], units, rtol=1e-3, atol=1e-5)
@@ -241,7 +261,9 @@ from pytest_watermark_guard.models.running.openvino_model import Converter
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3))
 inputs = torch.rand(4, 3, 8, 8)
 with ActivationRecorder(model, ("logits",), inputs) as recorder:
-    print(Converter(recorder, inputs, ["float32"]).compiled("float32")(inputs)["logits"].shape)
+    converter = Converter(recorder)
+    converter.start(inputs, ["float32"])
+    print(converter.compiled("float32")(inputs)["logits"].shape)
 print([name for name in sys.modules if "openvino_telemetry" in name])
 """
 
@@ -264,5 +286,5 @@ def test_parameters_ask_for_gradients_as_before():
     model = Net()
     model.fc.weight.requires_grad_(False)
     with ActivationRecorder(model, LAYERS, INPUTS[:2]) as recorder:
-        Converter(recorder, INPUTS[:4], ["float32"])
+        Converter(recorder).start(INPUTS[:4], ["float32"])
         assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
