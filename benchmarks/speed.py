@@ -151,9 +151,9 @@ def matrix_product() -> float:
         values = torch.randn(side, side)
         with ActivationRecorder(layer, ("logits",), values[:2], "logits") as recorder:
             # In parts, as batches are: each is computed on a core or a few.
-            part = values[: side // 16]
+            parts = 16
             converter = Converter(recorder)
-            converter.start(part, ["bfloat16"])
+            converter.start(values[: side // parts], ["bfloat16"], at_once=parts)
             run = converter.compiled("bfloat16")
             taken = []
             for _ in range(10):

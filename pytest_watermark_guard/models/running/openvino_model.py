@@ -89,7 +89,7 @@ class Converter:
         self._graphs: dict[tuple[int, ...], Any] = {}  # by shape of the input
         self._compiled: dict[str, Future[Any]] = {}
 
-    def start(self, example: Tensor, precisions: Iterable[str]) -> None:
+    def start(self, example: Tensor, precisions: Iterable[str], at_once: int = 1) -> None:
         """Convert the model, unless it was for this shape, and begin to compile it.
 
         Parameters
@@ -99,6 +99,8 @@ class Converter:
         precisions : iterable of str
             "float32", "bfloat16" or both. Each is compiled on a thread of its own, on which
             OpenVINO takes one core.
+        at_once : int, default 1
+            How many batches there will be at once: the threads are shared out among no more.
 
         Raises
         ------
@@ -109,7 +111,7 @@ class Converter:
         if shape not in self._graphs:
             self._graphs[shape] = _graph_of(self._recorder, example)
         # Torch's number of threads is this thread's: others are not told.
-        compiled = partial(_compiled, self._graphs[shape], torch.get_num_threads())
+        compiled = partial(_compiled, self._graphs[shape], torch.get_num_threads(), at_once)
         pool = ThreadPoolExecutor(thread_name_prefix="wm-compile")
         self._compiled = {p: pool.submit(compiled, p) for p in dict.fromkeys(precisions)}
         pool.shutdown(wait=False)
@@ -173,7 +175,7 @@ def _converted(traced: Any) -> Any:
     return frontend.convert(frontend.load(decoder))
 
 
-def _compiled(graph: Any, threads: int, precision: str) -> Any:
+def _compiled(graph: Any, threads: int, at_once: int, precision: str) -> Any:
     options = {
         # What would be faster than asked for is not asked for.
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
@@ -181,6 +183,7 @@ def _compiled(graph: Any, threads: int, precision: str) -> Any:
         # A few batches side by side, on a core or a few each: threads that share one batch wait for
         # each other at every layer, and longer where a core has other work.
         "PERFORMANCE_HINT": "THROUGHPUT",
+        "PERFORMANCE_HINT_NUM_REQUESTS": at_once,
         "INFERENCE_NUM_THREADS": threads,
         # Two workers would be pinned to the same core.
         "ENABLE_CPU_PINNING": False,

@@ -104,6 +104,7 @@ class Tuner:
         """
         self.started = True
         self._rows_left = rows_left
+        self._rows_at_once = len(inputs)
         self._compared = ComparedPart(inputs, streams)
         activations = None
         if self._from_openvino:
@@ -115,7 +116,6 @@ class Tuner:
         if activations is None:
             activations = self._best(inputs)
         self._compared.expect(activations)
-        self._rows_at_once = len(inputs)
         self._seconds = self._best.seconds  # of the best, per input
         return activations
 
@@ -378,6 +378,7 @@ class Tuner:
             self._converter.start(
                 self._compared.inputs[: plan.batch_size],
                 [p.precision for p in plans if p.openvino and self._allows(p)],
+                at_once=-(-self._rows_at_once // plan.batch_size),
             )
             self._converting = True
         return self._converter.compiled(plan.precision)

@@ -18,7 +18,7 @@ from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.compared import ComparedPart, KnownAnswers
 from pytest_watermark_guard.models.running.execution import Executor
-from pytest_watermark_guard.models.running.openvino_model import Converter
+from pytest_watermark_guard.models.running.openvino_model import Converter, load_openvino
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
 from pytest_watermark_guard.models.running.policy import TuningPolicy
 from pytest_watermark_guard.probing import running
@@ -72,6 +72,30 @@ def test_batches_side_by_side_keep_their_order():
     assert executor.plan.openvino
     for layer, units in expected.items():
         np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_threads_are_shared_out_among_no_more_batches_than_there_are(monkeypatch, at_once):
+    made = []
+    core = load_openvino().Core
+
+    class Noting(core):
+        def compile_model(self, *args):
+            made.append(super().compile_model(*args))
+            return made[-1]
+
+    monkeypatch.setattr(load_openvino(), "Core", Noting)
+    before = torch.get_num_threads()
+    with ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
+        converter = Converter(recorder)
+        try:
+            torch.set_num_threads(2)
+            converter.start(INPUTS[:4], ["float32"], at_once=at_once)
+        finally:
+            torch.set_num_threads(before)
+        converter.compiled("float32")
+    (compiled,) = made
+    assert compiled.get_property("NUM_STREAMS") <= at_once
 
 
 def test_named_layers_are_read_too():
