@@ -6,6 +6,7 @@ changes its order, not how large a difference is beside the spread of a unit tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,12 +59,35 @@ class Shift(NamedTuple):
         return near and not self.agrees
 
 
-def summarised(shifts: Floats) -> Shift:
-    """Return what `estimated_shifts` tell of the worst units."""
+class UnitShifts(NamedTuple):
+    """How far A of each unit is moved, by estimate from one batch; see `estimated_shifts`.
+
+    Attributes
+    ----------
+    noise : ndarray of float64, shape [units]
+        The most that pairs which change their order, either way, can move A by.
+    drift, error : ndarray of float64, shape [units]
+        By how much more of them change it one way than the other, and its standard error.
+    """
+
+    noise: Floats
+    drift: Floats
+    error: Floats
+
+
+def summarised(batches: Sequence[UnitShifts]) -> Shift:
+    """Return what one or several batches tell of the worst units.
+
+    From few inputs estimates are so rough that the largest of thousands is several times too large;
+    that of the means over several batches is less so.
+    """
+    noise, drift, error = (np.array(parts) for parts in zip(*batches, strict=True))
+    chance = _BEYOND_CHANCE * np.sqrt(np.square(error).mean(axis=0) / len(batches))
+    shifts = noise.mean(axis=0) + np.maximum(np.abs(drift.mean(axis=0)) - chance, 0.0)
     return Shift(float(np.quantile(shifts, 0.95, method="higher")), float(shifts.max()))
 
 
-def estimated_shifts(expected: Activations, computed: Activations, streams: int = 1) -> Floats:
+def estimated_shifts(expected: Activations, computed: Activations, streams: int = 1) -> UnitShifts:
     """Estimate how far A of each unit is moved.
 
     Parameters
@@ -75,7 +99,7 @@ def estimated_shifts(expected: Activations, computed: Activations, streams: int 
 
     Returns
     -------
-    ndarray of float64, shape [units]
+    UnitShifts
         Of all layers, one after the other; infinite where something computed is no number.
 
     Notes
@@ -85,20 +109,22 @@ def estimated_shifts(expected: Activations, computed: Activations, streams: int 
     A = Φ(z) to Φ(z / √(1 + r²)). From the share that is seen follows r, and from that the most that
     any A can be moved. And a drift that marked inputs have and clean ones do not makes more pairs
     of a clean and a marked input change one way than the other: what is seen of that beyond four
-    standard errors is added. Estimates from the few inputs of a batch are so rough that the largest
-    of thousands is several times too large; that of their means over several batches is less so.
+    standard errors is added.
     """
     by_layer = []
     for layer, wanted in expected.items():
         if not (np.isfinite(wanted).all() and np.isfinite(computed[layer]).all()):
-            return np.full(sum(units.shape[1] for units in expected.values()), np.inf)
+            units = sum(wanted.shape[1] for wanted in expected.values())
+            return UnitShifts(np.full(units, np.inf), np.zeros(units), np.zeros(units))
         # In double precision: large activations must not overflow, nor close ones be equal.
         before, after = wanted.astype(np.float64), computed[layer].astype(np.float64)
         equal = _ROUNDING * np.abs(before).max(axis=0)
         by_layer.append(
-            _noise(before, after, equal, streams) + _drift(before, after, equal, streams)
+            UnitShifts(
+                _noise(before, after, equal, streams), *_drift(before, after, equal, streams)
+            )
         )
-    return np.concatenate(by_layer)
+    return UnitShifts(*map(np.concatenate, zip(*by_layer, strict=True)))
 
 
 def are_equal(expected: Activations, computed: Activations) -> bool:
@@ -146,12 +172,12 @@ def _most_moved(ratio: Floats) -> Floats:
     return moved
 
 
-def _drift(before: Floats, after: Floats, equal: Floats, streams: int) -> Floats:
-    """Return how far pairs of a clean and a marked input move A beyond chance."""
+def _drift(before: Floats, after: Floats, equal: Floats, streams: int) -> tuple[Floats, Floats]:
+    """Return how far pairs of a clean and a marked input move A, and the standard error of that."""
     images, units = len(before) // streams, before.shape[1]
     used = min(images, _MOST_IMAGES)
     if streams < 2 or used < 3:
-        return np.zeros(units)
+        return np.zeros(units), np.zeros(units)
     old, new = (a.reshape(streams, images, units)[:, :used] for a in (before, after))
     # [clean image, marked image, units]: how A changes by the pairs of the two, over all marks.
     net = np.stack(
@@ -162,9 +188,7 @@ def _drift(before: Floats, after: Floats, equal: Floats, streams: int) -> Floats
     )
     moved = net.mean(axis=(0, 1))
     of_image = net.mean(axis=0) + net.mean(axis=1) - 2 * moved
-    error = np.sqrt(np.square(of_image).sum(axis=0) / (used * (used - 1)))
-    beyond: Floats = np.maximum(np.abs(moved) - _BEYOND_CHANCE * error, 0.0)
-    return beyond
+    return moved, np.sqrt(np.square(of_image).sum(axis=0) / (used * (used - 1)))
 
 
 def _order(first: Floats, second: Floats, equal: Floats) -> Floats:

@@ -8,7 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pytest_watermark_guard.models.running.agreement import Activations, Floats, estimated_shifts
+from pytest_watermark_guard.models.running.agreement import (
+    Activations,
+    UnitShifts,
+    estimated_shifts,
+)
 
 Rows = npt.NDArray[np.intp]
 
@@ -28,11 +32,14 @@ class ComparedPart:
     ----------
     inputs : Tensor
         A copy: the model may work in place on the batch.
+    images : int
+        How many there are, each in all streams.
     """
 
     def __init__(self, batch: torch.Tensor, streams: int) -> None:
         images = len(batch) // streams
-        first = np.arange(min(images, max(1, _MOST_ROWS // streams)))
+        self.images = min(images, max(1, _MOST_ROWS // streams))
+        first = np.arange(self.images)
         self._rows = _in_all_streams(first, images, streams)
         self._streams = streams
         self._expected: Activations = {}
@@ -42,7 +49,7 @@ class ComparedPart:
         """Say what the batch's activations are, of which others may not be far."""
         self._expected = {layer: units[self._rows] for layer, units in activations.items()}
 
-    def shifts(self, found: Activations) -> Floats:
+    def shifts(self, found: Activations) -> UnitShifts:
         """Return how far A of each unit is moved by activations of `inputs`, by estimate."""
         return estimated_shifts(self._expected, found, self._streams)
 

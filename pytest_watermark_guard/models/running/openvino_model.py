@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -42,13 +44,14 @@ class OpenVinoModel(AbstractContextManager["OpenVinoModel"]):
     """
 
     def __init__(self, compiled: Any, layers: tuple[str, ...], batch_size: int) -> None:
-        # As many requests as OpenVINO runs side by side.
-        self._requests = load_openvino().AsyncInferQueue(compiled)
+        side_by_side = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Twice as many: a slow core holds up none of the others.
+        self._requests = [compiled.create_infer_request() for _ in range(2 * side_by_side)]
         self._layers = layers
         self.batch_size = batch_size
 
     def __exit__(self, *_: object) -> None:
-        self._requests = None
+        self._requests = []
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Run any number of images [n, C, H, W], some batches side by side: float32 [n, units]."""
@@ -56,23 +59,28 @@ class OpenVinoModel(AbstractContextManager["OpenVinoModel"]):
         # Filled up by a real image: a model may look at the whole batch.
         filled = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
         batches = torch.split(filled.contiguous(), self.batch_size)
-        found: list[list[Tensor]] = [[] for _ in batches]
-
-        def keep(request: Any, number: int) -> None:
-            # Copied: the request's own memory is written again by another batch.
-            found[number] = [
-                torch.from_numpy(request.get_output_tensor(index).data.copy())
-                for index in range(len(self._layers))
-            ]
-
-        self._requests.set_callback(keep)
+        found: list[list[Tensor]] = []
+        started: deque[Any] = deque()
         try:
-            for number, batch in enumerate(batches):
-                self._requests.start_async([batch.numpy()], number, share_inputs=True)
-        finally:  # until then their memory is read
-            self._requests.wait_all()
+            for batch, request in zip(batches, cycle(self._requests), strict=False):
+                if len(started) == len(self._requests):
+                    found.append(self._found_by(started.popleft()))
+                started.append(request)
+                request.start_async([batch.numpy()], share_inputs=True)
+            while started:
+                found.append(self._found_by(started.popleft()))
+        finally:  # only after an error is there any: the batches' memory is read until they end
+            for request in started:
+                with suppress(Exception):
+                    request.wait()
         units = (torch.cat(parts)[: len(x)] for parts in zip(*found, strict=True))
         return dict(zip(self._layers, units, strict=True))
+
+    def _found_by(self, request: Any) -> list[Tensor]:
+        request.wait()
+        # Copied: the request's own memory is written again by another batch.
+        arrays = (request.get_output_tensor(index).data for index in range(len(self._layers)))
+        return [torch.from_numpy(array.copy()) for array in arrays]
 
 
 class Converter:
@@ -97,8 +105,7 @@ class Converter:
         example : Tensor
             A batch [B, C, H, W] of the size that will be run; the recorder is entered.
         precisions : iterable of str
-            "float32", "bfloat16" or both. Each is compiled on a thread of its own, on which
-            OpenVINO takes one core.
+            "float32", "bfloat16" or both. Each is compiled on a thread of its own.
         at_once : int, default 1
             How many batches there will be at once: the threads are shared out among no more.
 
@@ -118,7 +125,7 @@ class Converter:
         self._batch_size = len(example)
 
     def compiled(self, precision: str) -> OpenVinoModel:
-        """Return the model for one of the precisions, on torch's threads."""
+        """Return the model for one of the precisions, on torch's threads; once for each start."""
         compiled = self._compiled.pop(precision).result()
         return OpenVinoModel(compiled, self._recorder.layers, self._batch_size)
 

@@ -12,7 +12,7 @@ import torch
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.agreement import (
     Activations,
-    Floats,
+    UnitShifts,
     are_equal,
     summarised,
 )
@@ -25,7 +25,7 @@ from pytest_watermark_guard.models.running.runner import Runner
 _FEW = 8  # inputs, about: enough to tell other numbers from rounding
 _CLEARLY_FASTER = 0.4  # of the first pass's time, warming up included: nothing else is tried
 _MAYBE_FASTER = 2.0  # times the fastest so far: what takes longer is not measured again
-_LOOKS = 3  # batches, at most, that tell whether a plan agrees
+_MOST_BATCHES = 3  # that tell whether a plan agrees
 _LARGEST_BATCH = {"cpu": 32}
 _LITTLE = 0.3
 _SAVED = 0.15  # of the work left, by compiling
@@ -173,7 +173,8 @@ class Tuner:
             What the fastest so far, or what was proposed, made of it.
         """
         self._rows_left = rows_left
-        self._before = inputs, streams, activations
+        if self._best.plan.openvino:
+            self._before = inputs, streams, activations
         try:
             return next(self._search)
         except StopIteration:
@@ -190,6 +191,8 @@ class Tuner:
         if remembered is not None:
             known = yield from self._remembered(remembered)
         if remembered is not None and known is not None:
+            if known is not self._best:
+                self._best.close()
             self._best, self._seconds = known, known.seconds
             if remembered.compiled is False or not self._repays_compiling():
                 return
@@ -218,7 +221,7 @@ class Tuner:
         plan = replace(plan, batch_size=size, compiled=None)
         if plan in self._tried:
             return self._best
-        return (yield from self._agreeing(plan))
+        return (yield from self._compared_until_sure(plan))
 
     def _allows(self, plan: Plan) -> bool:
         return plan.precision == "float32" or not self._only_float32
@@ -233,7 +236,7 @@ class Tuner:
                 return  # nothing else is as fast
             if not self._allows(plan):
                 continue
-            candidate = yield from self._agreeing(plan)
+            candidate = yield from self._compared_until_sure(plan)
             if candidate is None:
                 continue
             yield candidate
@@ -309,39 +312,48 @@ class Tuner:
         return self._attempt(plan, self._compared.inputs, self._agrees)
 
     def _agrees(self, candidate: Runner, found: Activations) -> bool:
-        candidate.shift = summarised(self._compared.shifts(found))
+        candidate.shift = summarised([self._compared.shifts(found)])
         return self._policy.agrees(candidate.shift)
 
-    def _agreeing(self, plan: Plan) -> Generator[Runner, None, Runner | None]:
+    def _compared_until_sure(self, plan: Plan) -> Generator[Runner, None, Runner | None]:
         """As `_candidate`; what OpenVINO runs, and is in doubt, is compared on more batches."""
         # In torch, the model may have worked in place on the batch before.
         if not (plan.openvino and self._best.plan.openvino):
             return self._candidate(plan)
-
-        policy, shifts = self._policy, []
+        policy = self._policy
+        shifts: list[UnitShifts] = []
 
         def may_agree(_: Runner, found: Activations) -> bool:
             shifts.append(self._compared.shifts(found))
-            first = summarised(shifts[0])
+            first = summarised(shifts)
             return policy.agrees(first) or policy.doubtful(first)
 
         candidate = self._attempt(plan, self._compared.inputs, may_agree)
         if candidate is None:
             return None
-        while not policy.agrees(shift := summarised(np.mean(shifts, axis=0))):
-            if len(shifts) == _LOOKS or not policy.doubtful(shift):
+        while not policy.agrees(shift := summarised(shifts)):
+            more = None
+            if len(shifts) < _MOST_BATCHES and policy.doubtful(shift):
+                yield self._best
+                more = self._shifts_of_batch_before(candidate)
+            if more is None:
                 candidate.close()
                 return None
-            yield self._best
-            shifts.append(self._shifts_of_batch_before(candidate))
+            shifts.append(more)
         candidate.shift = shift
         return candidate
 
-    def _shifts_of_batch_before(self, candidate: Runner) -> Floats:
+    def _shifts_of_batch_before(self, candidate: Runner) -> UnitShifts | None:
+        """Return what the batch before shows; None if it is too short, or the candidate fails."""
         inputs, streams, activations = self._before
         part = ComparedPart(inputs, streams)
+        if self._rows_left <= 0 or part.images < self._compared.images:
+            return None
         part.expect(activations)
-        return part.shifts(candidate(part.inputs))
+        try:
+            return part.shifts(candidate(part.inputs))
+        except Exception:  # as in `_attempt`
+            return None
 
     def _attempt(
         self, plan: Plan, inputs: torch.Tensor, agrees: Callable[[Runner, Activations], bool]

@@ -10,6 +10,7 @@ from scipy import stats
 from pytest_watermark_guard.models.running.agreement import (
     LARGEST,
     USUAL,
+    UnitShifts,
     estimated_shifts,
     summarised,
 )
@@ -27,7 +28,7 @@ def rows(images, rng, units=400, mark=1.2, shape=None):
 
 
 def estimate(before, after):
-    return summarised(estimated_shifts({"a": before}, {"a": after}, STREAMS))
+    return summarised([estimated_shifts({"a": before}, {"a": after}, STREAMS)])
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.1, 0.2, 0.3, 0.6])
@@ -50,9 +51,20 @@ def test_batches_together_tell_what_one_leaves_in_doubt():
         return estimated_shifts({"a": before}, {"a": after}, STREAMS)
 
     little, more = ([shifts(noise) for _ in range(3)] for noise in (0.15, 0.3))  # by 0.003, 0.011
-    assert any(summarised(batch).is_doubtful for batch in little)
-    assert summarised(np.mean(little, axis=0)).agrees
-    assert not summarised(np.mean(more, axis=0)).agrees
+    assert any(summarised([batch]).is_doubtful for batch in little)
+    assert summarised(little).agrees
+    assert not summarised(more).agrees
+
+
+def test_batches_together_tell_a_drift_from_chance():
+    def batch(drift, error):
+        return UnitShifts(np.zeros(40), np.full(40, drift), np.full(40, error))
+
+    assert summarised([batch(0.01, 0.004)]).largest == 0
+    assert summarised(3 * [batch(0.01, 0.004)]).largest == pytest.approx(0.01 - 0.016 / 3**0.5)
+    assert summarised([batch(0.03, 0.004)]).largest == pytest.approx(0.03 - 0.016)
+    by_chance = [batch(0.02, 0.004), batch(-0.01, 0.004), batch(0.0, 0.004)]
+    assert summarised(by_chance).largest == 0
 
 
 def test_what_agrees_hardly_moves_a():
@@ -119,5 +131,5 @@ def test_what_is_no_number_never_agrees(wrong):
 def test_an_increasing_function_moves_no_a(seed, images, streams):
     rng = np.random.default_rng(seed)
     before = np.round(rng.normal(size=(images * streams, 4)), 1)
-    shift = summarised(estimated_shifts({"a": before}, {"a": np.exp(before)}, streams))
+    shift = summarised([estimated_shifts({"a": before}, {"a": np.exp(before)}, streams)])
     assert shift == (0, 0)

@@ -16,6 +16,7 @@ from torchvision import models
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running.agreement import UnitShifts
 from pytest_watermark_guard.models.running.compared import ComparedPart, KnownAnswers
 from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.openvino_model import Converter, load_openvino
@@ -161,11 +162,21 @@ def test_known_answers_say_whether_to_convert_it_pays():
         ([0.015, 0.016, 0.015], False),
         ([0.015, 0.03], False),
         ([0.03], False),
+        ([0.015, None], False),
     ],
 )
 def test_what_is_just_beyond_the_bound_is_compared_on_more_batches(monkeypatch, shifts, taken):
     left = [*shifts]
-    monkeypatch.setattr(ComparedPart, "shifts", lambda *_: np.r_[np.zeros(99), left.pop(0)])
+
+    def pretended(part, found):
+        for layer, units in part._expected.items():  # of the same images
+            np.testing.assert_allclose(found[layer], units, atol=0.1 * np.abs(units).max())
+        noise = np.r_[np.zeros(99), left.pop(0)]
+        if noise[-1] is None:
+            raise RuntimeError("there is no memory left")
+        return UnitShifts(noise, np.zeros(100), np.zeros(100))
+
+    monkeypatch.setattr(ComparedPart, "shifts", pretended)
     policy = TuningPolicy(partial(by_openvino, bfloat16=True), worth_tuning=0.0, gain=1e9)
     expected, found, executor = execute(models.mobilenet_v2(num_classes=7), policy=policy)
     assert left == []
@@ -224,6 +235,18 @@ def test_a_model_that_works_in_place_gives_the_same():
     expected, found, executor = execute(Changing())
     assert executor.plan.openvino
     np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-3, atol=1e-5)
+
+
+def test_an_error_leaves_a_model_that_can_be_run():
+    with ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
+        converter = Converter(recorder)
+        converter.start(INPUTS[:4], ["float32"], at_once=2)
+        expected = recorder(INPUTS[:30].clone())
+    model = converter.compiled("float32")
+    with pytest.raises(RuntimeError):
+        model(INPUTS[:30, :, :32])  # of another size
+    for layer, units in model(INPUTS[:30]).items():
+        np.testing.assert_allclose(units, expected[layer], rtol=1e-3, atol=1e-5)
 
 
 def test_what_was_converted_is_compiled_again_and_not_traced_again():
