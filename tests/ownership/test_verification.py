@@ -209,9 +209,10 @@ def test_weights_go_back_as_far_as_utility_needs_it(clean, images):
     given = {"steps": 39, "alpha": 1, "learning_rate": 5e-3, "progress": False}
     given["objective"] = wm.ownership.Objective(utility=3, whitened=0.0, apart=0.05)
     far = embed(clean, key, images, least_utility=0, **given)
-    near = embed(clean, key, images, least_utility=0.96, **given)
-    reached, kept = (measure_utility(clean, model, images).mean_cosine for model in (far, near))
-    assert reached < kept
+    reached = measure_utility(clean, far, images).mean_cosine
+    # How far training comes depends on how a machine rounds.
+    near = embed(clean, key, images, least_utility=1 - 0.8 * (1 - reached), **given)
+    assert reached < measure_utility(clean, near, images).mean_cosine
     first, last = (model[0].weight.detach() - clean[0].weight.detach() for model in (far, near))
     share = float((first * last).sum() / first.square().sum())
     assert 0.4 < share < 0.96
