@@ -25,11 +25,13 @@ More than the order of a sum makes in float32, far less than what moves A.
 USUAL, LARGEST = 0.005, 0.01
 """How far A may be moved: at 95 % of all units, and at any."""
 
+MOST_ROWS = 64
+"""That are compared, all pairs of them."""
+
 # Activations that differ by less than this share of the unit's largest are equal but for rounding.
 _ROUNDING = 1e-5
 _DOUBTFUL = 2.0  # times what is accepted: a batch may tell so much of what moves A by far less
 _BEYOND_CHANCE = 4.0  # standard errors; among thousands of units, some exceed three
-_MOST_ROWS = 64  # all pairs of them are compared
 _MOST_IMAGES = 16
 
 
@@ -149,7 +151,7 @@ def are_close(
 def _noise(before: Floats, after: Floats, equal: Floats, streams: int) -> Floats:
     """Return the most that pairs which change their order, either way, can move A by."""
     images = max(1, len(before) // streams)
-    rows = np.unique(np.linspace(0, len(before) - 1, _MOST_ROWS).astype(int))
+    rows = np.unique(np.linspace(0, len(before) - 1, MOST_ROWS).astype(int))
     swapped, pairs = np.zeros(before.shape[1]), 0
     for number, row in enumerate(rows):
         later = rows[number + 1 :]

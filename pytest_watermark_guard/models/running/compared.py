@@ -9,14 +9,13 @@ import numpy.typing as npt
 import torch
 
 from pytest_watermark_guard.models.running.agreement import (
+    MOST_ROWS,
     Activations,
     UnitShifts,
     estimated_shifts,
 )
 
 Rows = npt.NDArray[np.intp]
-
-_MOST_ROWS = 64
 
 
 class ComparedPart:
@@ -38,7 +37,7 @@ class ComparedPart:
 
     def __init__(self, batch: torch.Tensor, streams: int) -> None:
         images = len(batch) // streams
-        self.images = min(images, max(1, _MOST_ROWS // streams))
+        self.images = min(images, max(1, MOST_ROWS // streams))
         first = np.arange(self.images)
         self._rows = _in_all_streams(first, images, streams)
         self._streams = streams

@@ -344,10 +344,12 @@ class Tuner:
         return candidate
 
     def _shifts_of_batch_before(self, candidate: Runner) -> UnitShifts | None:
-        """Return what the batch before shows; None if it is too short, or the candidate fails."""
+        """Return what the batch before shows; None if it is short or the last, or the run fails."""
+        if self._rows_left <= 0:  # nothing is left to be run by it
+            return None
         inputs, streams, activations = self._before
         part = ComparedPart(inputs, streams)
-        if self._rows_left <= 0 or part.images < self._compared.images:
+        if part.images < self._compared.images:
             return None
         part.expect(activations)
         try:

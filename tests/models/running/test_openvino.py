@@ -22,6 +22,7 @@ from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.openvino_model import Converter, load_openvino
 from pytest_watermark_guard.models.running.plan import Plan, faster_plans
 from pytest_watermark_guard.models.running.policy import TuningPolicy
+from pytest_watermark_guard.models.running.threads import using_threads
 from pytest_watermark_guard.probing import running
 
 INPUTS = torch.rand(90, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -64,12 +65,8 @@ def test_it_gives_the_activations_of_torch(name):
 
 def test_batches_side_by_side_keep_their_order():
     torch.manual_seed(0)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)  # so many batches
+    with using_threads(2):  # so many batches
         expected, found, executor = execute(models.squeezenet1_1(num_classes=7))
-    finally:
-        torch.set_num_threads(before)
     assert executor.plan.openvino
     for layer, units in expected.items():
         np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
@@ -86,14 +83,9 @@ def test_threads_are_shared_out_among_no_more_batches_than_there_are(monkeypatch
             return made[-1]
 
     monkeypatch.setattr(load_openvino(), "Core", Noting)
-    before = torch.get_num_threads()
-    with ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
+    with using_threads(2), ActivationRecorder(Net(), LAYERS, INPUTS[:2]) as recorder:
         converter = Converter(recorder)
-        try:
-            torch.set_num_threads(2)
-            converter.start(INPUTS[:4], ["float32"], at_once=at_once)
-        finally:
-            torch.set_num_threads(before)
+        converter.start(INPUTS[:4], ["float32"], at_once=at_once)
         converter.compiled("float32")
     (compiled,) = made
     assert compiled.get_property("NUM_STREAMS") <= at_once
