@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, settings
 import pytest_watermark_guard as wm
 import pytest_watermark_guard.reports.json_file
 import pytest_watermark_guard.reports.terminal
+from pytest_watermark_guard.models.running.execution import Executor
 from pytest_watermark_guard.models.running.openvino_model import load_openvino
+from pytest_watermark_guard.models.running.policy import TuningPolicy
 
 # A busy machine is slow now and then; that is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -39,6 +41,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the built-in images out of the user's cache folder."""
     folder = str(tmp_path_factory.mktemp("cache"))
     os.environ.setdefault("WATERMARK_GUARD_CACHE", folder)
+
+
+@pytest.fixture(autouse=True)
+def toys_run_as_they_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no faster way to run a model tried, but where a test asks for that, or has real data.
+
+    Toy models are too fast for it to pay, unless the machine stands still for a moment.
+    """
+    if "real_data" not in request.fixturenames:
+        never = TuningPolicy(worth_tuning=float("inf"))
+        monkeypatch.setitem(Executor.__init__.__kwdefaults__, "policy", never)
 
 
 @pytest.fixture(autouse=True)
