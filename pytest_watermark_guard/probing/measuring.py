@@ -47,7 +47,7 @@ def measured(
         Whether to find the images that move the worst units most and least.
     thresholds : sequence of float
         On d. Where a lower precision leaves a unit too close to one of them, all units are scored
-        again in float32.
+        again in float32 under the same scenario; with `examples`, under all scenarios.
     """
     cache = context.cache
     asked = None if cache is None else _asked(context, gate, examples, thresholds)
@@ -65,16 +65,19 @@ def measured(
     confirmed = gate is not None and _is_confirmed(gate, measurement)
     if gate is not None and not confirmed:  # only all images can tell
         measurement, small, more = measure(context, None)
-    close = _is_close(measurement, thresholds)
+    close = _close_scenarios(measurement, thresholds)
     if close:
         exact = _in_float32(context)
-        first = _of_first_images(exact, measurement.n_images)
-        measurement, _, _ = measure(first, None, doubts=measurement.doubts)
+        anew = exact if examples else _of_scenarios(exact, close)
+        first = _of_first_images(anew, measurement.n_images)
+        again, _, _ = measure(first, None, doubts=measurement.doubts)
+        measurement = _with(measurement, again)
         if gate is not None and confirmed and not _is_confirmed(gate, measurement):
             confirmed = False
-            measurement, _, _ = measure(exact, None)
-        again = f", again, as a unit was within {_margin(measurement):.2g} of a threshold"
-        measurement = measurement._replace(plan=measurement.plan + again)
+            again, _, _ = measure(exact, None)
+            measurement = _with(measurement, again)
+        near = f", as a unit was within {_margin(measurement):.2g} of a threshold"
+        measurement = measurement._replace(plan=measurement.plan + near)
     if gate is not None:
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))
     # Of a small probe the activations are kept, which answer other questions too; but not these.
@@ -90,15 +93,18 @@ def _is_confirmed(gate: EarlyGate, measurement: ProbeMeasurement) -> bool:
     return gate.confirmed_by(measurement.scores) and not dead
 
 
-def _is_close(measurement: ProbeMeasurement, thresholds: Sequence[float]) -> bool:
-    """Tell whether units lie so near to a threshold that a lower precision may have decided."""
+def _close_scenarios(measurement: ProbeMeasurement, thresholds: Sequence[float]) -> tuple[str, ...]:
+    """Return those with a unit so near to a threshold that a lower precision may have decided."""
     if "bfloat16" not in measurement.plan:
-        return False
-    by_layer = [scores.differentiability for scores in measurement.scores.values()]
+        return ()
     margin = _margin(measurement)
-    return any(
-        (np.abs(d - threshold) <= margin).any() for d in by_layer for threshold in thresholds
-    )
+    close = [
+        scenario
+        for (_, scenario), scores in measurement.scores.items()
+        for threshold in thresholds
+        if (np.abs(scores.differentiability - threshold) <= margin).any()
+    ]
+    return tuple(dict.fromkeys(close))
 
 
 def _margin(measurement: ProbeMeasurement) -> float:
@@ -116,6 +122,27 @@ def _of_first_images(context: ProbeContext, images: int) -> ProbeContext:
     """Return the probe of the images that an early end left."""
     baseline = context.batches.baseline.take(range(images))
     return context._replace(batches=replace(context.batches, baseline=baseline))
+
+
+def _of_scenarios(context: ProbeContext, names: Sequence[str]) -> ProbeContext:
+    """Return the probe of some of its scenarios."""
+    scenarios = tuple(s for s in context.batches.scenarios if s.name in names)
+    return context._replace(batches=replace(context.batches, scenarios=scenarios))
+
+
+def _with(before: ProbeMeasurement, again: ProbeMeasurement) -> ProbeMeasurement:
+    """Put what was measured again, of all scenarios or some, in the place of what was before."""
+    scenarios = {scenario for _, scenario in again.scores}
+    if scenarios == {scenario for _, scenario in before.scores}:
+        return again._replace(plan=f"{again.plan}, again")
+    return before._replace(
+        scores={**before.scores, **again.scores},
+        controls={**before.controls, **again.controls},
+        controls_alone={**before.controls_alone, **again.controls_alone},
+        impact={**before.impact, **again.impact},
+        notes=tuple(dict.fromkeys((*before.notes, *again.notes))),
+        plan=f"{before.plan}, {' and '.join(sorted(scenarios))} in float32",
+    )
 
 
 def _measure(

@@ -323,22 +323,42 @@ def test_a_report_says_when_some_images_were_run_in_bfloat16(probing_with):
 
 
 def test_near_a_threshold_units_are_scored_again_in_float32(probing_with):
-    probing_with(WITH_BFLOAT16)
+    """Under the scenario that has them; with examples of marked images, under all."""
+    batches = probing_with(WITH_BFLOAT16)
     torch.manual_seed(0)
     model = Layouts()
-    exact = plain(model, early_stop=0)
-    highest = max(float(scores.differentiability.max()) for scores in exact)
-    near = probe(model, early_stop=0, stop_at=highest)
-    margin = 0.01 * max(1, (400 / near.n_images) ** 0.5)  # of few images chance is a part
-    assert near.precision == (
-        f"float32, channels last, again, as a unit was within {margin:.2g} of a threshold"
+    exact, first = plain(model), probe(model)
+    near, far = (
+        np.concatenate([s.differentiability for s in exact if s.scenario == name])
+        for name in ("arabic_numerals", "latin")
     )
-    assert near.number_format == "float32"
+    apart = np.abs(near[:, None] - far).min(axis=1)
+    margin = 0.01 * max(1, (400 / exact.n_images) ** 0.5)  # of few images chance is a part
+    assert apart.max() > 1.2 * margin
+    gate = {"early_stop": 0, "stop_at": float(near[apart.argmax()])}
+    batches.clear()
+    report = probe(model, **gate)
+    assert report.precision.endswith(
+        f"arabic_numerals in float32, as a unit was within {margin:.2g} of a threshold"
+    )
+    assert report.number_format == "bfloat16 weights, arabic_numerals in float32"
+    in_one = sum(rows for rows, _ in batches)
     for scores in exact:
-        found = near[scores.layer, scores.scenario]
+        found = report[scores.layer, scores.scenario]
+        if scores.scenario == "latin":
+            np.testing.assert_array_equal(found.auroc, first[scores.layer, "latin"].auroc)
+        else:
+            np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
+    batches.clear()
+    whole = probe(model, examples=True, **gate)
+    assert sum(rows for rows, _ in batches) == in_one + exact.n_images
+    assert whole.number_format == "float32"
+    assert whole.precision.endswith(f"again, as a unit was within {margin:.2g} of a threshold")
+    for scores in exact:
+        found = whole[scores.layer, scores.scenario]
         np.testing.assert_allclose(found.auroc, scores.auroc, atol=2e-3)
-    far = probe(model, early_stop=0, stop_at=min(highest + 1.1 * margin, 1))
-    assert far.precision.startswith("bfloat16")
+    beyond = float(max(near.max(), far.max())) + 1.1 * margin
+    assert "in float32" not in probe(model, early_stop=0, stop_at=min(beyond, 1)).precision
     assert probe(model).precision.startswith("bfloat16")  # no gate: nothing is decided
 
 
@@ -356,7 +376,7 @@ def test_what_a_probe_left_in_the_cache_does_not_decide_near_a_threshold(
     highest = max(float(scores.differentiability.max()) for scores in report)
     gate = {"cache": True, "early_stop": 0, "stop_at": highest}
     near = probe(model, **gate)
-    assert near.number_format == "float32"
+    assert near.number_format.endswith("in float32")
     batches.clear()
     assert probe(model, **gate).to_json() == near.to_json()
     # The first images again, as they are run before anything cached is used.
