@@ -300,6 +300,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of contrastive training")
     parser.add_argument("--seed", type=int, default=5, help="of the key")
     parser.add_argument("--wrong-keys", type=int, default=100)
+    parser.add_argument(
+        "--images", type=int, help="in a key, to be asked with; default 512, of large encoders 128"
+    )
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--attack", choices=[*contrastive.METHODS], default="simclr")
     parser.add_argument("--figure", type=Path, default=Path("attacks.png"), help="of the attacks")
@@ -320,8 +323,8 @@ def main() -> None:
             )
             middle = time.perf_counter()
             case = made(
-                method, clean, {"independent": other}, contrastive.PREPROCESSING, photos, 512,
-                arguments.seed,
+                method, clean, {"independent": other}, contrastive.PREPROCESSING, photos,
+                arguments.images or 512, arguments.seed,
             )  # fmt: skip
             if case is None:
                 continue
@@ -338,7 +341,7 @@ def main() -> None:
             pre = replace(wm.Preprocessing.imagenet(), size=(SIZE, SIZE), resize=SIZE)
             start = time.perf_counter()
             case = made(
-                name, clean, {}, pre, photos, 128, arguments.seed,
+                name, clean, {}, pre, photos, arguments.images or 128, arguments.seed,
                 alpha=4e-7, steps=900, learning_rate=2e-4, batch_size=16,
             )  # fmt: skip
             if case is None:

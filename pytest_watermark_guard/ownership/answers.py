@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,27 +13,58 @@ from torch.nn import functional
 
 from pytest_watermark_guard.statistics.running_ridge import RunningRidge
 
+_MOST = 2.0  # times what was predicted: a ridge makes its slopes smaller
 
+
+@dataclass(frozen=True)
 class AnswerChanges:
-    """What each pair changes, chosen against decoy, less what the clean encoder predicts.
+    """What each pair changes, chosen against decoy: the mean over images of scores.
 
-    A change is the mean over images of the difference of scores; a label counts as a score of 1.
+    Attributes
+    ----------
+    totals : ndarray of float64, shape [pairs, classes]
+        Sums over images; a label counts as a score of 1.
+    images : int
+    columns : mapping of int to int
+        Where a label is among the classes.
+    """
+
+    totals: npt.NDArray[np.float64]
+    images: int
+    columns: Mapping[int, int]
+
+    def of_label(self, label: int) -> npt.NDArray[np.float64]:
+        """Return what each pair changed in the share of images that get a label: [pairs]."""
+        column = self.columns.get(label)
+        if column is None:
+            return np.zeros(len(self.totals))
+        return self.totals[:, column] / self.images
+
+    def agreement(self) -> npt.NDArray[np.float64]:
+        """Return the inner products of what pairs changed: [pairs, pairs]."""
+        # Divided last: rounding would make something of what is exactly 0.
+        return np.asarray(self.totals @ self.totals.T / self.images**2)
+
+
+class PairAnswers:
+    """The answers to a key's pairs, one after the other, and what the clean encoder predicts.
 
     Notes
     -----
-    A ridge regression learns from the earlier pairs how this classifier's answers follow from the
-    clean encoder's embeddings of the same queries. What it predicts for a pair is multiplied by a
-    factor in [0, 1], estimated from the earlier pairs as well, and subtracted. Coins come in last,
-    as signs: so every test by the coins stays exact; and as later pairs change nothing, tests that
-    look after each pair stay so too.
+    A ridge regression learns how this classifier's answers follow from the clean encoder's
+    embeddings of the same queries. What it predicts for a pair is multiplied by a factor in [0, 2],
+    estimated from what was predicted and found, and subtracted. Coins come in last, as signs, and
+    nothing else depends on them: so every test by the coins stays exact.
     """
 
     def __init__(self) -> None:
         self._columns: dict[int, int] = {}  # of labels
-        self._totals: list[npt.NDArray[np.float64]] = []
+        self._signs: list[float] = []
+        self._found: list[npt.NDArray[np.float64]] = []  # second less first, added up over images
+        self._shifts: list[npt.NDArray[np.float64]] = []  # of embeddings, likewise
+        self._before: list[npt.NDArray[np.float64]] = []  # what earlier pairs predict of it
         self._images = 1
         self._ridge = RunningRidge()
-        self._found = self._predicted = 0.0
 
     def add(self, answers: Tensor, chosen: int, embedded: Tensor | None) -> None:
         """Add a pair's answers, in the key's order, and which of the two was chosen.
@@ -45,40 +79,45 @@ class AnswerChanges:
         """
         scores = self._one_hot(answers) if answers.ndim == 2 else answers
         first, second = np.asarray(scores.double().sum(dim=1))
-        # Not yet divided by their number: rounding would make something of what is exactly 0.
         self._images = scores.shape[1]
-        change = second - first
+        self._found.append(second - first)
+        self._signs.append(1.0 if chosen else -1.0)
         if embedded is not None:
-            change = self._unpredicted(change, scores, embedded)
-        self._totals.append(change if chosen else -change)
+            first, second = np.asarray(embedded.double().sum(dim=1))
+            self._shifts.append(second - first)
+            self._before.append(self._ridge.slopes([second - first])[0])
+            self._ridge.add(embedded.flatten(0, 1), scores.flatten(0, 1))
 
-    def _unpredicted(
-        self, change: npt.NDArray[np.float64], scores: Tensor, embedded: Tensor
-    ) -> npt.NDArray[np.float64]:
-        first, second = np.asarray(embedded.double().sum(dim=1))
-        predicted = self._ridge.slope(second - first)
-        predicted = np.pad(predicted, (0, len(change) - len(predicted)))
-        factor = min(max(self._found / self._predicted, 0.0), 1.0) if self._predicted > 0 else 0.0
-        self._found += float(change @ predicted)
-        self._predicted += float(predicted @ predicted)
-        self._ridge.add(embedded.flatten(0, 1), scores.flatten(0, 1))
-        return change - factor * predicted
+    def so_far(self) -> AnswerChanges:
+        """Return what each pair changed, less what those before it predict.
 
-    def of_label(self, label: int) -> npt.NDArray[np.float64]:
-        """Return what each pair changed in the share of images that get a label: [pairs]."""
-        column = self._columns.get(label)
-        if column is None:
-            return np.zeros(len(self._totals))
-        return self._matrix()[:, column] / self._images
+        Later pairs change nothing, so that tests which look after each pair stay exact.
+        """
+        predicted = self._in_columns(self._before)
+        found = self._in_columns(self._found)
+        if not len(predicted):
+            return self._changes(found)
+        both, alone = ((p * predicted).sum(axis=1).cumsum() for p in (found, predicted))
+        factors = np.array([0.0, *map(_factor, both[:-1], alone[:-1])])
+        return self._changes(found - factors[:, None] * predicted)
 
-    def agreement(self) -> npt.NDArray[np.float64]:
-        """Return the inner products of what pairs changed: [pairs, pairs]."""
-        totals = self._matrix()
-        return np.asarray(totals @ totals.T / self._images**2)
+    def whole(self) -> AnswerChanges:
+        """Return what each pair changed, less what all of them predict: for a test at the end."""
+        found = self._in_columns(self._found)
+        if not self._shifts:
+            return self._changes(found)
+        predicted = self._ridge.slopes(self._shifts)
+        factor = _factor(float((found * predicted).sum()), float(np.square(predicted).sum()))
+        return self._changes(found - factor * predicted)
 
-    def _matrix(self) -> npt.NDArray[np.float64]:
-        width = len(self._totals[-1])
-        return np.stack([np.pad(row, (0, width - len(row))) for row in self._totals])
+    def _changes(self, left: npt.NDArray[np.float64]) -> AnswerChanges:
+        return AnswerChanges(np.array(self._signs)[:, None] * left, self._images, self._columns)
+
+    def _in_columns(self, rows: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """Return rows as [rows, classes]; classes that came later were 0 before."""
+        width = len(self._found[-1])
+        padded = [np.pad(row, (0, width - len(row))) for row in rows]
+        return np.stack(padded) if padded else np.zeros((0, width))
 
     def _one_hot(self, labels: Tensor) -> Tensor:
         found, which = torch.unique(labels, return_inverse=True)
@@ -86,3 +125,8 @@ class AnswerChanges:
             self._columns.setdefault(label, len(self._columns))
         columns = torch.tensor([self._columns[label] for label in found.tolist()])
         return functional.one_hot(columns[which], len(self._columns))
+
+
+def _factor(both: float, alone: float) -> float:
+    """Return how many times what was predicted was found: products of the two, and its squares."""
+    return min(max(both / alone, 0.0), _MOST) if alone > 0 else 0.0

@@ -17,7 +17,7 @@ from pytest_watermark_guard.models.device import computing_in
 from pytest_watermark_guard.models.loading.introspection import resolve_preprocessing
 from pytest_watermark_guard.models.loading.loading import LoadedModel, as_loaded
 from pytest_watermark_guard.models.state import runnable_on
-from pytest_watermark_guard.ownership.answers import AnswerChanges
+from pytest_watermark_guard.ownership.answers import AnswerChanges, PairAnswers
 from pytest_watermark_guard.ownership.encoder import (
     Encoder,
     Response,
@@ -128,7 +128,7 @@ class Trial:
         `wanted` is its answer to the key image, or None if what it gives is nearness to it already.
         """
         key = self.key
-        changes = AnswerChanges()
+        answers = PairAnswers()
         near: list[Tensor] = []
         for pair in self._pairs:
             both = in_order(response, key, self.pixels, pair)
@@ -141,20 +141,23 @@ class Trial:
             chosen = int(key.coins[pair])
             near.append(nearness.double().mean(dim=1)[[chosen, 1 - chosen]])
             if wanted is not None:
-                changes.add(both, chosen, self._embedded.get(pair))
-            if self._stop_at is not None:
-                gains = agreement_gains(changes.agreement(), _lead(near, changes, wanted))
-                if sign_flip_e_values(gains)[-1] >= 1 / self._stop_at:
-                    break
-        lead = _lead(near, changes, wanted)
-        if wanted is None:
-            lead = less_expected(lead, key.expected_leads(self._pairs))
-        agreement = None if wanted is None else changes.agreement()
-        evidence = sign_flip_e_values(
-            lead if agreement is None else agreement_gains(agreement, lead)
-        )
+                answers.add(both, chosen, self._embedded.get(pair))
+            if (
+                self._stop_at is not None
+                and _evidence(near, answers.so_far(), wanted)[-1] >= 1 / self._stop_at
+            ):
+                break
         # Whoever decides how many pairs to ask could stop where it suits him.
-        if self._stop_at is not None or len(self._pairs) < key.pairs:
+        may_stop = self._stop_at is not None or len(self._pairs) < key.pairs
+        if wanted is None:
+            agreement = None
+            lead = less_expected(_lead(near), key.expected_leads(self._pairs))
+            evidence = sign_flip_e_values(lead)
+        else:
+            evidence = _evidence(near, answers.so_far(), wanted)
+            changes = answers.so_far() if may_stop else answers.whole()
+            agreement, lead = changes.agreement(), _lead(near, changes, wanted)
+        if may_stop:
             p_value = min(1.0, float(1 / evidence.max()))
         elif agreement is None:
             p_value = sign_flip_p_value(lead)
@@ -205,13 +208,20 @@ def _nearness(answers: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _lead(
-    near: list[Tensor], changes: AnswerChanges, wanted: Tensor | None
+    near: list[Tensor], changes: AnswerChanges | None = None, wanted: Tensor | None = None
 ) -> npt.NDArray[np.float64]:
     """Return how much nearer to the key image the chosen one of each pair moves images: [pairs].
 
     Of labels, less what the clean encoder predicts.
     """
-    if wanted is not None and wanted.ndim == 1:
+    if changes is not None and wanted is not None and wanted.ndim == 1:
         return changes.of_label(int(wanted[0]))
     with_chosen, with_decoy = np.asarray(torch.stack(near)).T
     return np.asarray(with_chosen - with_decoy)
+
+
+def _evidence(
+    near: list[Tensor], changes: AnswerChanges, wanted: Tensor | None
+) -> npt.NDArray[np.float64]:
+    """Return the e-values after each pair: [pairs]."""
+    return sign_flip_e_values(agreement_gains(changes.agreement(), _lead(near, changes, wanted)))

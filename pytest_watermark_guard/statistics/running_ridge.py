@@ -43,24 +43,25 @@ class RunningRidge:
         self._xx += x.T @ x
         self._xy += x.T @ y
 
-    def slope(self, shift: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return by how much targets differ where inputs differ by a shift.
+    def slopes(self, shifts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return by how much targets differ where inputs differ by some shifts.
 
         Parameters
         ----------
-        shift : array of float, shape [inputs]
+        shifts : array of float, shape [shifts, inputs]
 
         Returns
         -------
-        array of float64, shape [targets]
-            Empty before the first part; 0 where no input varies.
+        array of float64, shape [shifts, targets]
+            No targets before the first part; 0 where no input varies.
         """
+        wanted = np.asarray(shifts, dtype=np.float64)
         if not self._samples:
-            return np.zeros(0)
+            return np.zeros((len(wanted), 0))
         covariance = self._xx / self._samples - np.outer(self._x, self._x) / self._samples**2
         cross = self._xy / self._samples - np.outer(self._x, self._y) / self._samples**2
         penalty = _PENALTY * covariance.trace() / len(covariance)
         if not penalty > 0:
-            return np.zeros(cross.shape[1])
+            return np.zeros((len(wanted), cross.shape[1]))
         covariance[np.diag_indices_from(covariance)] += penalty
-        return np.asarray(np.linalg.solve(covariance, np.asarray(shift, np.float64)) @ cross)
+        return np.asarray(wanted @ np.linalg.solve(covariance, cross))

@@ -12,15 +12,15 @@ from pytest_watermark_guard.statistics.running_ridge import RunningRidge
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 4), st.integers(1, 5))
 def test_it_is_scikit_learns(seed, units, targets, parts):
     rng = np.random.default_rng(seed)
-    ridge, shift = RunningRidge(), rng.normal(size=units)
+    ridge, shifts = RunningRidge(), rng.normal(size=(2, units))
     x = rng.normal(size=(parts, 6, units)) + 100 * rng.normal(size=units)
     y = x @ rng.normal(size=(units, targets)) + rng.normal(size=(parts, 6, targets))
     for part in range(parts):
         ridge.add(x[part], y[part])
     x, y = x.reshape(-1, units), y.reshape(-1, targets)
     oracle = Ridge(alpha=0.1 * len(x) * x.var(axis=0).mean()).fit(x, y)
-    slope = np.reshape(oracle.coef_, (targets, units)) @ shift
-    np.testing.assert_allclose(ridge.slope(shift), slope, rtol=1e-7, atol=1e-7)
+    slopes = shifts @ np.reshape(oracle.coef_, (targets, units)).T
+    np.testing.assert_allclose(ridge.slopes(shifts), slopes, rtol=1e-7, atol=1e-7)
 
 
 def test_targets_that_come_later_were_zero_before():
@@ -32,11 +32,11 @@ def test_targets_that_come_later_were_zero_before():
         whole.add(x[part], y[part])
     growing.add(x[0], y[0, :, :2])
     growing.add(x[1], y[1])
-    np.testing.assert_allclose(growing.slope(x[0, 0]), whole.slope(x[0, 0]), rtol=1e-12)
+    np.testing.assert_allclose(growing.slopes(x[0]), whole.slopes(x[0]), rtol=1e-12)
 
 
 def test_nothing_is_known():
     ridge = RunningRidge()
-    assert ridge.slope(np.ones(4)).shape == (0,)
+    assert ridge.slopes(np.ones((3, 4))).shape == (3, 0)
     ridge.add(np.ones((5, 4)), np.ones((5, 2)))
-    assert ridge.slope(np.ones(4)).tolist() == [0, 0]
+    assert ridge.slopes(np.ones((1, 4))).tolist() == [[0, 0]]
