@@ -53,15 +53,17 @@ class PairAnswers:
     -----
     A ridge regression learns how this classifier's answers follow from the clean encoder's
     embeddings of the same queries. What it predicts for a pair is multiplied by a factor in [0, 2],
-    estimated from what was predicted and found, and subtracted. Coins come in last, as signs, and
-    nothing else depends on them: so every test by the coins stays exact.
+    estimated from what was predicted and found, and subtracted. A pair is predicted by others, as
+    of itself it would predict the mark, too. Coins come in last, as signs, and nothing else depends
+    on them: so every test by the coins stays exact.
     """
 
     def __init__(self) -> None:
         self._columns: dict[int, int] = {}  # of labels
         self._signs: list[float] = []
         self._found: list[npt.NDArray[np.float64]] = []  # second less first, added up over images
-        self._shifts: list[npt.NDArray[np.float64]] = []  # of embeddings, likewise
+        self._samples: list[tuple[Tensor, Tensor]] = []  # embeddings and scores of queries
+        self._shifts: list[npt.NDArray[np.float64]] = []  # of embeddings, like what was found
         self._before: list[npt.NDArray[np.float64]] = []  # what earlier pairs predict of it
         self._images = 1
         self._ridge = RunningRidge()
@@ -86,38 +88,38 @@ class PairAnswers:
             first, second = np.asarray(embedded.double().sum(dim=1))
             self._shifts.append(second - first)
             self._before.append(self._ridge.slopes([second - first])[0])
-            self._ridge.add(embedded.flatten(0, 1), scores.flatten(0, 1))
+            self._samples.append((embedded.flatten(0, 1), scores.flatten(0, 1)))
+            self._ridge.add(*self._samples[-1])
 
     def so_far(self) -> AnswerChanges:
         """Return what each pair changed, less what those before it predict.
 
         Later pairs change nothing, so that tests which look after each pair stay exact.
         """
-        predicted = self._in_columns(self._before)
-        found = self._in_columns(self._found)
-        if not len(predicted):
-            return self._changes(found)
+        found, predicted = self._in_columns(self._found), self._in_columns(self._before)
         both, alone = ((p * predicted).sum(axis=1).cumsum() for p in (found, predicted))
         factors = np.array([0.0, *map(_factor, both[:-1], alone[:-1])])
         return self._changes(found - factors[:, None] * predicted)
 
     def whole(self) -> AnswerChanges:
-        """Return what each pair changed, less what all of them predict: for a test at the end."""
+        """Return what each pair changed, less what all others predict: for a test at the end."""
         found = self._in_columns(self._found)
-        if not self._shifts:
-            return self._changes(found)
-        predicted = self._ridge.slopes(self._shifts)
+        # Of itself a pair would predict a part of the mark, too.
+        predicted = self._in_columns([
+            self._ridge.without(*sample).slopes([shift])[0]
+            for sample, shift in zip(self._samples, self._shifts, strict=True)
+        ])  # fmt: skip
         factor = _factor(float((found * predicted).sum()), float(np.square(predicted).sum()))
         return self._changes(found - factor * predicted)
 
     def _changes(self, left: npt.NDArray[np.float64]) -> AnswerChanges:
-        return AnswerChanges(np.array(self._signs)[:, None] * left, self._images, self._columns)
+        return AnswerChanges(np.array(self._signs)[:, None] * left, self._images, {**self._columns})
 
     def _in_columns(self, rows: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-        """Return rows as [rows, classes]; classes that came later were 0 before."""
+        """Return rows as [pairs, classes]: what came later was 0 before; no rows are zeros."""
         width = len(self._found[-1])
         padded = [np.pad(row, (0, width - len(row))) for row in rows]
-        return np.stack(padded) if padded else np.zeros((0, width))
+        return np.stack(padded) if padded else np.zeros((len(self._found), width))
 
     def _one_hot(self, labels: Tensor) -> Tensor:
         found, which = torch.unique(labels, return_inverse=True)

@@ -163,7 +163,7 @@ def verify_classifier(
     means, and the cosine to the key image's. See
     `pytest_watermark_guard.statistics.sign_flips.agreement_p_value`: the test is exact for this
     sum, as for any; and `pytest_watermark_guard.ownership.answers.PairAnswers` for what the clean
-    encoder predicts: by the answers to all pairs, but for e-values, by those to the pairs before.
+    encoder predicts: by the answers to all other pairs, for e-values by those to the pairs before.
     """
     if stop_at is not None:
         check_level("stop_at", stop_at)

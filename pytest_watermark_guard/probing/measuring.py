@@ -33,6 +33,7 @@ def measured(
     compute: Compute | None,
     examples: bool,
     thresholds: Sequence[float] = (),
+    whole: bool = False,
 ) -> tuple[ProbeMeasurement, tuple[str, ...]]:
     """Return what was measured when the same was asked for, else measure it; with notes on that.
 
@@ -46,8 +47,11 @@ def measured(
     examples : bool
         Whether to find the images that move the worst units most and least.
     thresholds : sequence of float
-        On d. Where a lower precision leaves a unit too close to one of them, all units are scored
-        again in float32 under the same scenario; with `examples`, under all scenarios.
+        On d. Where a faster way to run the model leaves a unit too close to one of them, all units
+        are scored again in float32 under the same scenario.
+    whole : bool, default False
+        Whether they are under all scenarios, for whoever compares with other reports; `examples`
+        want it, too.
     """
     cache = context.cache
     asked = None if cache is None else _asked(context, gate, examples, thresholds)
@@ -60,23 +64,26 @@ def measured(
             if answers.are(before, {layer for _, layer in before}):
                 return measurement, ()
             notes = (CHANGED,)
+    whole = whole or examples
     measure = partial(_measure, compute=compute, examples=examples, answers=answers)
     measurement, small, more = measure(context, gate)
     confirmed = gate is not None and _is_confirmed(gate, measurement)
     if gate is not None and not confirmed:  # only all images can tell
         measurement, small, more = measure(context, None)
-    close = _close_scenarios(measurement, thresholds)
+    # A precision that was asked for is what is to be gated.
+    close = _close_scenarios(measurement, thresholds) if context.execution.tuning else ()
     if close:
+        near = f", as a unit was within {_margin(measurement):.2g} of a threshold"
         exact = _in_float32(context)
-        anew = exact if examples else _of_scenarios(exact, close)
+        anew = exact if whole else _of_scenarios(exact, close)
         first = _of_first_images(anew, measurement.n_images)
+        measure = partial(measure, compute=None)  # others are told of the whole probe
         again, _, _ = measure(first, None, doubts=measurement.doubts)
         measurement = _with(measurement, again)
         if gate is not None and confirmed and not _is_confirmed(gate, measurement):
             confirmed = False
             again, _, _ = measure(exact, None)
             measurement = _with(measurement, again)
-        near = f", as a unit was within {_margin(measurement):.2g} of a threshold"
         measurement = measurement._replace(plan=measurement.plan + near)
     if gate is not None:
         measurement = measurement._replace(early_stop=gate.outcome(confirmed))

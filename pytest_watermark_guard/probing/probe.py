@@ -124,7 +124,9 @@ def probe(
     examples = run.examples if examples is None else examples
     thresholds = _thresholds(settings, stop_at)
     with context.warning_last():
-        measurement, cache_notes = measured(context, gate, compute, examples, thresholds)
+        measurement, cache_notes = measured(
+            context, gate, compute, examples, thresholds, _is_compared()
+        )
     batches = context.batches
     precision = measurement.plan
     if isinstance(context.module, AdaptedModel):
@@ -182,7 +184,13 @@ def _thresholds(settings: Settings, stop_at: float | None) -> tuple[float, ...]:
     """Return where a unit fails a gate; without one, nothing is decided."""
     if stop_at is None:
         return ()
-    return (stop_at, settings.warn) if settings.strict else (stop_at,)
+    return (stop_at, settings.warn) if settings.strict or settings.no_worse else (stop_at,)
+
+
+def _is_compared() -> bool:
+    """Tell whether its numbers are held against those of other probes."""
+    run = current_run()
+    return bool(run.known.units or run.known.updating or run.against)
 
 
 def _all_weights(context: ProbeContext) -> str:

@@ -211,7 +211,8 @@ class OwnershipReport(Report):
 
         For the plan of a verification with ``stop_at=alpha`` and as many images as here: rehearse
         it on a classifier of your own. The chance is over the order of the pairs. With a clean
-        encoder it is too low: nothing is predicted yet for the first pairs that are really asked.
+        encoder rehearse with ``stop_at`` as well, a small one: a pair is then predicted by those
+        before it, as it will be, and else by all others, so that the number would be too low.
 
         Parameters
         ----------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import numpy.typing as npt
 
@@ -64,4 +66,15 @@ class RunningRidge:
         if not penalty > 0:
             return np.zeros((len(wanted), cross.shape[1]))
         covariance[np.diag_indices_from(covariance)] += penalty
-        return np.asarray(wanted @ np.linalg.solve(covariance, cross))
+        return np.asarray(np.linalg.solve(covariance, wanted.T).T @ cross)
+
+    def without(self, inputs: npt.ArrayLike, targets: npt.ArrayLike) -> RunningRidge:
+        """Return what it would be if a part, float [n, inputs] and [n, targets], was not added."""
+        x = np.asarray(inputs, dtype=np.float64) - self._origin
+        y = np.asarray(targets, dtype=np.float64)
+        y = np.pad(y, ((0, 0), (0, len(self._y) - y.shape[1]))) - self._start
+        rest = copy.copy(self)
+        rest._samples = self._samples - len(x)
+        rest._x, rest._y = self._x - x.sum(axis=0), self._y - y.sum(axis=0)
+        rest._xx, rest._xy = self._xx - x.T @ x, self._xy - x.T @ y
+        return rest

@@ -90,33 +90,35 @@ def test_what_embeddings_do_not_tell_stays():
     _, _, others = some_pairs(1)
     all_of_it = squares(scores, [None] * PAIRS)[0].sum()
     for left in squares(scores, others):
-        assert left.sum() == pytest.approx(all_of_it, rel=0.3)
+        assert left.sum() == pytest.approx(all_of_it, rel=0.15)
 
 
 def test_predictions_and_factors_are_scikit_learns():
-    """Scores of one class: by hand, with fits of the pairs before, and of all."""
+    """Scores of one class: by hand, with fits of the pairs before, and of all others."""
     _, scores, embedded = some_pairs(2)
     scores = scores[..., :1]
     so_far, whole = changes_of(scores, embedded)
     shifts = (embedded[:, 0] - embedded[:, 1].double()).mean(dim=1)
     found = np.asarray((scores[:, 0] - scores[:, 1]).mean(dim=1)[:, 0])
 
-    def predicted(pairs):
-        """By the first so many, of all."""
-        if not pairs:
-            return np.zeros(PAIRS)
-        x, y = embedded[:pairs].reshape(-1, UNITS).double(), scores[:pairs].reshape(-1)
+    def predicted(pair, by):
+        """Of one pair by some pairs."""
+        if not by:
+            return 0.0
+        x, y = embedded[by].reshape(-1, UNITS).double(), scores[by].reshape(-1)
         penalty = 0.1 * len(x) * float(x.var(dim=0, correction=0).mean())
-        return np.asarray(shifts) @ Ridge(alpha=penalty).fit(x, y).coef_
+        return float(np.asarray(shifts[pair]) @ Ridge(alpha=penalty).fit(x, y).coef_)
 
     def factor(found, predicted):
         return min(max(found @ predicted / (predicted @ predicted), 0), 2) if any(predicted) else 0
 
-    before = np.array([predicted(pair)[pair] for pair in range(PAIRS)])
+    before = np.array([predicted(pair, [*range(pair)]) for pair in range(PAIRS)])
     factors = [factor(found[:pair], before[:pair]) for pair in range(PAIRS)]
     left = found - factors * before
     np.testing.assert_allclose(so_far.agreement(), np.outer(left, left), rtol=1e-5)
-    left = found - factor(found, predicted(PAIRS)) * predicted(PAIRS)
+    others = [[other for other in range(PAIRS) if other != pair] for pair in range(PAIRS)]
+    by_others = np.array([predicted(pair, by) for pair, by in enumerate(others)])
+    left = found - factor(found, by_others) * by_others
     np.testing.assert_allclose(whole.agreement(), np.outer(left, left), rtol=1e-5)
 
 
@@ -174,7 +176,6 @@ def test_a_clean_encoder_costs_no_queries(marked, clean, key):
         for encoder in (None, clean)
     )
     assert compared.queries == alone.queries
-    assert compared.p_value < 0.01
     assert compared.adjusted
     assert not alone.adjusted
     assert (
@@ -188,8 +189,8 @@ def test_parts_and_stops_are_compared_as_well(marked, clean, key):
         for pairs in (None, range(9))
     )
     assert part.pairs == 9
-    assert part.differences != whole.differences[:9]  # which all pairs predict
-    stopped = verify_classifier(answers(marked), key, n_images=8, stop_at=0.05, clean_encoder=clean)
+    assert whole.e_value != part.e_value
+    stopped = verify_classifier(answers(marked), key, n_images=8, stop_at=0.5, clean_encoder=clean)
     assert stopped.pairs < key.pairs
     both = min(stopped.pairs, part.pairs)
     assert stopped.differences[:both] == part.differences[:both]

@@ -35,6 +35,21 @@ def test_targets_that_come_later_were_zero_before():
     np.testing.assert_allclose(growing.slopes(x[0]), whole.slopes(x[0]), rtol=1e-12)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2))
+def test_a_part_can_be_left_out(seed, out):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(3, 9, 4)), rng.normal(size=(3, 9, 2))
+    everything, rest = RunningRidge(), RunningRidge()
+    for part in range(3):
+        everything.add(x[part], y[part])
+        if part != out:
+            rest.add(x[part], y[part])
+    before = everything.slopes(x[0])
+    found = everything.without(x[out], y[out]).slopes(x[0])
+    np.testing.assert_allclose(found, rest.slopes(x[0]), rtol=1e-7, atol=1e-9)
+    np.testing.assert_array_equal(everything.slopes(x[0]), before)
+
+
 def test_nothing_is_known():
     ridge = RunningRidge()
     assert ridge.slopes(np.ones((3, 4))).shape == (3, 0)
