@@ -154,8 +154,9 @@ class Trial:
             lead = less_expected(_lead(near), key.expected_leads(self._pairs))
             evidence = sign_flip_e_values(lead)
         else:
-            evidence = _evidence(near, answers.so_far(), wanted)
-            changes = answers.so_far() if may_stop else answers.whole()
+            changes = answers.so_far()
+            evidence = _evidence(near, changes, wanted)
+            changes = changes if may_stop else answers.whole()
             agreement, lead = changes.agreement(), _lead(near, changes, wanted)
         if may_stop:
             p_value = min(1.0, float(1 / evidence.max()))
