@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_watermark_guard.errors import LayerError
@@ -212,25 +213,50 @@ def load_openvino() -> Any:
             sys.modules[_TELEMETRY] = before
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether Python code gets to know numbers of tensors."""
+# What Python code, or numpy, is given of a tensor without any operator of torch.
+_HANDED_OVER = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
+# Operators whose answer, or whose answer's shape, depends on numbers.
+_TELLING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether an operator tells Python code what numbers there are."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        aten = torch.ops.aten
-        self._telling = {aten._local_scalar_dense.default, aten.equal.default}
-        self.seen: bool = False
+        self.telling: bool = False
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        self.seen |= operator in self._telling
+        if not _TELLING.isdisjoint(operator.tags):
+            # Only a mask selects as many as it finds; by positions it is known how many.
+            by_position = operator is torch.ops.aten.index.Tensor and not any(
+                index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+            )
+            self.telling |= not by_position
         return operator(*args, **(kwargs or {}))
 
 
+class _Functions(TorchFunctionMode):
+    """Sees whether numbers are handed over as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.telling: bool = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.telling |= function in _HANDED_OVER
+        return function(*args, **(kwargs or {}))
+
+
 def _looks_at_numbers(recorder: ActivationRecorder, few: Tensor) -> bool:
+    """Tell whether Python code gets to know numbers of tensors."""
     # The next images are read meanwhile: threads that wait for a core would hold up the others.
-    with using_threads(max(1, torch.get_num_threads() - 1)), _Watch() as watch:
+    threads = using_threads(max(1, torch.get_num_threads() - 1))
+    with threads, _Functions() as functions, _Operators() as operators:
         recorder(few)
-    seen: bool = watch.seen
-    return seen
+    telling: bool = functions.telling or operators.telling
+    return telling

@@ -193,10 +193,28 @@ class Net(nn.Module):
 class Branching(Net):
     """Goes another way for bright pictures: a trace of dark ones says nothing of them."""
 
+    def __init__(self, is_bright):
+        super().__init__()
+        self.is_bright = is_bright
+
     def forward(self, x):
-        if x.mean() > 0.7:
+        if self.is_bright(x):
             x = 1 - x
         return super().forward(x)
+
+
+LOOKS = {
+    "bool": lambda x: x.mean() > 0.7,
+    "item": lambda x: x.mean().item() > 0.7,
+    "tolist": lambda x: sum(x.mean((1, 2, 3)).tolist()) > 0.7 * len(x),
+    "numpy": lambda x: x.detach().numpy().mean() > 0.7,
+    "asarray": lambda x: np.asarray(x.detach()).mean() > 0.7,
+    "dlpack": lambda x: np.from_dlpack(x.detach()).mean() > 0.7,
+    "equal": lambda x: torch.equal(x.clamp(min=0.7), x),
+    "allclose": lambda x: torch.allclose(x.clamp(min=0.7), x),
+    "nonzero": lambda x: len((x > 0.7).nonzero()) > x.numel() / 2,
+    "mask": lambda x: x[x > 0.7].numel() > x.numel() / 2,
+}
 
 
 class Random(Net):
@@ -210,13 +228,32 @@ class Changing(Net):
         return super().forward(x)
 
 
-def test_a_model_that_looks_at_numbers_is_not_traced():
+@pytest.mark.parametrize("is_bright", LOOKS.values(), ids=LOOKS)
+def test_a_model_that_looks_at_numbers_is_not_traced(is_bright):
+    torch.manual_seed(0)
+    model = Branching(is_bright)
     with (
-        ActivationRecorder(Branching(), ("logits",), INPUTS[:2]) as recorder,
+        ActivationRecorder(model, ("logits",), INPUTS[:2]) as recorder,
         pytest.raises(LayerError, match="looks at numbers"),
     ):
         Converter(recorder).start(INPUTS[:4], ["float32"])
-    assert not execute(Branching())[2].plan.openvino
+    dark_and_bright = torch.cat([0.3 * INPUTS[:60], 0.9 + 0.1 * INPUTS[60:]])
+    _, found, executor = execute(model, inputs=dark_and_bright)
+    assert not executor.plan.openvino
+    bright = Net.forward(model, 1 - dark_and_bright[60:]).detach().numpy()
+    np.testing.assert_allclose(found["logits"][60:], bright, rtol=1e-3, atol=1e-5)
+
+
+def test_positions_that_are_no_numbers_of_images_may_be_looked_up():
+    class Shuffled(Net):
+        def forward(self, x):
+            channels = torch.tensor([2, 0, 1])
+            return super().forward(x[:, channels])
+
+    torch.manual_seed(0)
+    expected, found, executor = execute(Shuffled())
+    assert executor.plan.openvino
+    np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-3, atol=1e-5)
 
 
 def test_a_model_that_draws_at_random_is_run_by_torch():
