@@ -20,6 +20,7 @@ from pytest_watermark_guard.models.reading.layers import (
     named_layer,
     trace_calls,
 )
+from pytest_watermark_guard.models.reading.opaque import parts_with_hooks
 from pytest_watermark_guard.models.reading.outputs import (
     NO_FEATURES,
     combined,
@@ -34,6 +35,12 @@ from pytest_watermark_guard.models.reading.passed import first_tensor
 _UNSEEN = (
     "features are not probed: the model calls its layers past torch's hooks, as Keras does; wrap "
     "it in a module that returns the features, with outputs='features'"
+)
+
+_IN_TORCHSCRIPT = (
+    "features are not probed: the head may be in {name!r}, which is TorchScript and takes no "
+    "hooks; put the module that it was made from in its place, or say outputs='features' if there "
+    "is no head"
 )
 
 
@@ -57,6 +64,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         unseen = _runs_unseen(module, trace)
         if unseen and outputs == "auto":
             outputs = "logits"  # that no head was seen says nothing
+        sealed = _sealed_part(module)
         # Of a detector, layers can be read that are named; its output is none of them.
         self._read_output = not {"logits", "features"}.isdisjoint(layers)
         head = None
@@ -67,6 +75,8 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
             self._vectors = {} if is_backbone else vector_outputs(trace.output, len(example))
             head = None if is_backbone else self._find_head(example, trace, output)
+            if head is None and not is_backbone and outputs == "auto" and sealed is not None:
+                outputs = "logits"
             self.headless = head is None and outputs != "logits"
             if head is None:
                 if not self.headless:
@@ -81,7 +91,8 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         self._side_by_side = head is not None and head.side_by_side
         for layer in layers:
             if layer in self.left_out:
-                notes.append(_UNSEEN if unseen else NO_FEATURES)
+                in_torchscript = sealed and _IN_TORCHSCRIPT.format(name=sealed)
+                notes.append(in_torchscript or (_UNSEEN if unseen else NO_FEATURES))
             elif layer == "features":
                 if head is not None:
                     self._taps[layer] = head.taps
@@ -240,3 +251,16 @@ def _runs_unseen(module: nn.Module, trace: Trace) -> bool:
     """Tell whether layers with parameters ran, and none of them by ``nn.Module.__call__``."""
     inside = any(part is not module and part._parameters for part in module.modules())
     return inside and not any(call.tap.module for call in trace.calls)
+
+
+def _sealed_part(module: nn.Module) -> str | None:
+    """Return the name of the last part with parameters that is TorchScript."""
+    with_hooks = {name for name, _ in parts_with_hooks(module)}
+    sealed = [
+        name
+        for name, part in module.named_modules()
+        if name not in with_hooks and next(part.parameters(), None) is not None
+    ]
+    # Not what is inside of it.
+    outermost = [name for name in sealed if name.rpartition(".")[0] in with_hooks]
+    return outermost[-1] if outermost else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_watermark_guard.errors import LayerError, did_you_mean
+from pytest_watermark_guard.models.reading.opaque import parts_with_hooks
 from pytest_watermark_guard.models.reading.outputs import as_units, describe, looks_channels_last
 
 Layout = Literal["", "groups", "neighbours", "calls"]
@@ -119,7 +120,7 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
 
     handles = []
     try:
-        for name, submodule in module.named_modules():
+        for name, submodule in parts_with_hooks(module):
             handles.append(submodule.register_forward_hook(observer(name)))
         trace.output = module(example)
     finally:
@@ -212,6 +213,11 @@ def named_layer(module: nn.Module, name: str, trace: Trace) -> tuple[Tap, str | 
     aliases = dict(module.named_modules(remove_duplicate=False))
     if not name or name not in aliases:
         raise unknown_layer(name, [n for n in aliases if n], type(module).__name__)
+    if isinstance(aliases[name], torch.jit.ScriptModule):
+        raise LayerError(
+            f"layer {name!r} is TorchScript, which takes no hooks: choose the module around it, or "
+            "put the module that it was made from in its place"
+        )
     canonical = {submodule: key for key, submodule in module.named_modules()}[aliases[name]]
     calls = [call for call in trace.calls if call.tap.module == canonical]
     if not calls:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,13 @@ def is_opaque(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule | FunctionModel) or any(
         kind.__module__.partition(".")[0] == "keras" for kind in type(module).__mro__
     )
+
+
+def parts_with_hooks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Give a model's parts and their names, without those in TorchScript, which take no hooks."""
+    for name, part in module.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            yield name, part
 
 
 class OpaqueReader:

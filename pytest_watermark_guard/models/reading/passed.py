@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.models.reading.bottleneck import Candidate, Change, Run
 from pytest_watermark_guard.models.reading.layers import Tap, is_pointwise
+from pytest_watermark_guard.models.reading.opaque import parts_with_hooks
 
 _RECORDED = 96  # tensors, from the output back: heads are short
 
@@ -75,7 +76,7 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
         return note
 
     with ExitStack() as stack:
-        for name, submodule in module.named_modules():
+        for name, submodule in parts_with_hooks(module):
             if name:
                 first = submodule.register_forward_pre_hook(before(name), with_kwargs=True)
                 stack.callback(first.remove)
@@ -152,7 +153,7 @@ def _last_weighted(module: nn.Module, example: Tensor, run: Run) -> str:
     """Return the name of the last layer with parameters that runs."""
     names: list[str] = []
     with ExitStack() as stack:
-        for name, submodule in module.named_modules():
+        for name, submodule in parts_with_hooks(module):
             if submodule._parameters and not {*submodule._modules} - {"parametrizations"}:
                 hook = partial(lambda name, *_: names.append(name), name)
                 stack.callback(submodule.register_forward_hook(hook).remove)
