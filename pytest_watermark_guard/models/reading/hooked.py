@@ -14,8 +14,10 @@ from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.bottleneck import of_images
 from pytest_watermark_guard.models.reading.heads import Head, find_head
 from pytest_watermark_guard.models.reading.layers import (
+    NO_CLASSIFIER,
     Tap,
     Trace,
+    classifier_names,
     map_convention,
     named_layer,
     trace_calls,
@@ -61,10 +63,11 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         notes: list[str | None] = []
         self._taps: dict[str, tuple[Tap, ...]] = {}
         trace = trace_calls(module, example)
+        to_be_found = outputs == "auto" and classifier_names(module) != NO_CLASSIFIER
+        sealed = _sealed_part(module) if to_be_found else None
         unseen = _runs_unseen(module, trace)
         if unseen and outputs == "auto":
             outputs = "logits"  # that no head was seen says nothing
-        sealed = _sealed_part(module)
         # Of a detector, layers can be read that are named; its output is none of them.
         self._read_output = not {"logits", "features"}.isdisjoint(layers)
         head = None
@@ -75,8 +78,8 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
             self._vectors = {} if is_backbone else vector_outputs(trace.output, len(example))
             head = None if is_backbone else self._find_head(example, trace, output)
-            if head is None and not is_backbone and outputs == "auto" and sealed is not None:
-                outputs = "logits"
+            if head is None and not is_backbone and sealed is not None:
+                outputs = "logits"  # the head may be in there
             self.headless = head is None and outputs != "logits"
             if head is None:
                 if not self.headless:
@@ -254,7 +257,7 @@ def _runs_unseen(module: nn.Module, trace: Trace) -> bool:
 
 
 def _sealed_part(module: nn.Module) -> str | None:
-    """Return the name of the last part with parameters that is TorchScript."""
+    """Return the name of the last part with parameters that is scripted."""
     with_hooks = {name for name, _ in parts_with_hooks(module)}
     sealed = [
         name

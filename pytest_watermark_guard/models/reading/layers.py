@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_watermark_guard.errors import LayerError, did_you_mean
-from pytest_watermark_guard.models.reading.opaque import parts_with_hooks
+from pytest_watermark_guard.models.reading.opaque import parts_with_hooks, takes_hooks
 from pytest_watermark_guard.models.reading.outputs import as_units, describe, looks_channels_last
 
 Layout = Literal["", "groups", "neighbours", "calls"]
@@ -213,7 +213,7 @@ def named_layer(module: nn.Module, name: str, trace: Trace) -> tuple[Tap, str | 
     aliases = dict(module.named_modules(remove_duplicate=False))
     if not name or name not in aliases:
         raise unknown_layer(name, [n for n in aliases if n], type(module).__name__)
-    if isinstance(aliases[name], torch.jit.ScriptModule):
+    if not takes_hooks(aliases[name]):
         raise LayerError(
             f"layer {name!r} is TorchScript, which takes no hooks: choose the module around it, or "
             "put the module that it was made from in its place"

@@ -28,11 +28,14 @@ def is_opaque(module: nn.Module) -> bool:
     )
 
 
+def takes_hooks(part: nn.Module) -> bool:
+    """Tell whether a part takes hooks: no scripted one does, and no traced one that was loaded."""
+    return not isinstance(part, torch.jit.RecursiveScriptModule)  # type: ignore[attr-defined]
+
+
 def parts_with_hooks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Give a model's parts and their names, without those in TorchScript, which take no hooks."""
-    for name, part in module.named_modules():
-        if not isinstance(part, torch.jit.ScriptModule):
-            yield name, part
+    """Give a model's parts that take hooks, and their names."""
+    return ((name, part) for name, part in module.named_modules() if takes_hooks(part))
 
 
 class OpaqueReader:

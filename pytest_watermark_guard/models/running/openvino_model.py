@@ -253,7 +253,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _looks_at_numbers(recorder: ActivationRecorder, few: Tensor) -> bool:
-    """Tell whether Python code gets to know numbers of tensors."""
+    """Tell whether Python code gets to know numbers of tensors, be they constants or not."""
     # The next images are read meanwhile: threads that wait for a core would hold up the others.
     threads = using_threads(max(1, torch.get_num_threads() - 1))
     with threads, _Functions() as functions, _Operators() as operators:

@@ -79,9 +79,42 @@ def test_a_head_in_torchscript_is_not_taken_to_be_missing() -> None:
 
 
 def test_a_backbone_with_a_part_in_torchscript_may_be_said_to_be_one() -> None:
-    model = nn.Sequential(torch.jit.script(Body()), nn.Identity())
-    read, _ = record(model, "features", outputs="features")
+    model = nn.Sequential(torch.jit.script(Body()), nn.LayerNorm(8))
+    read, (note,) = record(model, "features", "logits")
+    assert [*read] == ["logits"]
+    assert "say outputs='features' if there is no head" in note
+    read, notes = record(model, "features", outputs="features")
+    assert notes == ()
     torch.testing.assert_close(read["features"], model(PICTURES))
+
+
+def test_a_head_that_the_model_says_is_missing_is_not_looked_for_in_torchscript() -> None:
+    class Headless(Net):
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+    model = Headless("body")
+    model.head = nn.Identity()  # type: ignore[assignment]
+    read, (note,) = record(model, "features", "logits")
+    assert [*read] == ["features"]
+    assert "no head found" in note
+    torch.testing.assert_close(read["features"], model(PICTURES))
+
+
+def test_whoever_says_that_the_output_is_logits_is_not_told_how_to_say_so() -> None:
+    _, (note,) = record(Net("body head"), "features", "logits", outputs="logits")
+    assert "say outputs=" not in note
+
+
+def test_what_was_traced_takes_hooks() -> None:
+    model, plain = Net(""), Net("")
+    model.body = torch.jit.trace(plain.body, PICTURES)
+    model.head = torch.jit.trace(plain.head, torch.rand(4, 8))
+    read, notes = record(model, "features", "logits", "body")
+    assert notes == ()
+    torch.testing.assert_close(read["features"], plain.act(plain.body(PICTURES)))
+    torch.testing.assert_close(read["logits"], plain(PICTURES))
+    torch.testing.assert_close(read["body"], plain.body(PICTURES))
 
 
 def test_a_part_in_torchscript_cannot_be_named() -> None:
