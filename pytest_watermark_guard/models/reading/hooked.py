@@ -22,7 +22,7 @@ from pytest_watermark_guard.models.reading.layers import (
     named_layer,
     trace_calls,
 )
-from pytest_watermark_guard.models.reading.opaque import parts_with_hooks
+from pytest_watermark_guard.models.reading.opaque import takes_hooks
 from pytest_watermark_guard.models.reading.outputs import (
     NO_FEATURES,
     combined,
@@ -257,13 +257,12 @@ def _runs_unseen(module: nn.Module, trace: Trace) -> bool:
 
 
 def _sealed_part(module: nn.Module) -> str | None:
-    """Return the name of the last part with parameters that is scripted."""
-    with_hooks = {name for name, _ in parts_with_hooks(module)}
+    """Return the name of the last part with parameters that is scripted, and not inside of one."""
     sealed = [
         name
         for name, part in module.named_modules()
-        if name not in with_hooks and next(part.parameters(), None) is not None
+        if not takes_hooks(part)
+        and takes_hooks(module.get_submodule(name.rpartition(".")[0]))
+        and any(True for _ in part.parameters())
     ]
-    # Not what is inside of it.
-    outermost = [name for name in sealed if name.rpartition(".")[0] in with_hooks]
-    return outermost[-1] if outermost else None
+    return sealed[-1] if sealed else None
