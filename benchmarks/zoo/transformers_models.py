@@ -48,7 +48,7 @@ def _first_and_mean(part: str, skip: int) -> Reading:
 
 
 def _distilled(m: Any, x: Tensor) -> Tensor:
-    return m.deit(x).last_hidden_state[:, :2].mean(1)
+    return m.deit(x).last_hidden_state[:, :2].flatten(1)
 
 
 def _poolformer(m: Any, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _levit(m: Any, x: Tensor) -> Tensor:
     """Return what reaches the linear layers: each classifier normalises before."""
     heads = [getattr(m, name, None) for name in ("classifier", "classifier_distill")]
     tokens = m.levit(x).last_hidden_state.mean(1)
-    return torch.stack([head.batch_norm(tokens) for head in heads if head is not None]).mean(0)
+    return torch.cat([head.batch_norm(tokens) for head in heads if head is not None], dim=1)
 
 
 def _timm(m: Any, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pytest_watermark_guard.models.reading.outputs import (
     vector_outputs,
 )
 
-# Operator name to the argument that holds the features.
+# Operator name to the argument that holds the features; the next one holds the weights.
 _PROJECTIONS = {
     "linear": 0, "mm": 0, "matmul": 0, "addmm": 1,
     "conv2d": 0, "convolution": 0,
@@ -29,7 +30,7 @@ _POOLING = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d")
 _PASSED = (
     *_POOLING, "softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "flatten", "view",
     "_unsafe_view", "reshape", "squeeze", "dropout", "clone", "contiguous", "add", "mul", "div",
-    "select", "slice", "permute", "_to_copy", "to", "alias", "detach",
+    "select", "slice", "stack", "permute", "_to_copy", "to", "alias", "detach",
 )  # fmt: skip
 # After pooling these belong to a classifier made of convolutions, as SqueezeNet's; else they mark
 # a hidden layer.
@@ -98,12 +99,12 @@ class ExportedReader:
         self._more = further_outputs(returned, output, "features" if self.headless else "logits")
         self.more_outputs = tuple(self._more)
         self._output_channels_last = output.ndim == 4 and bool(looks_channels_last(output.shape))
-        self._nodes: dict[str, tuple[fx.Node, ...]] = {}
+        self._nodes: dict[str, tuple[tuple[fx.Node, ...], ...]] = {}  # groups, see `_heads`
         for layer in layers:
             if layer == "features":
                 self._nodes[layer] = heads
             elif layer != "logits":
-                self._nodes[layer] = (_module_output(module, layer),)
+                self._nodes[layer] = ((_module_output(module, layer),),)
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         """Return the logits or the backbone's output, and each layer, as units."""
@@ -112,14 +113,16 @@ class ExportedReader:
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
     def _read_one(self, x: Tensor, size: int) -> dict[str, Tensor]:
-        nodes = tuple(node for group in self._nodes.values() for node in group)
+        nodes = tuple(chain.from_iterable(chain.from_iterable(self._nodes.values())))
         output, values = self._run(x, nodes)
         logits = as_units(main_tensor(output)[0], channels_last=self._output_channels_last)
         vectors = vector_outputs(output)
         result = {"logits": logits, **{key: vectors[name] for key, name in self._more.items()}}
-        for layer, group in self._nodes.items():
-            read = [_node_units(layer, values[node]) for node in group]
-            result[layer] = combined(read) if read else logits
+        for layer, groups in self._nodes.items():
+            read = [
+                combined([_node_units(layer, values[node]) for node in group]) for group in groups
+            ]
+            result[layer] = torch.cat(read, dim=1) if read else logits
         return {layer: units[: len(x)] for layer, units in result.items()}
 
     def _run(self, x: Tensor, nodes: tuple[fx.Node, ...]) -> tuple[Any, dict[fx.Node, Any]]:
@@ -164,31 +167,50 @@ def _operator(node: fx.Node) -> str:
     return schema.name.partition("::")[2] if node.op == "call_function" and schema else ""
 
 
-def _heads(module: fx.GraphModule) -> tuple[fx.Node, ...]:
-    """Return the inputs of the projections that make the logits; none for a backbone."""
+def _heads(module: fx.GraphModule) -> tuple[tuple[fx.Node, ...], ...]:
+    """Return the inputs of the projections that make the logits; none for a backbone.
+
+    Those that one set of weights projects are averaged, as mirrored views are; those of several
+    are side by side, as are an ensemble's.
+    """
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     for node in output.all_input_nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.ndim == 2:
-            inputs = list(_projections(node, pooled=False))
-            return (
-                () if None in inputs else tuple(dict.fromkeys(n for n in inputs if n is not None))
-            )
+            projections = list(_projections(node, pooled=False))
+            if None in projections:
+                return ()
+            groups: dict[str, list[fx.Node]] = {}
+            for source, weights in dict.fromkeys(pair for pair in projections if pair is not None):
+                if not any(source in group for group in groups.values()):
+                    groups.setdefault(weights, []).append(source)
+            return tuple(tuple(group) for group in groups.values())
     return ()
 
 
-def _projections(node: fx.Node, pooled: bool) -> Iterator[fx.Node | None]:
+def _projections(node: fx.Node, pooled: bool) -> Iterator[tuple[fx.Node, str] | None]:
     """Walk from the logits back to the projections; gives their inputs, None for a path without."""
     name = _operator(node)
     if name in _PROJECTIONS:
-        source = node.args[_PROJECTIONS[name]]
-        yield source if isinstance(source, fx.Node) else None
+        at = _PROJECTIONS[name]
+        source, weights = node.args[at : at + 2]
+        if isinstance(source, fx.Node) and isinstance(weights, fx.Node):
+            yield source, _parameter(weights)
+        else:
+            yield None
     elif name in _PASSED or (pooled and name in _PASSED_BEFORE_POOLING):
         for source in node.all_input_nodes:
             if source.op != "get_attr":
                 yield from _projections(source, pooled or name in _POOLING)
     else:
         yield None
+
+
+def _parameter(weights: fx.Node) -> str:
+    """Return the name of a parameter, which may be transposed before it is used."""
+    while weights.op == "call_function" and weights.all_input_nodes:
+        weights = weights.all_input_nodes[0]
+    return str(weights.target)
 
 
 def _module_output(module: fx.GraphModule, layer: str) -> fx.Node:

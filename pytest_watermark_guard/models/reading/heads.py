@@ -6,13 +6,12 @@ a few images and comparing what each layer with a weight matrix returned with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pytest_watermark_guard.models.reading.bottleneck import (
     Run,
@@ -20,28 +19,29 @@ from pytest_watermark_guard.models.reading.bottleneck import (
     find_bottleneck,
     logarithms,
 )
+from pytest_watermark_guard.models.reading.joint_heads import (
+    PROBABILITIES,
+    RECTIFIERS,
+    are_alike,
+    determine,
+    inputs_of,
+    is_vector,
+    joint_heads,
+    repeated_head,
+)
 from pytest_watermark_guard.models.reading.layers import (
     NO_CLASSIFIER,
     Call,
     Tap,
     Trace,
     classifier_names,
+    classifier_owner,
     is_pointwise,
 )
-from pytest_watermark_guard.models.reading.passed import passed_tensors
+from pytest_watermark_guard.models.reading.outputs import combined, is_close
+from pytest_watermark_guard.models.reading.passed import are_same, passed_tensors
 
-_RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
-    functional.relu,
-    functional.relu6,
-    functional.gelu,
-    functional.silu,
-    functional.hardswish,
-)
-_PROBABILITIES: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda logits: logits.softmax(-1),
-    lambda logits: logits.log_softmax(-1),
-    torch.sigmoid,
-)
+_LISTED = 4  # layers in a note
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,15 @@ class Head:
 
     Attributes
     ----------
-    taps : tuple of Tap
-        Mostly the inputs of the layers that make the logits.
+    taps : tuple of tuple of Tap
+        Mostly the inputs of the layers that make the logits. Those of one group are averaged;
+        groups are side by side.
     note : str or None
         How they were found, where no layer returns the logits themselves.
-    side_by_side : bool
-        Several taps hold units of their own; else they are averaged.
     """
 
-    taps: tuple[Tap, ...]
+    taps: tuple[tuple[Tap, ...], ...]
     note: str | None = None
-    side_by_side: bool = False
 
 
 def find_head(
@@ -89,19 +87,31 @@ def find_head(
         call
         for call in reversed(trace.calls)
         if call.tap.module and call.units is not None and call.units.shape == logits.shape
+        if not call.is_network
     ]
+    layers = _innermost(candidates)
     calls = (
         _named_head(candidates, named, logits)
         or _same_head(candidates, logits)
-        or _averaged_heads(candidates, logits)
+        or repeated_head(module, layers, logits, torch.finfo(output.dtype).eps)
     )
-    if calls is None and not _ends_with_identity(module, trace):
-        calls = _transformed_head(candidates, logits, trace, module)
-        if calls is None:
-            return _tried_head(module, example, candidates, named, logits, run)
-    if calls is None:
+    if not calls and _is_cut_off(module, trace, layers):
         return None
-    return Head(tuple(call.input_tap() for call in calls))
+    calls = calls or _transformed_head(layers, logits, trace, module, example, run)
+    if calls:
+        return Head((tuple(call.input_tap() for call in calls),))
+    return (
+        _joint_head(module, example, layers, logits, run)
+        or _guessed_head(module, example, candidates, named, run)
+        or _found_head(module, example, layers, logits, run)
+    )
+
+
+def _innermost(candidates: Sequence[Call]) -> list[Call]:
+    """Leave out modules with parameters of their own around others that return as much."""
+    names = {call.tap.module for call in candidates}
+    around = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+    return [call for call in candidates if call.tap.module not in around]
 
 
 def _named_head(
@@ -115,7 +125,7 @@ def _named_head(
     if not calls:
         return None
     together = torch.stack([_units(call) for call in calls.values()]).mean(0)
-    return list(calls.values()) if _close(together, logits) else None
+    return list(calls.values()) if is_close(together, logits) else None
 
 
 def _same_head(candidates: Sequence[Call], logits: Tensor) -> list[Call] | None:
@@ -123,37 +133,35 @@ def _same_head(candidates: Sequence[Call], logits: Tensor) -> list[Call] | None:
     head: Call | None = None
     for call in candidates:
         inside = head is None or call.tap.module.startswith(f"{head.tap.module}.")
-        if inside and not call.rectified and _close(_units(call), logits):
+        if inside and not call.rectified and is_close(_units(call), logits):
             head = call
     return None if head is None else [head]
 
 
-def _averaged_heads(candidates: Sequence[Call], logits: Tensor) -> list[Call] | None:
-    """Find heads whose average or sum is the logits: a distilled pair, or one that is reused."""
-    plain = [call for call in candidates if not call.rectified and call.tap.token is None]
-    same = [call for call in plain if call.tap.module == plain[0].tap.module]
-    for group in (plain[:2], same):
-        if len(group) > 1:
-            total = torch.stack([_units(call) for call in group]).sum(0)
-            if _close(total / len(group), logits) or _close(total, logits):
-                return group
-    return None
-
-
 def _transformed_head(
-    candidates: Sequence[Call], logits: Tensor, trace: Trace, module: nn.Module
+    candidates: Sequence[Call],
+    logits: Tensor,
+    trace: Trace,
+    module: nn.Module,
+    example: Tensor,
+    run: Run,
 ) -> list[Call] | None:
-    for call in candidates:
+    """Find a layer whose output the model scales, or makes probabilities of."""
+
+    def fits(call: Call) -> bool:
         units = _units(call)
         if call.rectified:
             # As in SqueezeNet; a wider convolution is a backbone's last one.
             pointwise = is_pointwise(module.get_submodule(call.tap.module))
             last = _is_last_with_parameters(call, trace, module)
-            if pointwise and last and _close(units, logits):
-                return [call]
-        elif any(_close(transform(units), logits) for transform in _PROBABILITIES) or (
+            return pointwise and last and is_close(units, logits)
+        return any(is_close(transform(units), logits) for transform in PROBABILITIES) or (
             _is_last_with_parameters(call, trace, module) and _proportional(units, logits)
-        ):
+        )
+
+    for call in candidates:
+        # Another network may answer these few images alike.
+        if fits(call) and determine(module, example, {call.tap.module: [call]}, run):
             return [call]
     return None
 
@@ -168,84 +176,107 @@ def _is_last_with_parameters(call: Call, trace: Trace, module: nn.Module) -> boo
     return False
 
 
-def _ends_with_identity(module: nn.Module, trace: Trace) -> bool:
-    """Tell whether the head was replaced by an Identity, the usual way to cut it off."""
-    modules = dict(module.named_modules())
-    leaves = (
-        modules[call.tap.module]
-        for call in reversed(trace.calls)
-        if next(modules[call.tap.module].children(), None) is None
-    )
-    return isinstance(next(leaves, None), nn.Identity)
+def _is_cut_off(module: nn.Module, trace: Trace, candidates: Sequence[Call]) -> bool:
+    """Tell whether the head was replaced by an Identity, the usual way to cut it off.
+
+    One behind a layer that returns as many units as the model is no such one.
+    """
+    heads = {call.tap.module for call in candidates if is_vector(call)}
+    passed = False
+    for call in reversed(trace.calls):
+        submodule = module.get_submodule(call.tap.module)
+        if next(submodule.children(), None) is not None:
+            continue
+        if not isinstance(submodule, (nn.Identity, nn.Dropout)):
+            return passed and call.tap.module not in heads
+        passed = passed or isinstance(submodule, nn.Identity)
+    return passed
 
 
-def _tried_head(
-    module: nn.Module,
-    example: Tensor,
-    candidates: Sequence[Call],
-    named: tuple[str, ...],
-    logits: Tensor,
-    run: Run,
+def _joint_head(
+    module: nn.Module, example: Tensor, candidates: Sequence[Call], logits: Tensor, run: Run
 ) -> Head | None:
-    """Take what the model calls its classifier, or the last tensor on which the logits depend."""
-    for call in candidates:
-        if call.tap.module in named:
-            return _guess(call, "the model names it as its classifier")
-    plain = [call for call in candidates if not call.rectified and call.tap.token is None]
-    plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
+    """Take what goes into each of several layers, or the one tensor that determines the others."""
     if are_shares(logits):
         run, logits = _logarithmic(run), logarithms(logits)
-    if len(example) < 2 or _close(logits[:1].expand_as(logits), logits):
+    layers = joint_heads(module, example, candidates, logits, run)
+    if not layers:
         return None
-    if plain and any(_close(act(_units(plain[0])), logits) for act in _RECTIFIERS):
+    inputs = inputs_of(module, example, layers, run)
+    among = (
+        candidate
+        for candidate in passed_tensors(module, example, run)
+        if any(are_same(candidate.tensors[0], value) for value in inputs.values())
+    )
+    if len(layers) > 1 and (taps := find_bottleneck(among, example, logits)):
+        return _found(taps)
+    groups: dict[tuple[Tap, ...], Tensor] = {}
+    for calls in layers.values():
+        group = tuple(call.input_tap() for call in calls)
+        units = combined([tap.read(inputs[tap]).float() for tap in group])
+        if not any(are_same(units, other) for other in groups.values()):
+            groups[group] = units
+    return Head(tuple(groups), _in_groups([(g[0].module, u.shape[1]) for g, u in groups.items()]))
+
+
+def _guessed_head(
+    module: nn.Module, example: Tensor, candidates: Sequence[Call], named: tuple[str, ...], run: Run
+) -> Head | None:
+    """Take what the model calls its classifier, if it is all of the model or all that counts."""
+    owner = module.get_submodule(classifier_owner(module) or "")
+    whole = {*owner.parameters()} == {*module.parameters()}
+    for call in candidates:
+        name = call.tap.module
+        if name in named and (whole or determine(module, example, {name: [call]}, run)):
+            return Head(
+                ((call.input_tap(),),),
+                f"features: guessed to be the input of {name!r}, as the model names it as its "
+                "classifier; what it returns is not the logits themselves",
+            )
+    return None
+
+
+def _found_head(
+    module: nn.Module, example: Tensor, candidates: Sequence[Call], logits: Tensor, run: Run
+) -> Head | None:
+    """Take the last tensor on which the logits depend."""
+    if are_shares(logits):
+        run, logits = _logarithmic(run), logarithms(logits)
+    plain = [call for call in candidates if not call.rectified and call.tap.token is None]
+    plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
+    if are_alike(logits):
+        return None
+    if plain and any(is_close(act(_units(plain[0])), logits) for act in RECTIFIERS):
         return None  # an activated hidden layer, with the head cut off behind it
     taps = find_bottleneck(passed_tensors(module, example, run), example, logits)
-    if taps:
-        first = taps[0]
-        place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
-        note = f"features: found by trying to be {place}: on it alone the model's output depends"
-        return Head(taps, note, side_by_side=True)
-    # Several projections that only together determine the output.
-    for size in range(2, min(3, len(plain)) + 1):
-        if _determine_output(module, example, [call.tap for call in plain[:size]], run):
-            return _guess(plain[0], "it determines the model's output")
-    return None
+    return _found(taps) if taps else None
 
 
 def _logarithmic(run: Run) -> Run:
     return lambda x: logarithms(run(x))
 
 
-def _guess(call: Call, reason: str) -> Head:
-    return Head(
-        (call.input_tap(),),
-        f"features: guessed to be the input of {call.tap.module!r}, as {reason}; "
-        "what it returns is not the logits themselves",
-    )
+def _in_groups(widths: Sequence[tuple[str, int]]) -> str:
+    """Return the note on features of several layers, each with its number of units."""
+    only = "only together do the last layers of this model determine its output"
+    if len(widths) == 1:
+        return f"features: what goes into {widths[0][0]!r}; {only}"
+    ends = [*itertools.accumulate(width for _, width in widths)]
+    named = [
+        f"{name!r} (units {end - width} to {end - 1})"
+        for (name, width), end in zip(widths, ends, strict=True)
+    ]
+    if len(named) > _LISTED:
+        named[_LISTED - 1 :] = [f"{len(named) - _LISTED + 1} more layers"]
+    listed = f"{', '.join(named[:-1])} and {named[-1]}"
+    return f"features: what goes into {listed}, side by side; {only}"
 
 
-def _determine_output(module: nn.Module, example: Tensor, taps: Sequence[Tap], run: Run) -> bool:
-    """Tell whether all images get one output when they get the first one's projections."""
-    counts: dict[str, int] = {}
-
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def overwrite(_module: nn.Module, _args: Any, output: Any) -> Tensor | None:
-            index = counts[name] = counts.get(name, -1) + 1
-            if any(tap.module == name and tap.call == index for tap in taps):
-                return output[:1].expand_as(output).clone()  # type: ignore[no-any-return]
-            return None
-
-        return overwrite
-
-    handles = []
-    try:
-        for name in {tap.module for tap in taps}:
-            handles.append(module.get_submodule(name).register_forward_hook(hook_for(name)))
-        output = run(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _close(output[:1].expand_as(output), output)
+def _found(taps: tuple[Tap, ...]) -> Head:
+    first = taps[0]
+    place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
+    note = f"features: found by trying to be {place}: on it alone the model's output depends"
+    return Head(tuple((tap,) for tap in taps), note)
 
 
 def _units(call: Call) -> Tensor:
@@ -253,15 +284,7 @@ def _units(call: Call) -> Tensor:
     return call.units
 
 
-def _close(units: Tensor, logits: Tensor) -> bool:
-    """Compare relative to the largest logit: layers of half precision round on the way."""
-    finite = logits[logits.isfinite()]
-    tolerance = 1e-4 * float(finite.abs().max()) if len(finite) else 0.0
-    # The probe itself reports NaN, with the unit and the image that it came from.
-    return torch.allclose(units, logits, rtol=0.0, atol=tolerance, equal_nan=True)
-
-
 def _proportional(units: Tensor, logits: Tensor) -> bool:
     norm = float((units * units).sum())
     scale = float((units * logits).sum()) / norm if norm else 0.0
-    return scale > 0 and _close(units * scale, logits)
+    return scale > 0 and is_close(units * scale, logits)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         self._output = Tap("")
         self.left_out: tuple[str, ...] = ()
         notes: list[str | None] = []
-        self._taps: dict[str, tuple[Tap, ...]] = {}
+        self._taps: dict[str, tuple[tuple[Tap, ...], ...]] = {}  # groups: see `Head`
         trace = trace_calls(module, example)
         to_be_found = outputs == "auto" and classifier_names(module) != NO_CLASSIFIER
         sealed = _sealed_part(module) if to_be_found else None
@@ -90,8 +91,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             kind = "features" if self.headless else "logits"
             main = self.main(trace.output, len(example))
             self._more = further_outputs(trace.output, main, kind)
-        self.head = () if head is None else head.taps
-        self._side_by_side = head is not None and head.side_by_side
+        self.head = () if head is None else tuple(chain.from_iterable(head.taps))
         for layer in layers:
             if layer in self.left_out:
                 in_torchscript = sealed and _IN_TORCHSCRIPT.format(name=sealed)
@@ -102,7 +102,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
                     notes.append(head.note)
             elif layer != "logits":
                 tap, note = named_layer(module, layer, trace)
-                self._taps[layer] = (tap,)
+                self._taps[layer] = ((tap,),)
                 notes.append(note)
         self.notes = tuple(note for note in notes if note)
         self._handles: list[Any] = []
@@ -142,7 +142,10 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
     @property
     def tapped(self) -> frozenset[str]:
         """Names of the modules whose inputs or outputs are read."""
-        return frozenset(tap.module for group in self._taps.values() for tap in group)
+        return frozenset(tap.module for tap in self._all_taps())
+
+    def _all_taps(self) -> Iterator[Tap]:
+        return chain.from_iterable(chain.from_iterable(self._taps.values()))
 
     def copied(self) -> HookReader:
         """Return a reader of the same layers on a copy of the model."""
@@ -168,7 +171,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
 
     def __enter__(self) -> HookReader:
         try:
-            for name, of_input in {(t.module, t.of_input) for g in self._taps.values() for t in g}:
+            for name, of_input in {(tap.module, tap.of_input) for tap in self._all_taps()}:
                 hook = self._hook(name, of_input)
                 submodule = self.module.get_submodule(name)
                 if of_input:
@@ -186,12 +189,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             self._handles.pop().remove()
 
     def _hook(self, name: str, of_input: bool) -> Callable[[nn.Module, Any, Any], None]:
-        taps = [
-            tap
-            for group in self._taps.values()
-            for tap in group
-            if (tap.module, tap.of_input) == (name, of_input)
-        ]
+        taps = [tap for tap in self._all_taps() if (tap.module, tap.of_input) == (name, of_input)]
 
         def keep(_module: nn.Module, args: Any, rest: Any) -> None:
             # `rest` holds a pre-hook's keyword arguments, or a forward hook's output.
@@ -226,16 +224,16 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             if self._more:
                 vectors = expected_outputs(output, len(filled), self._more.values())
                 result |= {layer: vectors[name].clone() for layer, name in self._more.items()}
-            for layer, taps in self._taps.items():
-                missing = [tap for tap in taps if tap not in self._kept]
-                if missing:
+            for layer, groups in self._taps.items():
+                if any(tap not in self._kept for tap in chain.from_iterable(groups)):
                     raise LayerError(
                         f"layer {layer!r} ran when the layers were found and did not run on a "
                         f"batch of shape {[*x.shape]}"
                     )
-                parts = [self._units(tap, len(filled)) for tap in taps]
-                alike = layer != "features" or not self._side_by_side
-                result[layer] = combined(parts) if alike else torch.cat(parts, dim=1)
+                parts = [
+                    combined([self._units(tap, len(filled)) for tap in group]) for group in groups
+                ]
+                result[layer] = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
             return {layer: units[: len(x)] for layer, units in result.items()}
         finally:
             self._kept.clear()

@@ -81,6 +81,8 @@ class Call:
         The map went through ReLU before it was averaged, as in SqueezeNet.
     input_channels_last : bool
         If the input is a map, it is [B, H, W, C].
+    is_network : bool
+        It has parts, and takes pictures: what goes in are no features.
     """
 
     tap: Tap
@@ -89,6 +91,7 @@ class Call:
     units: Tensor | None = None
     rectified: bool = False
     input_channels_last: bool = False
+    is_network: bool = False
 
     def input_tap(self) -> Tap:
         """Return the tap of the module's input, read in the same way."""
@@ -107,9 +110,13 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
             output = floating(output) if isinstance(output, Tensor) else output
             shape = output.shape if isinstance(output, Tensor) else None
             taken = args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()
-            channels_last = _convention(submodule, taken) or False
+            pictures = len(taken) == 4 and taken[1] == example.shape[1] and max(taken[2:]) > 1
             call = Call(
-                Tap(name, index), describe(output), shape, input_channels_last=channels_last
+                Tap(name, index),
+                describe(output),
+                shape,
+                input_channels_last=_convention(submodule, taken) or False,
+                is_network=pictures and bool(submodule._modules),
             )
             if shape is not None and (_has_weight_matrix(submodule) or name in named):
                 trace.calls.extend(_readings(call, submodule, output))
@@ -137,25 +144,36 @@ def floating(tensor: Tensor) -> Tensor:
 NO_CLASSIFIER = ("",)
 
 
+def classifier_owner(module: nn.Module) -> str | None:
+    """Return the name of the first module with a method ``get_classifier``, as timm's have."""
+    return next(
+        (
+            name
+            for name, owner in module.named_modules()
+            if callable(getattr(owner, "get_classifier", None))
+        ),
+        None,
+    )
+
+
 def classifier_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the layers that timm's ``get_classifier`` returns.
 
     An Identity there means that the model was built without a head.
     """
-    for prefix, owner in module.named_modules():
-        if not callable(getattr(owner, "get_classifier", None)):
-            continue
-        try:
-            classifier = owner.get_classifier()
-        except Exception:  # not every model with this method is timm's
-            return ()
-        several = isinstance(classifier, (tuple, list, nn.ModuleList))
-        heads = tuple(classifier) if several else (classifier,)
-        if all(head is None or type(head) is nn.Identity for head in heads):
-            return NO_CLASSIFIER if not prefix else ()
-        names = {submodule: name for name, submodule in module.named_modules()}
-        return tuple(names[head] for head in heads if head in names)
-    return ()
+    owner = classifier_owner(module)
+    if owner is None:
+        return ()
+    try:
+        classifier: Any = module.get_submodule(owner).get_classifier()  # type: ignore[operator]
+    except Exception:  # not every model with this method is timm's
+        return ()
+    several = isinstance(classifier, (tuple, list, nn.ModuleList))
+    heads = tuple(classifier) if several else (classifier,)
+    if all(head is None or type(head) is nn.Identity for head in heads):
+        return NO_CLASSIFIER if not owner else ()
+    names = {submodule: name for name, submodule in module.named_modules()}
+    return tuple(names[head] for head in heads if head in names)
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ _DENSE_FIELDS = ("boxes", "pred_boxes", "pred_masks", "masks_queries_logits")
 NO_FEATURES = (
     "features are not probed: no tensor was found of which the model makes its output; name a layer"
 )
+_CLOSE = 1e-4  # of the largest logit
 _DEEPEST = 3  # structures within structures
 
 
@@ -246,6 +247,14 @@ def combined(parts: Sequence[Tensor]) -> Tensor:
     if len({part.shape for part in parts}) > 1:
         return torch.cat([*parts], dim=1)
     return torch.stack([*parts]).mean(0)
+
+
+def is_close(units: Tensor, logits: Tensor, eps: float = 0.0) -> bool:
+    """Compare relative to the largest logit: layers of half precision round on the way."""
+    finite = logits[logits.isfinite()]
+    tolerance = max(_CLOSE, eps) * float(finite.abs().max()) if len(finite) else 0.0
+    # The probe itself reports NaN, with the unit and the image that it came from.
+    return torch.allclose(units, logits, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
 def looks_channels_last(shape: torch.Size) -> bool | None:

@@ -40,13 +40,20 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
         The model on a batch.
     """
 
-    def candidate(place: _Place, tensors: list[Tensor]) -> Candidate:
+    def candidate(place: _Place, tensors: list[Tensor], *others: _Place) -> Candidate:
         def rerun(change: Change) -> Tensor:
-            with _replaced(module, place, change):
+            if others:
+                # Not of what comes in: around this place it may be changed already.
+                value = change(tensors[0], 0)
+                change = lambda *_: value  # noqa: E731
+            with ExitStack() as stack:
+                for changed in (place, *others):
+                    stack.enter_context(_replaced(module, changed, change))
                 return run(example)
 
         def pooled_behind() -> bool:
-            pointwise = place.of_input and is_pointwise(module.get_submodule(place.module))
+            alone = place.of_input and not others
+            pointwise = alone and is_pointwise(module.get_submodule(place.module))
             return pointwise and place.module == _last_weighted(module, example, run)
 
         call = place.calls[0] if len(place.calls) == 1 else -1
@@ -87,14 +94,17 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
     for name, of_input, index, tensor in reversed(passed):
         if not tensor.is_floating_point() or tensor.ndim not in (2, 3, 4) or not len(tensor):
             continue
-        if not any(_equal(tensor, t) for t in seen):
+        if not any(are_same(tensor, t) for t in seen):
             seen.append(tensor)
             place = _Place(name, of_input, (index,))
             yield candidate(place, [tensor])
-            # What goes into one layer may go elsewhere too, and is all replaced where it is made.
-            made = next(((n, c) for n, of, c, t in passed if not of and _equal(tensor, t)), None)
-            if made is not None and (source := _Place(made[0], False, (made[1],))) != place:
-                yield candidate(source, [tensor])
+            # What goes into one layer may go elsewhere too: it is replaced where it is made, or
+            # wherever it goes in if no module makes it.
+            at = [_Place(n, of, (c,)) for n, of, c, t in passed if are_same(tensor, t)]
+            if not at[0].of_input and at[0] != place:
+                yield candidate(at[0], [tensor])
+            elif others := [other for other in at if other.of_input and other != place]:
+                yield candidate(place, [tensor], *others)
         if counts[name] and (name, of_input) not in several:
             several.add((name, of_input))
             group = [(c, value) for n, of, c, value in passed if (n, of) == (name, of_input)]
@@ -104,7 +114,8 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
                 yield candidate(_Place(name, of_input, calls), [value for _, value in group])
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def are_same(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors hold the same numbers in the same shape."""
     return one.shape == other.shape and torch.equal(one, other)
 
 

@@ -96,17 +96,6 @@ def test_the_first_token_of_a_projected_sequence(x: Tensor) -> None:
         torch.testing.assert_close(read["features"], model.maps(x).flatten(2)[:, :, 0])
 
 
-def test_two_heads_averaged_as_in_distillation(x: Tensor) -> None:
-    def finish(m: Net, x: Tensor) -> Tensor:
-        return (m.head(m.features(x)) + m.other(2 * m.features(x))) / 2
-
-    model = net(finish)
-    read, notes = record(model, x)
-    assert notes == ()
-    with torch.no_grad():
-        torch.testing.assert_close(read["features"], 1.5 * model.features(x))
-
-
 def test_a_head_behind_an_unknown_operation_is_a_guess(x: Tensor) -> None:
     model = net(lambda m, x: functional.normalize(m.head(m.features(x)) - 3.0))
     read, notes = record(model, x)
