@@ -1,4 +1,4 @@
-"""Notes on baseline images and labels that put a whole report in doubt."""
+"""Notes on baseline images, labels and answers that put a whole report in doubt."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from pytest_watermark_guard.watermarks.streams import UNMARKED
 _FEW = 20  # images
 _REPEATED = 1.1  # images for each that counts: intervals too narrow by 5 % or more
 _NAMED = 3
+_RANKS, _RANKED = 3, 10  # answers, of images: that they fall in all of them is no chance
+_FIRST = 256  # answers that are looked at
 
 
 def doubts_of(
@@ -38,6 +40,7 @@ def doubts_of(
         Runs the model on other images, in this process.
     """
     return (
+        *_on_ranks(recording),
         *_on_number(len(context.batches.baseline)),
         *_on_pictures(recording.looks, context.batches.preprocessing),
         *_on_repetition(recording.groups, recording.identities),
@@ -80,6 +83,20 @@ def _on_repetition(groups: npt.NDArray[np.intp], identities: Sequence[str]) -> I
         f"{images:,} baseline images are {count(len(sizes), 'picture')}: near duplicates{among} of "
         f"{names} count as one picture in every interval and verdict; pass different ones"
     )
+
+
+def _on_ranks(recording: Recording) -> Iterator[str]:
+    if "logits" not in recording.names or len(recording) < _RANKED:
+        return
+    answers = recording[UNMARKED, "logits"].columns(0, _FIRST)
+    if answers.shape[1] < _RANKS or (answers[:, 0] == answers[:, -1]).all():
+        return
+    if (answers[:, :-1] >= answers[:, 1:]).all():
+        yield (
+            "logits: the answers to every image fall from the first to the last, as those of topk: "
+            "a unit is a rank and no class, so that little can be said of it; return the logits of "
+            "all classes"
+        )
 
 
 def _on_classes(recording: Recording) -> Iterator[str]:

@@ -154,6 +154,28 @@ def test_a_saturated_softmax_is_told_first() -> None:
     assert report.notes[0].startswith("logits: every output is exactly 0 or 1")
 
 
+@pytest.mark.parametrize("form", ["values and indices", "shares"])
+def test_the_largest_answers_in_order_are_told_first(form: str) -> None:
+    class Top(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 20)
+
+        def forward(self, x: Tensor) -> object:
+            found = super().forward(x).softmax(1).topk(5)
+            return tuple(found) if form == "values and indices" else found.values
+
+    torch.manual_seed(0)
+    model = Top()
+    assert probe(model).notes[0].startswith("logits: the answers to every image fall")
+
+    class Whole(Top):
+        def forward(self, x: Tensor) -> Tensor:
+            return Net.forward(self, x).softmax(1)
+
+    assert not any("fall from" in note for note in probe(Whole()).notes)
+
+
 def test_untouched_batch_norms_are_told_first() -> None:
     model = WithNorm()
     assert probe(model).notes[0].startswith("the weights look untouched: no batch norm")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pytest_watermark_guard.models.reading.combining import make_up
 from pytest_watermark_guard.models.reading.layers import Layout, Tap
 from pytest_watermark_guard.models.reading.outputs import as_units, is_units
 
@@ -147,6 +148,8 @@ def _taps(candidate: Candidate, images: int, layout: Layout, logits: Tensor) -> 
     units = torch.cat(parts, dim=1)
     if _holds(units, logits):
         return ()
+    if len(parts) > 1 and parts[0].shape == logits.shape and make_up(parts, logits):
+        return ()  # the logits of several views
     if single and _is_same(candidate, way, logits, units):
         return ()
     if len(parts) > 1 and all(_are_permuted(part, parts[0]) for part in parts):

@@ -19,10 +19,12 @@ from pytest_watermark_guard.models.reading.bottleneck import (
     find_bottleneck,
     logarithms,
 )
-from pytest_watermark_guard.models.reading.joint_heads import (
+from pytest_watermark_guard.models.reading.combining import (
     PROBABILITIES,
-    RECTIFIERS,
+    are_activated,
     are_alike,
+)
+from pytest_watermark_guard.models.reading.joint_heads import (
     determine,
     inputs_of,
     is_vector,
@@ -37,6 +39,7 @@ from pytest_watermark_guard.models.reading.layers import (
     classifier_names,
     classifier_owner,
     is_pointwise,
+    units_of,
 )
 from pytest_watermark_guard.models.reading.outputs import combined, is_close
 from pytest_watermark_guard.models.reading.passed import are_same, passed_tensors
@@ -124,7 +127,7 @@ def _named_head(
     }
     if not calls:
         return None
-    together = torch.stack([_units(call) for call in calls.values()]).mean(0)
+    together = torch.stack([units_of(call) for call in calls.values()]).mean(0)
     return list(calls.values()) if is_close(together, logits) else None
 
 
@@ -133,7 +136,7 @@ def _same_head(candidates: Sequence[Call], logits: Tensor) -> list[Call] | None:
     head: Call | None = None
     for call in candidates:
         inside = head is None or call.tap.module.startswith(f"{head.tap.module}.")
-        if inside and not call.rectified and is_close(_units(call), logits):
+        if inside and not call.rectified and is_close(units_of(call), logits):
             head = call
     return None if head is None else [head]
 
@@ -149,7 +152,7 @@ def _transformed_head(
     """Find a layer whose output the model scales, or makes probabilities of."""
 
     def fits(call: Call) -> bool:
-        units = _units(call)
+        units = units_of(call)
         if call.rectified:
             # As in SqueezeNet; a wider convolution is a backbone's last one.
             pointwise = is_pointwise(module.get_submodule(call.tap.module))
@@ -246,7 +249,7 @@ def _found_head(
     plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
     if are_alike(logits):
         return None
-    if plain and any(is_close(act(_units(plain[0])), logits) for act in RECTIFIERS):
+    if plain and are_activated([units_of(plain[0])], logits):
         return None  # an activated hidden layer, with the head cut off behind it
     taps = find_bottleneck(passed_tensors(module, example, run), example, logits)
     return _found(taps) if taps else None
@@ -277,11 +280,6 @@ def _found(taps: tuple[Tap, ...]) -> Head:
     place = f"the {'input' if first.of_input else 'output'} of {first.module!r}"
     note = f"features: found by trying to be {place}: on it alone the model's output depends"
     return Head(tuple((tap,) for tap in taps), note)
-
-
-def _units(call: Call) -> Tensor:
-    assert call.units is not None
-    return call.units
 
 
 def _proportional(units: Tensor, logits: Tensor) -> bool:

@@ -16,25 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pytest_watermark_guard.models.reading.bottleneck import Run
-from pytest_watermark_guard.models.reading.layers import Call, Tap, is_pointwise
+from pytest_watermark_guard.models.reading.combining import are_activated, are_alike, make_up
+from pytest_watermark_guard.models.reading.layers import Call, Tap, is_pointwise, units_of
 from pytest_watermark_guard.models.reading.outputs import is_close
 from pytest_watermark_guard.models.reading.passed import first_tensor
 
-PROBABILITIES: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda logits: logits.softmax(-1),
-    lambda logits: logits.log_softmax(-1),
-    torch.sigmoid,
-)
-RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
-    functional.relu,
-    functional.relu6,
-    functional.gelu,
-    functional.silu,
-    functional.hardswish,
-)
 _FACTORS = (16.0, 0.0)  # of a layer's numbers; a softmax of great ones does not change with them
 _TRIED = 24  # layers; each costs a forward pass of the few images
 
@@ -58,7 +46,7 @@ def repeated_head(
         Of the output's precision.
     """
     calls = next(iter(_layers(module, candidates).values()), [])
-    return calls if len(calls) > 1 and _make_up(calls, candidates, logits, eps) else None
+    return calls if len(calls) > 1 and _make_up_logits(calls, candidates, logits, eps) else None
 
 
 def joint_heads(
@@ -85,11 +73,10 @@ def joint_heads(
     if len(calls) < 2 or not determine(module, example, found, run):
         return {}
     # Where all images get one output, that they do says nothing.
-    if are_alike(logits) and not _make_up(calls, candidates, logits):
+    if are_alike(logits) and not _make_up_logits(calls, candidates, logits):
         return {}
-    total = torch.stack([units for call in calls if (units := call.units) is not None]).sum(0)
-    if any(is_close(act(t), logits) for act in RECTIFIERS for t in (total, total / len(calls))):
-        return {}  # an activated hidden layer of two branches
+    if are_activated([units_of(call) for call in calls], logits):
+        return {}
     return dict(reversed(found.items()))
 
 
@@ -103,7 +90,7 @@ def _worth_trying(layers: Layers, candidates: Sequence[Call], logits: Tensor) ->
     for name, more in layers.items():
         last[name] = more
         calls += more
-        if len(calls) > 1 and _make_up(calls, candidates, logits):
+        if len(calls) > 1 and _make_up_logits(calls, candidates, logits):
             return last
     vectors = {name: calls for name, calls in layers.items() if all(map(is_vector, calls))}
     return dict(itertools.islice(vectors.items(), _TRIED))
@@ -134,11 +121,6 @@ def inputs_of(module: nn.Module, example: Tensor, layers: Layers, run: Run) -> d
     return inputs
 
 
-def are_alike(output: Tensor) -> bool:
-    """Tell whether all images get the same."""
-    return is_close(output[:1].expand_as(output), output)
-
-
 def _layers(module: nn.Module, candidates: Iterable[Call]) -> Layers:
     """Collect the calls of layers that make vectors, or maps of which each place is made alone."""
     layers: Layers = {}
@@ -155,21 +137,14 @@ def is_vector(call: Call) -> bool:
     return call.shape is not None and call.shape[2:].numel() == 1
 
 
-def _make_up(
+def _make_up_logits(
     calls: Sequence[Call], candidates: Sequence[Call], logits: Tensor, eps: float = 0.0
 ) -> bool:
     """Tell whether the logits are a mean or sum of outputs, or of probabilities made of them."""
-    rectified = {call.tap: call.units for call in candidates if call.rectified}
-    plain = [call.units for call in calls]
-    for parts in (plain, [rectified.get(call.tap, call.units) for call in calls]):
-        together = torch.stack([units for units in parts if units is not None])
-        averages = [together.mean(0), together.sum(0)]
-        averages += [act(average) for act in PROBABILITIES for average in averages[:2]]
-        averages += [act(together).mean(0) for act in PROBABILITIES]
-        averages += [together.softmax(-1).mean(0).log()]
-        if any(is_close(average, logits, 2 * eps) for average in averages):
-            return True
-    return False
+    rectified = {call.tap: units_of(call) for call in candidates if call.rectified}
+    plain = [units_of(call) for call in calls]
+    maps = [rectified.get(call.tap, units_of(call)) for call in calls]
+    return make_up(plain, logits, eps) or make_up(maps, logits, eps)
 
 
 def _parts(module: nn.Module, example: Tensor, layers: Layers, logits: Tensor, run: Run) -> Layers:

@@ -98,6 +98,12 @@ class Call:
         return replace(self.tap, of_input=True, channels_last=self.input_channels_last)
 
 
+def units_of(call: Call) -> Tensor:
+    """Return the units of a call that is known to have some."""
+    assert call.units is not None
+    return call.units
+
+
 def trace_calls(module: nn.Module, example: Tensor) -> Trace:
     """Run the model once and note every call of every submodule; hooks do not stay."""
     trace = Trace()

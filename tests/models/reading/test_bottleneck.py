@@ -371,3 +371,24 @@ def test_a_method_called_weight_is_not_called(x: Tensor) -> None:
     model.scales = Weighing()
     read, _ = record(model, x)
     assert read["logits"].shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_logits_of_views_are_no_features(probabilities: bool, x: Tensor) -> None:
+    """Also where no layer returns them: the head is a function."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = pooled_net(FUNCTIONAL["prototypes"])
+
+        def forward(self, x: Tensor) -> Tensor:
+            views = torch.stack([self.net(x), self.net(x.flip(3) ** 2)])
+            return (views.softmax(-1) if probabilities else views).mean(0)
+
+    model = Views().eval()
+    read, notes = record(model, x)
+    assert "'net.pool'" in notes[0]
+    with torch.no_grad():
+        parts = [model.net.maps(view).mean((2, 3)) for view in (x, x.flip(3) ** 2)]
+    torch.testing.assert_close(read["features"], torch.cat(parts, dim=1))
