@@ -6,8 +6,7 @@ a few images and comparing what each layer with a weight matrix returned with th
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -219,7 +218,7 @@ def _joint_head(
         units = combined([tap.read(inputs[tap]).float() for tap in group])
         if not any(are_same(units, other) for other in groups.values()):
             groups[group] = units
-    return Head(tuple(groups), _in_groups([(g[0].module, u.shape[1]) for g, u in groups.items()]))
+    return Head(tuple(groups), _note_on(groups))
 
 
 def _guessed_head(
@@ -259,20 +258,23 @@ def _logarithmic(run: Run) -> Run:
     return lambda x: logarithms(run(x))
 
 
-def _in_groups(widths: Sequence[tuple[str, int]]) -> str:
-    """Return the note on features of several layers, each with its number of units."""
-    only = "only together do the last layers of this model determine its output"
-    if len(widths) == 1:
-        return f"features: what goes into {widths[0][0]!r}; {only}"
-    ends = [*itertools.accumulate(width for _, width in widths)]
-    named = [
-        f"{name!r} (units {end - width} to {end - 1})"
-        for (name, width), end in zip(widths, ends, strict=True)
-    ]
+def _note_on(groups: Mapping[tuple[Tap, ...], Tensor]) -> str:
+    """Say which units come from which layer."""
+    named, end = [], 0
+    for taps, units in groups.items():
+        start, end = end, end + units.shape[1]
+        which = f"units {start} to {end - 1}" if len(groups) > 1 else ""
+        averaged = f"the mean of its {len(taps)} calls" if len(taps) > 1 else ""
+        told = ", ".join(filter(None, (which, averaged)))
+        named.append(f"{taps[0].module!r}" + (f" ({told})" if told else ""))
     if len(named) > _LISTED:
         named[_LISTED - 1 :] = [f"{len(named) - _LISTED + 1} more layers"]
-    listed = f"{', '.join(named[:-1])} and {named[-1]}"
-    return f"features: what goes into {listed}, side by side; {only}"
+    *first, last = named
+    listed = f"{', '.join(first)} and {last}, side by side" if first else last
+    return (
+        f"features: what goes into {listed}; only together do the last layers of this model "
+        "determine its output"
+    )
 
 
 def _found(taps: tuple[Tap, ...]) -> Head:

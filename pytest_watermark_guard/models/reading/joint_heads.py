@@ -68,6 +68,8 @@ def joint_heads(
         Gives that output for a batch.
     """
     layers = _worth_trying(_layers(module, candidates), candidates, logits)
+    if sum(map(len, layers.values())) < 2:
+        return {}
     found = _parts(module, example, layers, logits, run)
     calls = [call for layer in reversed(found.values()) for call in layer]
     if len(calls) < 2 or not determine(module, example, found, run):

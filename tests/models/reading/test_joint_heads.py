@@ -183,7 +183,7 @@ def test_views_of_half_precision(x: Tensor) -> None:
 def test_views_with_weights(x: Tensor) -> None:
     model = Model(lambda m, x: 0.7 * m.net(x) + 0.3 * m.net(x.flip(3)), net=Net(8))
     notes = check(model, x, lambda m, x: (m.net.features(x) + m.net.features(x.flip(3))) / 2)
-    assert "what goes into 'net.head'; only together" in notes
+    assert "what goes into 'net.head' (the mean of its 2 calls); only together" in notes
 
 
 def test_views_of_several_networks(x: Tensor) -> None:
