@@ -102,6 +102,8 @@ def find_head(
     calls = calls or _transformed_head(layers, logits, trace, module, example, run)
     if calls:
         return Head((tuple(call.input_tap() for call in calls),))
+    if are_shares(logits):
+        run, logits = _logarithmic(run), logarithms(logits)
     return (
         _joint_head(module, example, layers, logits, run)
         or _guessed_head(module, example, candidates, named, run)
@@ -199,8 +201,6 @@ def _joint_head(
     module: nn.Module, example: Tensor, candidates: Sequence[Call], logits: Tensor, run: Run
 ) -> Head | None:
     """Take what goes into each of several layers, or the one tensor that determines the others."""
-    if are_shares(logits):
-        run, logits = _logarithmic(run), logarithms(logits)
     layers = joint_heads(module, example, candidates, logits, run)
     if not layers:
         return None
@@ -242,8 +242,6 @@ def _found_head(
     module: nn.Module, example: Tensor, candidates: Sequence[Call], logits: Tensor, run: Run
 ) -> Head | None:
     """Take the last tensor on which the logits depend."""
-    if are_shares(logits):
-        run, logits = _logarithmic(run), logarithms(logits)
     plain = [call for call in candidates if not call.rectified and call.tap.token is None]
     plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
     if are_alike(logits):
