@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import pytest_watermark_guard as wm
-from zoo.case import Case, input_of, last_linear
+from zoo.case import Case, Reading, input_of, last_linear
 from zoo.timm_models import trunk_transform
 from zoo.torchvision_models import transform
 
@@ -295,15 +295,68 @@ def _snntorch() -> Iterator[Case]:
             return total
 
     # By linearity, the features of a sum over time are the mean over time.
-    yield Case("spikes over 4 steps", Spiking, _over_time, preprocess=SMALL)
+    yield Case("spikes over 4 steps", Spiking, _mean_of_calls("head"), preprocess=SMALL)
 
 
-def _over_time(model: Any, x: Tensor) -> Tensor:
-    taken: list[Tensor] = []
-    handle = model.head.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
-    model(x)
-    handle.remove()
-    return torch.stack(taken).mean(0)
+def _mean_of_calls(head: str) -> Reading:
+    def read(model: Any, x: Tensor) -> Tensor:
+        taken: list[Tensor] = []
+        module = model.get_submodule(head)
+        handle = module.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+        model(x)
+        handle.remove()
+        return torch.stack(taken).mean(0)
+
+    return read
+
+
+def _ttach() -> Iterator[Case]:
+    """The input of the head inside, averaged over the views."""
+    import ttach
+
+    def probabilities() -> nn.Sequential:
+        return network().append(nn.Softmax(1))
+
+    networks = (
+        ("network", network, "6"),
+        ("probabilities", probabilities, "6"),
+        ("ViT", _vit, "head"),
+    )
+    for mode in ("mean", "gmean", "max", "tsharpen"):
+        for name, build, head in networks:
+            if mode in ("mean", "max") or name == "probabilities":  # others take roots
+                yield Case(
+                    f"{name}, flipped, {mode}",
+                    lambda b=build, m=mode: ttach.ClassificationTTAWrapper(
+                        b(), ttach.aliases.flip_transform(), merge_mode=m
+                    ),
+                    _mean_of_calls(f"model.{head}"),
+                    preprocess=SMALL,
+                )
+
+
+def _torchensemble() -> Iterator[Case]:
+    """The inputs of all heads, side by side."""
+    import torchensemble
+
+    def build(kind: str) -> nn.Module:
+        options = {"estimator": network, "n_estimators": 3, "cuda": False}
+        made = getattr(torchensemble, kind)(**options)
+        made.n_outputs = 7
+        made.estimators_.extend(network() for _ in range(3))
+        return made
+
+    def features(model: Any, x: Tensor) -> Tensor:
+        return torch.cat([one[:6](x) for one in model.estimators_], dim=1)
+
+    for kind in (
+        "VotingClassifier",
+        "BaggingClassifier",
+        "SnapshotEnsembleClassifier",
+        "FusionClassifier",
+        "GradientBoostingClassifier",
+    ):
+        yield Case(kind, partial(build, kind), features)
 
 
 def _keras() -> Iterator[Case]:
@@ -368,5 +421,7 @@ LIBRARIES = {
     "huggingface_hub": _huggingface_hub,
     "accelerate": _accelerate,
     "snntorch": _snntorch,
+    "ttach": _ttach,
+    "torchensemble": _torchensemble,
     "keras": _keras,
 }
