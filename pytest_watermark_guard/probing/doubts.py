@@ -21,7 +21,7 @@ from pytest_watermark_guard.watermarks.streams import UNMARKED
 _FEW = 20  # images
 _REPEATED = 1.1  # images for each that counts: intervals too narrow by 5 % or more
 _NAMED = 3
-_RANKS, _RANKED = 3, 10  # answers, of images: that they fall in all of them is no chance
+_RANKS, _RANKED = 3, 10  # answers, of images: that they fall in all of them is hardly chance
 _FIRST = 256  # answers that are looked at
 
 
@@ -93,9 +93,9 @@ def _on_ranks(recording: Recording) -> Iterator[str]:
         return
     if (answers[:, :-1] >= answers[:, 1:]).all():
         yield (
-            "logits: the answers to every image fall from the first to the last, as those of topk: "
-            "a unit is a rank and no class, so that little can be said of it; return the logits of "
-            "all classes"
+            "logits: the answers to every image fall from the first to the last; if the model "
+            "returns topk's values, a unit is a rank and no class, so that little can be said of "
+            "it: return the logits of all classes"
         )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pytest_watermark_guard.models.reading.combining import make_up
+from pytest_watermark_guard.models.reading.combining import are_alike, make_up
 from pytest_watermark_guard.models.reading.layers import Layout, Tap
 from pytest_watermark_guard.models.reading.outputs import as_units, is_units
 
@@ -79,7 +79,7 @@ def find_bottleneck(
         One for each call of a module that makes the logits in parts, side by side. Empty where
         there is none: the output is that of a backbone, or is made of maps.
     """
-    if len(example) < 2 or not _differ(logits) or not bool(logits.isfinite().all()):
+    if len(example) < 2 or are_alike(logits) or not bool(logits.isfinite().all()):
         return ()
     tried = 0
     for candidate in candidates:
@@ -262,10 +262,6 @@ def are_shares(logits: Tensor) -> bool:
 def logarithms(shares: Tensor) -> Tensor:
     """Return float logarithms, finite ones also of 0."""
     return shares.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-
-
-def _differ(logits: Tensor) -> bool:
-    return not _close(logits, logits[:1].expand_as(logits))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -18,11 +18,7 @@ from pytest_watermark_guard.models.reading.bottleneck import (
     find_bottleneck,
     logarithms,
 )
-from pytest_watermark_guard.models.reading.combining import (
-    PROBABILITIES,
-    are_activated,
-    are_alike,
-)
+from pytest_watermark_guard.models.reading.combining import PROBABILITIES, are_activated
 from pytest_watermark_guard.models.reading.joint_heads import (
     determine,
     inputs_of,
@@ -244,8 +240,6 @@ def _found_head(
     """Take the last tensor on which the logits depend."""
     plain = [call for call in candidates if not call.rectified and call.tap.token is None]
     plain = [call for call in plain if call.shape is not None and len(call.shape) == 2]
-    if are_alike(logits):
-        return None
     if plain and are_activated([units_of(plain[0])], logits):
         return None  # an activated hidden layer, with the head cut off behind it
     taps = find_bottleneck(passed_tensors(module, example, run), example, logits)

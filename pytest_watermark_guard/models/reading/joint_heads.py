@@ -9,8 +9,8 @@ residual network do.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from pytest_watermark_guard.models.reading.combining import are_activated, are_a
 from pytest_watermark_guard.models.reading.layers import Call, Tap, is_pointwise, units_of
 from pytest_watermark_guard.models.reading.outputs import is_close
 from pytest_watermark_guard.models.reading.passed import first_tensor
+from pytest_watermark_guard.models.state import same_random_state
 
 _FACTORS = (16.0, 0.0)  # of a layer's numbers; a softmax of great ones does not change with them
 _TRIED = 24  # layers; each costs a forward pass of the few images
@@ -101,23 +102,23 @@ def _worth_trying(layers: Layers, candidates: Sequence[Call], logits: Tensor) ->
 def inputs_of(module: nn.Module, example: Tensor, layers: Layers, run: Run) -> dict[Tap, Tensor]:
     """Return what went into each call of some layers."""
     inputs: dict[Tap, Tensor] = {}
-    counts = dict.fromkeys(layers, -1)
 
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        taps = {call.tap.call: call.input_tap() for call in layers[name]}
+    def hook_for(calls: Sequence[Call]) -> Callable[[nn.Module, Any, Any], None]:
+        counted = itertools.count()
+        taps = {call.tap.call: call.input_tap() for call in calls}
 
         def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            counts[name] += 1
+            tap = taps.get(next(counted))
             value = first_tensor(args, kwargs)
-            if counts[name] in taps and value is not None:
-                inputs[taps[counts[name]]] = value.clone()
+            if tap is not None and value is not None:
+                inputs[tap] = value.clone()
 
         return keep
 
     with ExitStack() as stack:
-        for name in layers:
+        for name, calls in layers.items():
             submodule = module.get_submodule(name)
-            handle = submodule.register_forward_pre_hook(hook_for(name), with_kwargs=True)
+            handle = submodule.register_forward_pre_hook(hook_for(calls), with_kwargs=True)
             stack.callback(handle.remove)
         run(example)
     return inputs
@@ -185,7 +186,7 @@ def _rerun(
 ) -> tuple[dict[Tap, Tensor], Tensor]:
     """Run a model some of whose layers return other numbers.
 
-    What it draws is drawn anew alike each time.
+    What it draws at random is the same each time.
 
     Returns
     -------
@@ -196,25 +197,13 @@ def _rerun(
     """
     made: dict[Tap, Tensor] = {}
     changed = changed or {}
-    with ExitStack() as stack, _seeded(example.device):
+    with ExitStack() as stack, same_random_state():
         for name, calls in (changed | watched).items():
             hook = _hook(calls, made, change if name in changed else None)
             handle = module.get_submodule(name).register_forward_hook(hook)
             stack.callback(handle.remove)
         output = run(example)
     return {tap: units for tap, units in made.items() if tap.module in watched}, output
-
-
-@contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Let a model draw the same numbers each time; `torch.manual_seed` would reseed every GPU."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        torch.default_generator.manual_seed(0)
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(0)
-        yield
 
 
 def _hook(
