@@ -27,7 +27,7 @@ SPECS = {"mobilenet_v2": mobilenet_spec, "tf_efficientnet_lite0": lite_spec}
 MOST = 2.0  # seconds of what is neither the import of torch nor a forward pass
 
 TIMED = """
-import functools, json, os, statistics, sys, time
+import contextlib, functools, json, os, statistics, sys, time
 now = time.process_time if os.environ.get("COLD_GATE_CLOCK") == "cpu" else time.perf_counter
 parts, stack = {}, []
 began = now()
@@ -107,21 +107,21 @@ def tried(self, plan):
         leave()
 tuning.Tuner._candidate = tried
 
-chunks = running.model_inputs
+inputs = running.model_inputs
+@contextlib.contextmanager
 def waited(*args):
-    coming = chunks(*args)
-    try:
-        while True:
-            enter("waiting for images")
-            try:
-                batch = next(coming, None)
-            finally:
-                leave()
-            if batch is None:
-                return
-            yield batch
-    finally:
-        coming.close()
+    with inputs(*args) as coming:
+        def each():
+            while True:
+                enter("waiting for images")
+                try:
+                    batch = next(coming, None)
+                finally:
+                    leave()
+                if batch is None:
+                    return
+                yield batch
+        yield each()
 running.model_inputs = waited
 
 import pytest

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 
 from pytest_watermark_guard.images.batches import DecodedImage, PixelBatch, ProbingBatches
 from pytest_watermark_guard.images.looks import Looks, together
-from pytest_watermark_guard.images.prefetch import in_turn, one_ahead
+from pytest_watermark_guard.images.prefetch import begun, in_turn, one_ahead
 from pytest_watermark_guard.watermarks.composite import blended
 from pytest_watermark_guard.watermarks.scenarios import PairedFolder
 from pytest_watermark_guard.watermarks.streams import CONTROLS, UNMARKED, control_of
@@ -36,13 +36,15 @@ class ModelInput(NamedTuple):
     values: torch.Tensor
 
 
+@contextmanager
 def model_inputs(
     batches: ProbingBatches,
     streams: Sequence[str],
     memory_format: Callable[[], torch.memory_format],
-) -> Generator[ModelInput, None, None]:
+) -> Iterator[Iterator[ModelInput]]:
     """Give the batches as a model's input, in order; the next is prepared while one is used.
 
+    Images of the first are read from the beginning of the block, be it asked for or not.
     `memory_format` is asked for each batch; an input may still come in another.
     """
     preprocessing = batches.preprocessing
@@ -51,10 +53,10 @@ def model_inputs(
     prepare = _from_readers if by_readers else _from_pixels
     with closing(prepare(batches, streams, memory_format)) as jobs:
         # A user's function is called in the user's thread.
-        if overlapped and preprocessing.normalize is None:
-            yield from one_ahead(jobs, batches.device)
-        else:
-            yield from in_turn(jobs)
+        ahead = overlapped and preprocessing.normalize is None
+        coming = begun(jobs)
+        with closing(one_ahead(coming, batches.device) if ahead else in_turn(coming)) as inputs:
+            yield inputs
 
 
 def _scaled_by_readers(batches: ProbingBatches) -> bool:

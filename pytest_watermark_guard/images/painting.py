@@ -96,10 +96,6 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _clamp(value: int) -> int:
-    return max(0, min(255, value))
-
-
 def _direction(turn: int) -> tuple[int, int]:
     """256 times the cosine and sine of `turn` 64ths of a circle."""
 
@@ -153,12 +149,13 @@ class _Painter:
         contrast, offset = draws.between(150, 380), draws.between(-50, 50)
         bend = draws.between(-200, 200)
         table = []
+        values = np.arange(255, -1, -1) if invert else np.arange(256)
         for _ in range(3):
             gain, shift = draws.between(190, 320), draws.between(-25, 25)
-            for value in range(256):
-                level = ((255 - value if invert else value) * gain >> 8) + shift
-                level = _clamp(((level - 128) * contrast >> 8) + 128 + offset)
-                table.append(_clamp(level + bend * level * (255 - level) // 65280))
+            levels = (values * gain >> 8) + shift
+            levels = np.clip(((levels - 128) * contrast >> 8) + 128 + offset, 0, 255)
+            bent = levels + bend * levels * (255 - levels) // 65280
+            table += np.clip(bent, 0, 255).tolist()
         return image.point(table)
 
     def texture(self) -> Image.Image:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+def begun(jobs: Generator[T, None, None]) -> Iterator[T]:
+    """Give the same jobs; the first is asked for at once, so that its images are read meanwhile."""
+    first = next(jobs, None)
+    return jobs if first is None else chain([first], jobs)
 
 
 def in_turn(jobs: Iterable[Callable[[], T]]) -> Generator[T, None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -140,6 +140,8 @@ class FoundLayers:
     converter : Converter or None
         Of the recorder.
     weights : str
+    example : Tensor or None
+        The inputs [n, C, H, W] by which they were found.
     answers : dict of (stream, layer) to ndarray, shape [k, units]
         Of the first k images, by the plan that it begins with.
     seconds : float
@@ -149,6 +151,7 @@ class FoundLayers:
     recorder: ActivationRecorder | None = None
     converter: Converter | None = None
     weights: str = ""
+    example: torch.Tensor | None = None
     answers: dict[tuple[str, str], Array] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -156,12 +159,13 @@ class FoundLayers:
         """Return what is known of the first images, if it is in all these streams."""
         layers = dict.fromkeys(layer for _, layer in self.answers)
         places = [(stream, layer) for stream in streams for layer in layers]
-        if not layers or any(place not in self.answers for place in places):
+        unknown = any(place not in self.answers for place in places)
+        if not layers or unknown or self.example is None:
             return None
         activations = {
             layer: np.stack([self.answers[stream, layer] for stream in streams]) for layer in layers
         }
-        return KnownAnswers(activations, self.seconds)
+        return KnownAnswers(activations, self.seconds, self.example)
 
 
 class OpenModel(AbstractContextManager["OpenModel"]):
@@ -244,7 +248,7 @@ class OpenModel(AbstractContextManager["OpenModel"]):
         found = self._found
         if found.recorder is None or found.recorder.entered:
             # Layers are told apart by comparing numbers: in full precision.
-            example = batches.example()
+            example = found.example = batches.example()
             with (
                 computing_in("float32", batches.device),
                 explained(module, example, "finding its layers"),
@@ -273,8 +277,11 @@ class OpenModel(AbstractContextManager["OpenModel"]):
             if batches.decoded is not None and (shard.first, shard.last) == (0, images):
                 stack.enter_context(batches.decoded.collecting())
             part = batches.part(shard.first, shard.last, todo)
-            inputs = model_inputs(part, todo, lambda: executor.plan.memory_format)
-            for batch in stack.enter_context(closing(inputs)):
+            inputs = stack.enter_context(
+                model_inputs(part, todo, lambda: executor.plan.memory_format)
+            )
+            executor.prepare(min(part.batch_size, shard.last - shard.first), len(todo))
+            for batch in inputs:
                 first, last = batch.identities[0], batch.identities[-1]
                 with explained(
                     opened.module, batch.values, f"probing images {first!r} to {last!r}"

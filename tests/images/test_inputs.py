@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -29,10 +30,8 @@ def folder(tmp_path):
 
 def given_by(batches, streams, memory_format):
     """All inputs' names, labels and values; copied, for their memory is used again."""
-    copies = [
-        (entry.identities, entry.labels, entry.values.clone())
-        for entry in model_inputs(batches, streams, lambda: memory_format)
-    ]
+    with model_inputs(batches, streams, lambda: memory_format) as inputs:
+        copies = [(entry.identities, entry.labels, entry.values.clone()) for entry in inputs]
     identities, labels, values = zip(*copies, strict=True)
     return identities, labels, values
 
@@ -63,6 +62,21 @@ def test_readers_and_whole_batches_agree(folder, tmp_path_factory, memory_format
         whole = given_by(batches, streams, memory_format)
     assert read[:2] == whole[:2]
     assert all(map(torch.equal, read[2], whole[2]))
+
+
+def test_images_are_read_before_an_input_is_asked_for(folder, monkeypatch):
+    read = threading.Event()
+    load = module._Filler.__call__
+
+    def noted(filler, *args):
+        read.set()
+        return load(filler, *args)
+
+    monkeypatch.setattr(module._Filler, "__call__", noted)
+    options = {"preprocess": wm.Preprocessing(size=SIZE), "batch_size": 4, "device": "cpu"}
+    batches = wm.probing_batches(folder, ("latin",), **options)
+    with model_inputs(batches, (UNMARKED,), lambda: torch.contiguous_format):
+        assert read.wait(timeout=60)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)

@@ -37,7 +37,7 @@ class ComparedPart:
 
     def __init__(self, batch: torch.Tensor, streams: int) -> None:
         images = len(batch) // streams
-        self.images = min(images, max(1, MOST_ROWS // streams))
+        self.images = compared_images(images, streams)
         first = np.arange(self.images)
         self._rows = _in_all_streams(first, images, streams)
         self._streams = streams
@@ -53,6 +53,11 @@ class ComparedPart:
         return estimated_shifts(self._expected, found, self._streams)
 
 
+def compared_images(images: int, streams: int) -> int:
+    """Return how many of a batch's images are compared, each in all streams."""
+    return min(images, max(1, MOST_ROWS // streams))
+
+
 class KnownAnswers(NamedTuple):
     """What is known of the first images of a run, before it begins.
 
@@ -62,10 +67,13 @@ class KnownAnswers(NamedTuple):
         By layer: in all streams, the first images.
     seconds : float
         That an input took.
+    example : Tensor, shape [n, C, H, W]
+        A few inputs, of any of the images.
     """
 
     activations: Activations
     seconds: float
+    example: torch.Tensor
 
     def rows_of(self, batch: torch.Tensor, streams: int) -> tuple[Rows, Activations]:
         """Return the rows of the first batch of which something is known, and their activations."""

@@ -107,6 +107,11 @@ class Executor:
         """Say that there will be more inputs than was said."""
         self._rows_left = max(self._rows_left, 0) + rows
 
+    def prepare(self, images: int, streams: int) -> None:
+        """Do what can be done before the first batch is there, of so many images and streams."""
+        if self._tuner is not None and not self._tuner.started:
+            self._tuner.prepare(images, streams, self._rows_left)
+
     @property
     def seconds(self) -> float:
         """How long an input took in the last call."""

@@ -16,7 +16,12 @@ from pytest_watermark_guard.models.running.agreement import (
     are_equal,
     summarised,
 )
-from pytest_watermark_guard.models.running.compared import ComparedPart, KnownAnswers, Rows
+from pytest_watermark_guard.models.running.compared import (
+    ComparedPart,
+    KnownAnswers,
+    Rows,
+    compared_images,
+)
 from pytest_watermark_guard.models.running.openvino_model import Converter, OpenVinoModel
 from pytest_watermark_guard.models.running.plan import Plan
 from pytest_watermark_guard.models.running.policy import TuningPolicy
@@ -84,7 +89,9 @@ class Tuner:
         converter: Converter,
     ) -> None:
         self._recorder = recorder
-        self._converter, self._converting = converter, False
+        self._converter = converter
+        self._converting = False
+        self._not_converted: Exception | None = None
         self._first = self._best = first
         self._known = known
         self._policy = policy
@@ -96,6 +103,28 @@ class Tuner:
         self._plans: Iterator[Plan] = self._asked()
         self._from_openvino = remembered is None or remembered.openvino
         self.started = self.finished = self.tuned = False
+
+    def prepare(self, images: int, streams: int, rows: int) -> None:
+        """Convert the model already, if OpenVINO will run the first batch.
+
+        Parameters
+        ----------
+        images : int
+            Of the first batch.
+        streams : int
+            How many times they come in it.
+        rows : int
+            How many inputs there are to run.
+        """
+        known = self._known
+        if known is None or not self._from_openvino or not self._pays(known.seconds, rows):
+            return
+        plan = next(iter(self._policy.plans(self._first.plan, known.example.device)), None)
+        if plan is not None and plan.openvino:
+            size = min(plan.batch_size, compared_images(images, streams) * streams)
+            example = known.example
+            repeated = example.repeat(-(-size // len(example)), 1, 1, 1)
+            self._convert(repeated[:size], images * streams)
 
     def start(self, inputs: torch.Tensor, streams: int, rows_left: int) -> Activations:
         """Run the first batch, which all that is tried is compared with.
@@ -128,7 +157,7 @@ class Tuner:
     ) -> Activations | None:
         """Have OpenVINO run the first batch already, if that pays and gives the same numbers."""
         rows, expected, seconds = self._few(inputs, streams)
-        if seconds * (len(inputs) + self._rows_left) < self._policy.worth_tuning:
+        if not self._pays(seconds, len(inputs) + self._rows_left):
             return None
         found: Activations = {}
 
@@ -142,6 +171,9 @@ class Tuner:
             return None
         self._best = candidate
         return found
+
+    def _pays(self, seconds: float, rows: int) -> bool:
+        return seconds * rows >= self._policy.worth_tuning
 
     def _few(self, inputs: torch.Tensor, streams: int) -> tuple[Rows, Activations, float]:
         """Return some rows, what torch makes of them, and the seconds that it takes for each."""
@@ -387,15 +419,25 @@ class Tuner:
         return candidate if taken else None
 
     def _converted(self, plan: Plan) -> OpenVinoModel:
-        if not self._converting:
-            plans = self._policy.plans(self._first.plan, self._compared.inputs.device)
-            self._converter.start(
-                self._compared.inputs[: plan.batch_size],
-                [p.precision for p in plans if p.openvino and self._allows(p)],
-                at_once=-(-self._rows_at_once // plan.batch_size),
-            )
-            self._converting = True
+        self._convert(self._compared.inputs[: plan.batch_size], self._rows_at_once)
+        if self._not_converted is not None:
+            raise self._not_converted
         return self._converter.compiled(plan.precision)
+
+    def _convert(self, example: torch.Tensor, rows_at_once: int) -> None:
+        """Have the model converted for batches like the example, once; it may fail in any way."""
+        if self._converting:
+            return
+        self._converting = True
+        plans = self._policy.plans(self._first.plan, example.device)
+        try:
+            self._converter.start(
+                example,
+                [p.precision for p in plans if p.openvino and self._allows(p)],
+                at_once=-(-rows_at_once // len(example)),
+            )
+        except Exception as error:  # raised where it is to be run
+            self._not_converted = error
 
     def _copied(self, plan: Plan) -> ActivationRecorder | None:
         recorder = self._recorder.copied()

@@ -16,6 +16,7 @@ from torchvision import models
 import pytest_watermark_guard as wm
 from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
+from pytest_watermark_guard.models.running import openvino_model
 from pytest_watermark_guard.models.running.agreement import UnitShifts
 from pytest_watermark_guard.models.running.compared import ComparedPart, KnownAnswers
 from pytest_watermark_guard.models.running.execution import Executor
@@ -100,7 +101,7 @@ def test_named_layers_are_read_too():
         np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-3, atol=1e-4)
 
 
-def by_known_answers(change=0.0, seconds=1.0):
+def by_known_answers(change=0.0, seconds=1.0, prepared=False):
     """Run a model of which the answers to the first two images in three streams are known.
 
     Returns how many inputs torch ran in each pass, whether OpenVINO runs the model now, and the
@@ -116,9 +117,12 @@ def by_known_answers(change=0.0, seconds=1.0):
         ran = []
         model.features[0].register_forward_pre_hook(lambda _, args: ran.append(len(args[0])))
         policy = TuningPolicy(by_openvino, worth_tuning=2.0)
-        given = KnownAnswers(known, seconds)
+        given = KnownAnswers(known, seconds, inputs[5:8].clone())
         options = {"tuning": True, "sizes": True, "policy": policy}
         with Executor(recorder, Plan(4), len(inputs), known=given, **options) as executor:
+            if prepared:
+                executor.prepare(images=10, streams=3)
+                ran.append("the first batch")
             found = executor(inputs.clone(), streams=3)
     return ran, executor.plan.openvino, expected, found
 
@@ -129,6 +133,36 @@ def test_known_answers_are_not_run_again():
     assert sum(ran) < 2 * 4  # to look at what it does, and to trace it
     for layer, units in expected.items():
         np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
+
+
+def test_with_known_answers_a_model_is_converted_before_the_first_batch_is_there():
+    ran, openvino, expected, found = by_known_answers(prepared=True)
+    assert openvino
+    assert sum(ran[:-1]) > 0
+    assert ran[-1] == "the first batch"
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, atol=1e-4 * np.abs(units).max())
+
+
+def test_nothing_is_prepared_that_will_not_pay():
+    ran, openvino, *_ = by_known_answers(seconds=0.01, prepared=True)
+    assert not openvino
+    assert ran[0] == "the first batch"
+
+
+def test_what_cannot_be_converted_is_tried_once(monkeypatch):
+    tried = []
+
+    def fails(recorder, example):
+        tried.append(len(example))
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(openvino_model, "_graph_of", fails)
+    _, openvino, expected, found = by_known_answers(prepared=True)
+    assert not openvino
+    assert tried == [4]
+    for layer, units in expected.items():
+        np.testing.assert_allclose(found[layer], units, rtol=1e-3, atol=1e-5)
 
 
 def test_known_answers_decide_whether_openvino_may_run_the_model():
