@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ RECTIFIERS: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.silu,
     functional.hardswish,
 )
+_LISTED = 4  # layers in a note
 
 
 def make_up(parts: Sequence[Tensor], logits: Tensor, eps: float = 0.0) -> bool:
@@ -55,3 +56,23 @@ def are_activated(parts: Sequence[Tensor], output: Tensor) -> bool:
 def are_alike(output: Tensor) -> bool:
     """Tell whether all images get the same."""
     return is_close(output[:1].expand_as(output), output)
+
+
+def note_on_parts(parts: Iterable[tuple[str, int, int]]) -> str:
+    """Say which units come from which layer: its name, how often it is called, and its units."""
+    parts = [*parts]
+    named, end = [], 0
+    for layer, calls, units in parts:
+        start, end = end, end + units
+        which = f"units {start} to {end - 1}" if len(parts) > 1 else ""
+        averaged = f"the mean of its {calls} calls" if calls > 1 else ""
+        told = ", ".join(filter(None, (which, averaged)))
+        named.append(f"{layer!r}" + (f" ({told})" if told else ""))
+    if len(named) > _LISTED:
+        named[_LISTED - 1 :] = [f"{len(named) - _LISTED + 1} more layers"]
+    *first, last = named
+    listed = f"{', '.join(first)} and {last}, side by side" if first else last
+    return (
+        f"features: what goes into {listed}; only together do the last layers of this model "
+        "determine its output"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pytest_watermark_guard.errors import LayerError, PreprocessingError
+from pytest_watermark_guard.models.reading.combining import note_on_parts
 from pytest_watermark_guard.models.reading.layers import unknown_layer
 from pytest_watermark_guard.models.reading.outputs import (
     NO_FEATURES,
@@ -92,7 +93,8 @@ class ExportedReader:
         returned = self._run(example, ())[0]
         output, is_backbone = main_tensor(returned)
         is_backbone = outputs == "features" or (is_backbone and outputs != "logits")
-        heads = () if is_backbone else _heads(module)
+        by_weights = {} if is_backbone else _heads(module)
+        heads = tuple(by_weights.values())
         self.headless = not heads and outputs != "logits"
         if not heads and not self.headless:
             self.left_out, self.notes = ("features",), (NO_FEATURES,)
@@ -105,6 +107,8 @@ class ExportedReader:
                 self._nodes[layer] = heads
             elif layer != "logits":
                 self._nodes[layer] = ((_module_output(module, layer),),)
+        if len(heads) > 1 and "features" in layers:
+            self.notes = (self._note_on(by_weights, example),)
 
     def read(self, x: Tensor) -> dict[str, Tensor]:
         """Return the logits or the backbone's output, and each layer, as units."""
@@ -124,6 +128,14 @@ class ExportedReader:
             ]
             result[layer] = torch.cat(read, dim=1) if read else logits
         return {layer: units[: len(x)] for layer, units in result.items()}
+
+    def _note_on(self, heads: Mapping[str, tuple[fx.Node, ...]], example: Tensor) -> str:
+        _, values = self._run(example, tuple(chain.from_iterable(heads.values())))
+        units = {node: _node_units("features", value).shape[1] for node, value in values.items()}
+        return note_on_parts(
+            (weights.removesuffix(".weight"), len(group), units[group[0]])
+            for weights, group in heads.items()
+        )
 
     def _run(self, x: Tensor, nodes: tuple[fx.Node, ...]) -> tuple[Any, dict[fx.Node, Any]]:
         self._check(x)
@@ -167,8 +179,8 @@ def _operator(node: fx.Node) -> str:
     return schema.name.partition("::")[2] if node.op == "call_function" and schema else ""
 
 
-def _heads(module: fx.GraphModule) -> tuple[tuple[fx.Node, ...], ...]:
-    """Return the inputs of the projections that make the logits; none for a backbone.
+def _heads(module: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """Return the inputs of the projections that make the logits, by weights; none for a backbone.
 
     Those that one set of weights projects are averaged, as mirrored views are; those of several
     are side by side, as are an ensemble's.
@@ -179,13 +191,13 @@ def _heads(module: fx.GraphModule) -> tuple[tuple[fx.Node, ...], ...]:
         if isinstance(value, Tensor) and value.ndim == 2:
             projections = list(_projections(node, pooled=False))
             if None in projections:
-                return ()
+                return {}
             groups: dict[str, list[fx.Node]] = {}
             for source, weights in dict.fromkeys(pair for pair in projections if pair is not None):
                 if not any(source in group for group in groups.values()):
                     groups.setdefault(weights, []).append(source)
-            return tuple(tuple(group) for group in groups.values())
-    return ()
+            return {weights: tuple(group) for weights, group in groups.items()}
+    return {}
 
 
 def _projections(node: fx.Node, pooled: bool) -> Iterator[tuple[fx.Node, str] | None]:

@@ -6,7 +6,7 @@ a few images and comparing what each layer with a weight matrix returned with th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,11 @@ from pytest_watermark_guard.models.reading.bottleneck import (
     find_bottleneck,
     logarithms,
 )
-from pytest_watermark_guard.models.reading.combining import PROBABILITIES, are_activated
+from pytest_watermark_guard.models.reading.combining import (
+    PROBABILITIES,
+    are_activated,
+    note_on_parts,
+)
 from pytest_watermark_guard.models.reading.joint_heads import (
     determine,
     inputs_of,
@@ -38,8 +42,6 @@ from pytest_watermark_guard.models.reading.layers import (
 )
 from pytest_watermark_guard.models.reading.outputs import combined, is_close
 from pytest_watermark_guard.models.reading.passed import are_same, passed_tensors
-
-_LISTED = 4  # layers in a note
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ def _joint_head(
         units = combined([tap.read(inputs[tap]).float() for tap in group])
         if not any(are_same(units, other) for other in groups.values()):
             groups[group] = units
-    return Head(tuple(groups), _note_on(groups))
+    sizes = ((taps[0].module, len(taps), units.shape[1]) for taps, units in groups.items())
+    return Head(tuple(groups), note_on_parts(sizes))
 
 
 def _guessed_head(
@@ -248,25 +251,6 @@ def _found_head(
 
 def _logarithmic(run: Run) -> Run:
     return lambda x: logarithms(run(x))
-
-
-def _note_on(groups: Mapping[tuple[Tap, ...], Tensor]) -> str:
-    """Say which units come from which layer."""
-    named, end = [], 0
-    for taps, units in groups.items():
-        start, end = end, end + units.shape[1]
-        which = f"units {start} to {end - 1}" if len(groups) > 1 else ""
-        averaged = f"the mean of its {len(taps)} calls" if len(taps) > 1 else ""
-        told = ", ".join(filter(None, (which, averaged)))
-        named.append(f"{taps[0].module!r}" + (f" ({told})" if told else ""))
-    if len(named) > _LISTED:
-        named[_LISTED - 1 :] = [f"{len(named) - _LISTED + 1} more layers"]
-    *first, last = named
-    listed = f"{', '.join(first)} and {last}, side by side" if first else last
-    return (
-        f"features: what goes into {listed}; only together do the last layers of this model "
-        "determine its output"
-    )
 
 
 def _found(taps: tuple[Tap, ...]) -> Head:

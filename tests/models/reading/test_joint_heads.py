@@ -484,12 +484,23 @@ EXPORTED: dict[str, tuple[Model, Callable[[nn.Module, Tensor], Tensor]]] = {
 }
 
 
+OF_ONE_NETWORK = ("views", "two heads of one vector")
+
+
 @pytest.mark.parametrize("kind", EXPORTED)
 def test_exported_programs(kind: str, x: Tensor) -> None:
     model, features = EXPORTED[kind]
     program = torch.export.export(model, (x,)).module()
     with torch.no_grad():
         torch.testing.assert_close(wm.extract_features(program, x), features(model, x))
+    with ActivationRecorder(program, ("logits", "features"), x) as recorder:
+        notes = recorder.notes
+    if kind in OF_ONE_NETWORK:
+        assert notes == ()
+    else:
+        assert "side by side" in notes[0]
+        with ActivationRecorder(model, ("logits", "features"), x) as recorder:
+            assert notes == recorder.notes
 
 
 def test_views_in_an_exported_program_that_was_decomposed(x: Tensor) -> None:
