@@ -36,8 +36,9 @@ from pytest_watermark_guard.models.reading.outputs import (
 from pytest_watermark_guard.models.reading.passed import first_tensor
 
 _UNSEEN = (
-    "features are not probed: the model calls its layers past torch's hooks, as Keras does; wrap "
-    "it in a module that returns the features, with outputs='features'"
+    "features are not probed: the model calls its layers past torch's hooks, or in torch.vmap, as "
+    "Keras and stacked ensembles do; wrap it in a module that returns the features, with "
+    "outputs='features'"
 )
 
 _IN_TORCHSCRIPT = (

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_watermark_guard.errors import LayerError, did_you_mean
-from pytest_watermark_guard.models.reading.opaque import parts_with_hooks, takes_hooks
+from pytest_watermark_guard.models.reading.opaque import (
+    is_in_transform,
+    parts_with_hooks,
+    takes_hooks,
+)
 from pytest_watermark_guard.models.reading.outputs import as_units, describe, looks_channels_last
 
 Layout = Literal["", "groups", "neighbours", "calls"]
@@ -113,6 +117,8 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
     def observer(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def observe(submodule: nn.Module, args: Any, output: Any) -> None:
             index = counts[name] = counts.get(name, -1) + 1
+            if is_in_transform(output):
+                return
             output = floating(output) if isinstance(output, Tensor) else output
             shape = output.shape if isinstance(output, Tensor) else None
             taken = args[0].shape if args and isinstance(args[0], Tensor) else torch.Size()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,12 @@ def takes_hooks(part: nn.Module) -> bool:
 def parts_with_hooks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Give a model's parts that take hooks, and their names."""
     return ((name, part) for name, part in module.named_modules() if takes_hooks(part))
+
+
+def is_in_transform(value: Any) -> bool:
+    """Tell whether a tensor is one inside of ``torch.vmap`` and the like, which cannot be read."""
+    functorch: Any = torch._C._functorch
+    return isinstance(value, Tensor) and functorch.is_functorch_wrapped_tensor(value)
 
 
 class OpaqueReader:
