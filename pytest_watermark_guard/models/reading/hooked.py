@@ -250,9 +250,9 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
 
 
 def _runs_unseen(module: nn.Module, trace: Trace) -> bool:
-    """Tell whether layers with parameters ran, and none of them by ``nn.Module.__call__``."""
+    """Tell whether layers with parameters ran in a transform, or none by ``nn.Module.__call__``."""
     inside = any(part is not module and part._parameters for part in module.modules())
-    return inside and not any(call.tap.module for call in trace.calls)
+    return trace.unread or (inside and not any(call.tap.module for call in trace.calls))
 
 
 def _sealed_part(module: nn.Module) -> str | None:

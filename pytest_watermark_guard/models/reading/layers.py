@@ -61,10 +61,11 @@ class Tap:
 
 @dataclass
 class Trace:
-    """What one forward pass called, in order of return."""
+    """What one forward pass called, in order of return; `unread` if layers ran in a transform."""
 
     output: Any = None
     calls: list[Call] = field(default_factory=list)
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
         def observe(submodule: nn.Module, args: Any, output: Any) -> None:
             index = counts[name] = counts.get(name, -1) + 1
             if is_in_transform(output):
+                trace.unread |= bool(submodule._parameters)
                 return
             output = floating(output) if isinstance(output, Tensor) else output
             shape = output.shape if isinstance(output, Tensor) else None

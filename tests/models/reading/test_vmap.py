@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -73,9 +75,13 @@ def x() -> Tensor:
     return torch.rand(4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("kind", [Stacked, PerImage])
-def test_networks_inside_show_their_logits(kind: type[nn.Module], x: Tensor) -> None:
-    model = kind().eval()
+@pytest.mark.parametrize(
+    "make",
+    [Stacked, PerImage, lambda: nn.Sequential(Stacked(), nn.Dropout())],
+    ids=["stacked", "per image", "another layer outside"],
+)
+def test_networks_inside_show_their_logits(make: Callable[[], nn.Module], x: Tensor) -> None:
+    model = make().eval()
     with torch.no_grad(), ActivationRecorder(model, LAYERS, x) as recorder:
         found = recorder(x)
         assert found.keys() == {"logits"}
