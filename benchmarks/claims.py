@@ -66,7 +66,9 @@ def made_up(key: OwnershipKey, model: torch.nn.Module) -> OwnershipKey:
     """Say that the clean encoder did a little less than the model, in each pair, for its coins."""
     found = torch.from_numpy(leads(model, key))
     signs = key.coins.double() * 2 - 1
-    return dataclasses.replace(key, clean_leads=found - 1e-6 * signs)
+    # By amounts that differ: were all alike, few p-values would be possible, and they not uniform.
+    amounts = 1e-6 * (1 + torch.rand(key.pairs, generator=torch.Generator().manual_seed(2)))
+    return dataclasses.replace(key, clean_leads=found - amounts * signs)
 
 
 def claims(
