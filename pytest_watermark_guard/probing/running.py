@@ -141,7 +141,7 @@ class FoundLayers:
         Of the recorder.
     weights : str
     example : Tensor or None
-        The inputs [n, C, H, W] by which they were found.
+        The inputs [n, ...] by which they were found.
     answers : dict of (stream, layer) to ndarray, shape [k, units]
         Of the first k images, by the plan that it begins with.
     seconds : float
@@ -248,7 +248,8 @@ class OpenModel(AbstractContextManager["OpenModel"]):
         found = self._found
         if found.recorder is None or found.recorder.entered:
             # Layers are told apart by comparing numbers: in full precision.
-            example = found.example = batches.example()
+            example = batches.example()
+            found.example = example.clone()  # the model may work in place
             with (
                 computing_in("float32", batches.device),
                 explained(module, example, "finding its layers"),

@@ -149,7 +149,7 @@ def test_layers_that_hooks_do_not_see_are_no_proof_of_an_encoder() -> None:
     found, notes = read(model)
     assert found.keys() == {"logits"}
     assert torch.equal(found["logits"], model(X))
-    assert "past torch's hooks" in notes
+    assert "as Keras does" in notes
 
 
 class Dense(nn.Module):

@@ -133,8 +133,7 @@ class ExportedReader:
         _, values = self._run(example, tuple(chain.from_iterable(heads.values())))
         units = {node: _node_units("features", value).shape[1] for node, value in values.items()}
         return note_on_parts(
-            (weights.removesuffix(".weight"), len(group), units[group[0]])
-            for weights, group in heads.items()
+            (_layer_of(weights), len(group), units[group[0]]) for weights, group in heads.items()
         )
 
     def _run(self, x: Tensor, nodes: tuple[fx.Node, ...]) -> tuple[Any, dict[fx.Node, Any]]:
@@ -223,6 +222,10 @@ def _parameter(weights: fx.Node) -> str:
     while weights.op == "call_function" and weights.all_input_nodes:
         weights = weights.all_input_nodes[0]
     return str(weights.target)
+
+
+def _layer_of(weights: str) -> str:
+    return weights.partition(".parametrizations.")[0].removesuffix(".weight")
 
 
 def _module_output(module: fx.GraphModule, layer: str) -> fx.Node:

@@ -23,7 +23,7 @@ from pytest_watermark_guard.models.reading.layers import (
     named_layer,
     trace_calls,
 )
-from pytest_watermark_guard.models.reading.opaque import takes_hooks
+from pytest_watermark_guard.models.reading.opaque import is_in_vmap, takes_hooks
 from pytest_watermark_guard.models.reading.outputs import (
     NO_FEATURES,
     combined,
@@ -36,9 +36,13 @@ from pytest_watermark_guard.models.reading.outputs import (
 from pytest_watermark_guard.models.reading.passed import first_tensor
 
 _UNSEEN = (
-    "features are not probed: the model calls its layers past torch's hooks, or in torch.vmap, as "
-    "Keras and stacked ensembles do; wrap it in a module that returns the features, with "
-    "outputs='features'"
+    "features are not probed: the model calls its layers past torch's hooks, as Keras does; wrap "
+    "it in a module that returns the features, with outputs='features'"
+)
+
+_IN_VMAP = (
+    "features are not probed: the model runs its layers inside of torch.vmap, where they cannot be "
+    "read; wrap it in a module that returns the features, with outputs='features'"
 )
 
 _IN_TORCHSCRIPT = (
@@ -67,7 +71,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         trace = trace_calls(module, example)
         to_be_found = outputs == "auto" and classifier_names(module) != NO_CLASSIFIER
         sealed = _sealed_part(module) if to_be_found else None
-        unseen = _runs_unseen(module, trace)
+        unseen = _IN_VMAP if trace.in_vmap else _UNSEEN if _runs_unseen(module, trace) else ""
         if unseen and outputs == "auto":
             outputs = "logits"  # that no head was seen says nothing
         # Of a detector, layers can be read that are named; its output is none of them.
@@ -96,7 +100,7 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         for layer in layers:
             if layer in self.left_out:
                 in_torchscript = sealed and _IN_TORCHSCRIPT.format(name=sealed)
-                notes.append(in_torchscript or (_UNSEEN if unseen else NO_FEATURES))
+                notes.append(in_torchscript or unseen or NO_FEATURES)
             elif layer == "features":
                 if head is not None:
                     self._taps[layer] = head.taps
@@ -196,6 +200,8 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
             # `rest` holds a pre-hook's keyword arguments, or a forward hook's output.
             index = self._counts[name, of_input] = self._counts.get((name, of_input), -1) + 1
             value = first_tensor(args, rest) if of_input else rest
+            if is_in_vmap(value):
+                return
             for tap in taps:
                 if tap.call in (-1, index):
                     if not isinstance(value, Tensor):
@@ -250,9 +256,9 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
 
 
 def _runs_unseen(module: nn.Module, trace: Trace) -> bool:
-    """Tell whether layers with parameters ran in a transform, or none by ``nn.Module.__call__``."""
+    """Tell whether layers with parameters ran, and none of them by ``nn.Module.__call__``."""
     inside = any(part is not module and part._parameters for part in module.modules())
-    return trace.unread or (inside and not any(call.tap.module for call in trace.calls))
+    return inside and not any(call.tap.module for call in trace.calls)
 
 
 def _sealed_part(module: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pytest_watermark_guard.errors import LayerError, did_you_mean
 from pytest_watermark_guard.models.reading.opaque import (
-    is_in_transform,
+    is_in_vmap,
     parts_with_hooks,
     takes_hooks,
 )
@@ -61,11 +61,14 @@ class Tap:
 
 @dataclass
 class Trace:
-    """What one forward pass called, in order of return; `unread` if layers ran in a transform."""
+    """What one forward pass called, in order of return, but for what ran inside of torch.vmap.
+
+    Of that, `in_vmap` holds the names of the layers with parameters.
+    """
 
     output: Any = None
     calls: list[Call] = field(default_factory=list)
-    unread: bool = False
+    in_vmap: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def units_of(call: Call) -> Tensor:
 
 
 def trace_calls(module: nn.Module, example: Tensor) -> Trace:
-    """Run the model once and note every call of every submodule; hooks do not stay."""
+    """Run the model once and note the calls of its submodules; hooks do not stay."""
     trace = Trace()
     named = classifier_names(module)
     counts: dict[str, int] = {}
@@ -118,8 +121,9 @@ def trace_calls(module: nn.Module, example: Tensor) -> Trace:
     def observer(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def observe(submodule: nn.Module, args: Any, output: Any) -> None:
             index = counts[name] = counts.get(name, -1) + 1
-            if is_in_transform(output):
-                trace.unread |= bool(submodule._parameters)
+            if is_in_vmap(output):
+                if submodule._parameters:
+                    trace.in_vmap.add(name)
                 return
             output = floating(output) if isinstance(output, Tensor) else output
             shape = output.shape if isinstance(output, Tensor) else None
@@ -251,6 +255,11 @@ def named_layer(module: nn.Module, name: str, trace: Trace) -> tuple[Tap, str | 
             "put the module that it was made from in its place"
         )
     canonical = {submodule: key for key, submodule in module.named_modules()}[aliases[name]]
+    if canonical in trace.in_vmap:
+        raise LayerError(
+            f"layer {name!r} runs inside of torch.vmap, where it cannot be read: choose a module "
+            "around that"
+        )
     calls = [call for call in trace.calls if call.tap.module == canonical]
     if not calls:
         raise LayerError(

@@ -13,6 +13,7 @@ from pytest_watermark_guard.models.adapters.function import FunctionModel
 from pytest_watermark_guard.models.reading.outputs import (
     as_units,
     expected_outputs,
+    fields_of,
     further_outputs,
     looks_channels_last,
     main_tensor,
@@ -39,10 +40,17 @@ def parts_with_hooks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, part) for name, part in module.named_modules() if takes_hooks(part))
 
 
-def is_in_transform(value: Any) -> bool:
-    """Tell whether a tensor is one inside of ``torch.vmap`` and the like, which cannot be read."""
+def is_in_vmap(value: Any) -> bool:
+    """Tell whether a tensor, or one in a tuple and the like, is inside of ``torch.vmap``.
+
+    Such a tensor cannot be read. Those inside of ``torch.func.vjp`` and its kind can.
+    """
     functorch: Any = torch._C._functorch
-    return isinstance(value, Tensor) and functorch.is_functorch_wrapped_tensor(value)
+    while isinstance(value, Tensor) and functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            return True
+        value = functorch.get_unwrapped(value)
+    return any(is_in_vmap(part) for part in fields_of(value).values() if isinstance(part, Tensor))
 
 
 class OpaqueReader:

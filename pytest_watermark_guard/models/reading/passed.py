@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pytest_watermark_guard.models.reading.bottleneck import Candidate, Change, Run
 from pytest_watermark_guard.models.reading.layers import Tap, is_pointwise
-from pytest_watermark_guard.models.reading.opaque import is_in_transform, parts_with_hooks
+from pytest_watermark_guard.models.reading.opaque import is_in_vmap, parts_with_hooks
 
 _RECORDED = 96  # tensors, from the output back: heads are short
 
@@ -69,7 +69,7 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
             index = counts[name] = counts.get(name, -1) + 1
             open_calls.setdefault(name, []).append(index)
             value = first_tensor(args, kwargs)
-            if value is not None and not is_in_transform(value):
+            if value is not None and not is_in_vmap(value):
                 passed.append((name, True, index, value.detach().clone()))
 
         return note
@@ -77,7 +77,7 @@ def passed_tensors(module: nn.Module, example: Tensor, run: Run) -> Iterator[Can
     def after(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             index = open_calls[name].pop()
-            if isinstance(output, Tensor) and not is_in_transform(output):
+            if isinstance(output, Tensor) and not is_in_vmap(output):
                 passed.append((name, False, index, output.detach().clone()))
 
         return note

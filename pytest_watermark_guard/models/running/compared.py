@@ -67,7 +67,7 @@ class KnownAnswers(NamedTuple):
         By layer: in all streams, the first images.
     seconds : float
         That an input took.
-    example : Tensor, shape [n, C, H, W]
+    example : Tensor, shape [n, ...]
         A few inputs, of any of the images.
     """
 

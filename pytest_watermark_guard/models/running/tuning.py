@@ -91,7 +91,7 @@ class Tuner:
         self._recorder = recorder
         self._converter = converter
         self._converting = False
-        self._not_converted: Exception | None = None
+        self._not_converted = False
         self._first = self._best = first
         self._known = known
         self._policy = policy
@@ -123,8 +123,8 @@ class Tuner:
         if plan is not None and plan.openvino:
             size = min(plan.batch_size, compared_images(images, streams) * streams)
             example = known.example
-            repeated = example.repeat(-(-size // len(example)), 1, 1, 1)
-            self._convert(repeated[:size], images * streams)
+            filled = example[torch.arange(size, device=example.device) % len(example)]
+            self._convert(filled, images * streams)
 
     def start(self, inputs: torch.Tensor, streams: int, rows_left: int) -> Activations:
         """Run the first batch, which all that is tried is compared with.
@@ -418,10 +418,10 @@ class Tuner:
             candidate.close()
         return candidate if taken else None
 
-    def _converted(self, plan: Plan) -> OpenVinoModel:
+    def _converted(self, plan: Plan) -> OpenVinoModel | None:
         self._convert(self._compared.inputs[: plan.batch_size], self._rows_at_once)
-        if self._not_converted is not None:
-            raise self._not_converted
+        if self._not_converted:
+            return None
         return self._converter.compiled(plan.precision)
 
     def _convert(self, example: torch.Tensor, rows_at_once: int) -> None:
@@ -436,8 +436,8 @@ class Tuner:
                 [p.precision for p in plans if p.openvino and self._allows(p)],
                 at_once=-(-rows_at_once // len(example)),
             )
-        except Exception as error:  # raised where it is to be run
-            self._not_converted = error
+        except Exception:  # as in `_attempt`
+            self._not_converted = True
 
     def _copied(self, plan: Plan) -> ActivationRecorder | None:
         recorder = self._recorder.copied()

@@ -473,9 +473,17 @@ def test_what_ends_a_backbone_is_not_taken_for_heads(kind: str, x: Tensor) -> No
             torch.testing.assert_close(recorder(x)["features"], model(x))
 
 
+def normed() -> Model:
+    model = ensemble(mean)
+    for net in model.nets:
+        nn.utils.parametrizations.weight_norm(net.head)
+    return model
+
+
 EXPORTED: dict[str, tuple[Model, Callable[[nn.Module, Tensor], Tensor]]] = {
     "mean": (ensemble(mean), side_by_side),
     "probabilities": (ensemble(WAYS["mean of probabilities"]), side_by_side),
+    "weights that are normed": (normed(), side_by_side),
     "views": (
         Model(lambda m, x: m.net(x) + m.net(x.flip(3)), net=Net(8)),
         lambda m, x: (m.net.features(x) + m.net.features(x.flip(3))) / 2,

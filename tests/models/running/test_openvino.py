@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_named_layers_are_read_too():
         np.testing.assert_allclose(found[layer], expected[layer], rtol=1e-3, atol=1e-4)
 
 
-def by_known_answers(change=0.0, seconds=1.0, prepared=False):
+def by_known_answers(change=0.0, seconds=1.0, prepared=False, bfloat16=False):
     """Run a model of which the answers to the first two images in three streams are known.
 
     Returns how many inputs torch ran in each pass, whether OpenVINO runs the model now, and the
@@ -116,7 +117,7 @@ def by_known_answers(change=0.0, seconds=1.0, prepared=False):
         known = {layer: units[rows] + np.float32(change) for layer, units in expected.items()}
         ran = []
         model.features[0].register_forward_pre_hook(lambda _, args: ran.append(len(args[0])))
-        policy = TuningPolicy(by_openvino, worth_tuning=2.0)
+        policy = TuningPolicy(partial(by_openvino, bfloat16=bfloat16), worth_tuning=2.0)
         given = KnownAnswers(known, seconds, inputs[5:8].clone())
         options = {"tuning": True, "sizes": True, "policy": policy}
         with Executor(recorder, Plan(4), len(inputs), known=given, **options) as executor:
@@ -158,7 +159,7 @@ def test_what_cannot_be_converted_is_tried_once(monkeypatch):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(openvino_model, "_graph_of", fails)
-    _, openvino, expected, found = by_known_answers(prepared=True)
+    _, openvino, expected, found = by_known_answers(prepared=True, bfloat16=True)
     assert not openvino
     assert tried == [4]
     for layer, units in expected.items():
@@ -398,3 +399,64 @@ def test_parameters_ask_for_gradients_as_before():
     with ActivationRecorder(model, LAYERS, INPUTS[:2]) as recorder:
         Converter(recorder).start(INPUTS[:4], ["float32"])
         assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
+
+
+class Volumes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv3d(3, 8, (1, 3, 3)), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.stem(x).relu().mean((2, 3, 4)))
+
+
+class Vectors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.fc = nn.Linear(3 * 32 * 32, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.hidden(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "shape"),
+    [
+        (Net, lambda x: x, (3, 32, 32)),
+        (Volumes, lambda x: x[:, :, None], (3, 1, 32, 32)),
+        (Vectors, lambda x: x.flatten(1), (3 * 32 * 32,)),
+    ],
+)
+def test_a_probe_converts_before_it_waits_for_images(monkeypatch, tmp_path, kind, change, shape):
+    happened = []
+    start = Converter.start
+
+    def noted(converter, example, *args, **options):
+        happened.append(example.shape)
+        start(converter, example, *args, **options)
+
+    monkeypatch.setenv("WATERMARK_GUARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(running, "Executor", partial(Executor, policy=ALWAYS))
+    monkeypatch.setattr(Converter, "start", noted)
+    model_inputs = running.model_inputs
+
+    @contextmanager
+    def given(*args):
+        with model_inputs(*args) as coming:
+            yield (happened.append("images") or batch for batch in coming)
+
+    monkeypatch.setattr(running, "model_inputs", given)
+
+    def preprocess(batch):
+        return change(batch)
+
+    preprocess.size = (32, 32)
+    torch.manual_seed(0)
+    photos = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    options = {"preprocess": preprocess, "device": "cpu", "batch_size": 6, "cache": True}
+    wm.probe(kind(), photos, ("latin",), **options)
+    converted = happened.index((6, *shape))
+    assert [what for what in happened if what != "images"] == [(6, *shape)]
+    # Two images that are answered for the cache, and then the first batch.
+    assert happened[:converted] == ["images"]
+    assert happened[converted + 1] == "images"
