@@ -23,7 +23,7 @@ from pytest_watermark_guard.models.reading.layers import (
     named_layer,
     trace_calls,
 )
-from pytest_watermark_guard.models.reading.opaque import is_in_vmap, takes_hooks
+from pytest_watermark_guard.models.reading.opaque import takes_hooks
 from pytest_watermark_guard.models.reading.outputs import (
     NO_FEATURES,
     combined,
@@ -197,11 +197,10 @@ class HookReader(contextlib.AbstractContextManager["HookReader"]):
         taps = [tap for tap in self._all_taps() if (tap.module, tap.of_input) == (name, of_input)]
 
         def keep(_module: nn.Module, args: Any, rest: Any) -> None:
-            # `rest` holds a pre-hook's keyword arguments, or a forward hook's output.
+            # `rest` holds a pre-hook's keyword arguments, or a forward hook's output. This is
+            # compiled with the model: nothing is done here that torch.compile cannot follow.
             index = self._counts[name, of_input] = self._counts.get((name, of_input), -1) + 1
             value = first_tensor(args, rest) if of_input else rest
-            if is_in_vmap(value):
-                return
             for tap in taps:
                 if tap.call in (-1, index):
                     if not isinstance(value, Tensor):
