@@ -90,8 +90,7 @@ class Tuner:
     ) -> None:
         self._recorder = recorder
         self._converter = converter
-        self._converting = False
-        self._not_converted = False
+        self._is_converted: bool | None = None  # None: not tried
         self._first = self._best = first
         self._known = known
         self._policy = policy
@@ -420,15 +419,12 @@ class Tuner:
 
     def _converted(self, plan: Plan) -> OpenVinoModel | None:
         self._convert(self._compared.inputs[: plan.batch_size], self._rows_at_once)
-        if self._not_converted:
-            return None
-        return self._converter.compiled(plan.precision)
+        return self._converter.compiled(plan.precision) if self._is_converted else None
 
     def _convert(self, example: torch.Tensor, rows_at_once: int) -> None:
         """Have the model converted for batches like the example, once; it may fail in any way."""
-        if self._converting:
+        if self._is_converted is not None:
             return
-        self._converting = True
         plans = self._policy.plans(self._first.plan, example.device)
         try:
             self._converter.start(
@@ -436,8 +432,9 @@ class Tuner:
                 [p.precision for p in plans if p.openvino and self._allows(p)],
                 at_once=-(-rows_at_once // len(example)),
             )
+            self._is_converted = True
         except Exception:  # as in `_attempt`
-            self._not_converted = True
+            self._is_converted = False
 
     def _copied(self, plan: Plan) -> ActivationRecorder | None:
         recorder = self._recorder.copied()
