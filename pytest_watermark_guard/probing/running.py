@@ -330,6 +330,8 @@ def _in_words(executor: Executor, threads: int, most: int) -> str:
         parts.append(f"{threads} thread{'s' * (threads > 1)}")
     if executor.shift is not None and executor.plan.precision != "float32":
         parts.append(f"|ΔA| up to {max(executor.shift.largest, 0.001):.3f} by estimate")
+    if executor.not_by_openvino and not executor.plan.openvino:
+        parts.append(f"not by OpenVINO: {executor.not_by_openvino}")
     return ", ".join(parts)
 
 

@@ -57,6 +57,8 @@ class Executor:
         How the model is run now.
     tuned : bool
         Whether `plan` was found to be the fastest, and was not known before.
+    not_by_openvino : str
+        Why OpenVINO does not run the model, if that was tried.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Executor:
                 converter=converter or Converter(recorder),
             )
         self.tuned = False
+        self.not_by_openvino = ""
 
     def __enter__(self) -> Executor:
         return self
@@ -141,6 +144,7 @@ class Executor:
         if self._tuner is not None and not self._tuner.started:
             activations = self._tuner.start(inputs, streams, self._rows_left)
             self._current = self._tuner.best
+            self.not_by_openvino = self._tuner.not_by_openvino
         else:
             activations = self._run(inputs)
         if self._tuner is not None:

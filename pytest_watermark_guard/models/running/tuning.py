@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from pytest_watermark_guard.errors import LayerError
 from pytest_watermark_guard.models.reading.activations import ActivationRecorder
 from pytest_watermark_guard.models.running.agreement import (
     Activations,
@@ -74,6 +75,8 @@ class Tuner:
         Whether nothing more will be tried.
     tuned : bool
         Whether the search went to its end and found something that was not known before.
+    not_by_openvino : str
+        Why OpenVINO does not run it, if that was tried.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Tuner:
         self._plans: Iterator[Plan] = self._asked()
         self._from_openvino = remembered is None or remembered.openvino
         self.started = self.finished = self.tuned = False
+        self.not_by_openvino = ""
 
     def prepare(self, images: int, streams: int, rows: int) -> None:
         """Convert the model already, if OpenVINO will run the first batch.
@@ -407,14 +411,17 @@ class Tuner:
                 # In torch, the model may work in place.
                 activations = candidate(inputs if plan.openvino else inputs.clone())
             taken = agrees(candidate, activations)
-        except Exception:  # a model may refuse a layout or a type in any way; then it is not used
-            taken = False
+            refusal = "it gave other numbers than torch"
+        except Exception as error:  # a model may refuse a layout or a type in any way
+            taken, refusal = False, _in_short(error)
         except BaseException:
             if candidate is not None:
                 candidate.close()
             raise
         if not taken and candidate is not None:
             candidate.close()
+        if not taken and plan.openvino and not self._best.plan.openvino:
+            self.not_by_openvino = refusal
         return candidate if taken else None
 
     def _converted(self, plan: Plan) -> OpenVinoModel | None:
@@ -433,8 +440,8 @@ class Tuner:
                 at_once=-(-rows_at_once // len(example)),
             )
             self._is_converted = True
-        except Exception:  # as in `_attempt`
-            self._is_converted = False
+        except Exception as error:  # as in `_attempt`
+            self._is_converted, self.not_by_openvino = False, _in_short(error)
 
     def _copied(self, plan: Plan) -> ActivationRecorder | None:
         recorder = self._recorder.copied()
@@ -447,6 +454,11 @@ class Tuner:
         if plan.compiled:
             recorder.compile(plan.batch_size)
         return recorder
+
+
+def _in_short(error: Exception) -> str:
+    """Return what a report, whose line is full, has room for."""
+    return str(error) if isinstance(error, LayerError) else f"it raised {type(error).__name__}"
 
 
 def _even_share(rows: int, size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from functools import partial
 
@@ -275,6 +276,7 @@ def test_a_model_that_looks_at_numbers_is_not_traced(is_bright):
     dark_and_bright = torch.cat([0.3 * INPUTS[:60], 0.9 + 0.1 * INPUTS[60:]])
     _, found, executor = execute(model, inputs=dark_and_bright)
     assert not executor.plan.openvino
+    assert "the model's code looks at numbers" in executor.not_by_openvino
     bright = Net.forward(model, 1 - dark_and_bright[60:]).detach().numpy()
     np.testing.assert_allclose(found["logits"][60:], bright, rtol=1e-3, atol=1e-5)
 
@@ -292,7 +294,9 @@ def test_positions_that_are_no_numbers_of_images_may_be_looked_up():
 
 
 def test_a_model_that_draws_at_random_is_run_by_torch():
-    assert not execute(Random())[2].plan.openvino
+    executor = execute(Random())[2]
+    assert not executor.plan.openvino
+    assert executor.not_by_openvino == "it gave other numbers than torch"
 
 
 def test_a_model_that_works_in_place_gives_the_same():
@@ -356,6 +360,35 @@ def test_a_probe_says_by_what_it_ran(monkeypatch):
     for scores in wm.probe(model, photos, ("latin",), precision="float32", **options):
         other = report[scores.layer, scores.scenario]
         np.testing.assert_allclose(other.auroc, scores.auroc, atol=2e-3)
+
+
+class Raising(Net):
+    """Cannot be traced."""
+
+    def forward(self, x):
+        if torch.jit.is_tracing():
+            raise NotImplementedError("not in a trace, of float16")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (Branching(LOOKS["item"]), "the model's code looks at numbers"),
+        (Random(), "it gave other numbers than torch"),
+        (Raising(), "it raised NotImplementedError"),
+    ],
+    ids=["branches", "random", "raises"],
+)
+def test_a_report_says_why_openvino_did_not_run_the_model(monkeypatch, model, why):
+    monkeypatch.setattr(running, "Executor", partial(Executor, policy=ALWAYS))
+    photos = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    small = wm.Preprocessing(size=(32, 32))
+    with warnings.catch_warnings():  # of the one that answers at random
+        warnings.simplefilter("ignore", UserWarning)
+        report = wm.probe(model, photos, ("latin",), preprocess=small, cache=False)
+    assert f", not by OpenVINO: {why}" in report.precision
+    assert report.number_format == "float32"
 
 
 WATCHED = """
